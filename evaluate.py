@@ -1,0 +1,21 @@
+"""Evaluates an exported encoder on a labelled data set; the last line of stdout is the result.
+
+    python evaluate.py --encoder=runs/mine/encoder --protocol=linear --dataset=cifar10
+"""
+
+import sys
+
+try:
+    from simsiam_tf import config, flags
+except ImportError as error:  # a package that is missing, or Keras with another backend
+    sys.exit(f"evaluate.py: {error}")
+
+
+def main(settings):
+    from simsiam_tf.evaluation import run  # TensorFlow loads only now, after the flags are checked
+
+    run.run(settings)
+
+
+if __name__ == "__main__":
+    flags.run(main, config.EvaluationConfig)

@@ -1,0 +1,418 @@
+"""Every setting of the project: its name, default, bounds and one sentence of help.
+
+Plain frozen dataclasses, checked when they are made. `flags.py` turns each field into a flag of
+the same name, so that a setting is written down once.
+"""
+
+import dataclasses
+import enum
+import math
+import typing
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the text is the one line that the programs show."""
+
+
+class Purpose(enum.IntEnum):
+    """What a random number is for: the last word of every seed, so that no two uses share draws."""
+
+    ORDER = 1
+    VIEWS = 2
+    SUBSET = 3
+    WEIGHTS = 4
+
+
+def setting(
+    default,
+    help,  # noqa: A002 (the word that flags use)
+    *,
+    at_least=None,
+    at_most=None,
+    above=None,
+    below=None,
+    choices=None,
+    filled=False,
+    defines_run=True,
+):
+    """A field of a config: its default, its sentence of help, and what values it takes.
+
+    `filled=True` asks for text that is not empty.
+
+    `defines_run=False` marks a setting that two halves of one run may differ in: it changes how
+    the run is executed or watched, not what it computes.
+    """
+    rule = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    metadata = {
+        "help": help,
+        "bounds": {name: bound for name, bound in rule.items() if bound is not None},
+        "choices": choices,
+        "filled": filled,
+        "defines_run": defines_run,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def rule_of(field):
+    """What values a field takes, in words; an empty string where its type says it all."""
+    if field.metadata["choices"]:
+        return "one of " + ", ".join(field.metadata["choices"])
+    if field.metadata["filled"]:
+        return "non-empty"
+    bounds = field.metadata["bounds"].items()
+    return " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds)
+
+
+def accepts(field, value):
+    """Whether `value` is one that the field takes: its choices, its bounds, and no NaN or inf."""
+    if field.metadata["choices"]:
+        return value in field.metadata["choices"]
+    if field.metadata["filled"]:
+        return bool(value.strip())
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    holds = {
+        "at_least": lambda bound: value >= bound,
+        "at_most": lambda bound: value <= bound,
+        "above": lambda bound: value > bound,
+        "below": lambda bound: value < bound,
+    }
+    return all(holds[name](bound) for name, bound in field.metadata["bounds"].items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A group of settings. Construction raises `UserError` on a value outside a field's rule."""
+
+    def __post_init__(self):
+        for field in settings_of(type(self)):
+            value = getattr(self, field.name)
+            if not accepts(field, value):
+                raise UserError(f"--{field.name} must be {rule_of(field)}. Received: {value}")
+
+
+def settings_of(config_class):
+    """The fields of a config class that are settings themselves, not groups of settings."""
+    return [field for field in dataclasses.fields(config_class) if "help" in field.metadata]
+
+
+def groups_of(config_class):
+    """The fields of a config class that are groups of settings: {field name: config class}."""
+    hints = typing.get_type_hints(config_class)
+    names = [field.name for field in dataclasses.fields(config_class)]
+    return {name: hints[name] for name in names if _is_group(hints[name])}
+
+
+def _is_group(hint):
+    return isinstance(hint, type) and issubclass(hint, Config)
+
+
+def flatten(config):
+    """All settings of a config and of its groups: {flag name: value}, in the order of `--help`."""
+    values = {}
+    for name in groups_of(type(config)):
+        values |= flatten(getattr(config, name))
+    return values | {field.name: getattr(config, field.name) for field in settings_of(type(config))}
+
+
+def build(config_class, values):
+    """A config of `config_class` from {flag name: value}; the inverse of `flatten`."""
+    groups = {name: build(group, values) for name, group in groups_of(config_class).items()}
+    return config_class(
+        **groups, **{field.name: values[field.name] for field in settings_of(config_class)}
+    )
+
+
+def to_flagfile(config):
+    """The config as the text of a flagfile that repeats it, one `--name=value` a line."""
+    lines = [f"--{name}={format_value(value)}" for name, value in flatten(config).items()]
+    return "\n".join(lines) + "\n"
+
+
+def format_value(value):
+    """A setting's value as it is written in a flagfile; floats keep every digit."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def run_defining_names(config_class):
+    """The names of the settings that define what a run computes."""
+    names = {
+        field.name for field in settings_of(config_class) if field.metadata["defines_run"]
+    }
+    for group in groups_of(config_class).values():
+        names |= run_defining_names(group)
+    return names
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Config):
+    """Data"""
+
+    dataset: str = setting(
+        "digits",
+        "Data set: digits (embedded), folder (your own images), or a TFDS name with optional "
+        "/config.",
+        filled=True,
+    )
+    data_dir: str = setting(
+        "",
+        "Folder of the images (folder), or where TFDS keeps its data sets; empty: TFDS's own "
+        "default.",
+    )
+    train_split: str = setting("train", "Split to train on; a TFDS slice such as train[:90%] too.", filled=True)
+    eval_split: str = setting("test", "Split to evaluate on.", filled=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewsConfig(Config):
+    """Views (defaults: the paper's ImageNet recipe)"""
+
+    image_size: int = setting(224, "Height and width of a view, in pixels.", at_least=8)
+    crop_min_area: float = setting(
+        0.2, "Smallest area of a random crop, as a share of the image's.", above=0, at_most=1
+    )
+    jitter_probability: float = setting(
+        0.8, "Probability of colour jitter.", at_least=0, at_most=1
+    )
+    brightness: float = setting(
+        0.4, "Brightness factor is drawn from [1 - x, 1 + x].", at_least=0, at_most=1
+    )
+    contrast: float = setting(
+        0.4, "Contrast factor is drawn from [1 - x, 1 + x].", at_least=0, at_most=1
+    )
+    saturation: float = setting(
+        0.4, "Saturation factor is drawn from [1 - x, 1 + x].", at_least=0, at_most=1
+    )
+    hue: float = setting(
+        0.1, "Hue shift is drawn from [-x, x], in turns of the colour wheel.", at_least=0, at_most=0.5
+    )
+    grayscale_probability: float = setting(
+        0.2, "Probability of turning the view grey.", at_least=0, at_most=1
+    )
+    blur_probability: float = setting(
+        0.5, "Probability of Gaussian blur.", at_least=0, at_most=1
+    )
+    blur_sigma_min: float = setting(0.1, "Smallest sigma of the blur, in pixels.", above=0)
+    blur_sigma_max: float = setting(2.0, "Largest sigma of the blur, in pixels.", above=0)
+    flip_probability: float = setting(
+        0.5, "Probability of a left-right flip.", at_least=0, at_most=1
+    )
+    eval_crop_ratio: float = setting(
+        0.875,
+        "Share of the resized image that evaluation's central crop keeps: 0.875 is 224 of 256, "
+        "1 the whole short side.",
+        above=0,
+        at_most=1,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.blur_sigma_min > self.blur_sigma_max:
+            raise UserError(
+                "--blur_sigma_min must be at most --blur_sigma_max. Received: "
+                f"{self.blur_sigma_min} and {self.blur_sigma_max}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(Config):
+    """Encoder"""
+
+    backbone: str = setting(
+        "resnet50",
+        "Backbone.",
+        choices=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    )
+    width: int = setting(64, "Channels of the backbone's first stage.", at_least=1)
+    stem: str = setting(
+        "imagenet",
+        "First layers: imagenet (7x7, stride 2, max-pool) or cifar (3x3, stride 1).",
+        choices=("imagenet", "cifar"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig(Config):
+    """Method"""
+
+    method: str = setting("simsiam", "Method of pre-training.", choices=("simsiam",))
+    projection_layers: int = setting(
+        3, "Fully connected layers of the projector (section 3).", at_least=1
+    )
+    projection_hidden_dim: int = setting(
+        0, "Width of the projector's hidden layers; 0: that of the backbone's features.", at_least=0
+    )
+    projection_dim: int = setting(2048, "Dimension d of the projection z.", at_least=2)
+    prediction_hidden_dim: int = setting(
+        512, "Width of the predictor's hidden layer.", at_least=1
+    )
+    stop_gradient: bool = setting(
+        True, "Stop the gradient at the target z; without it the method collapses (section 4.1)."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationConfig(Config):
+    """Optimisation"""
+
+    batch_size: int = setting(512, "Images in a global batch, over all replicas.", at_least=2)
+    epochs: int = setting(100, "Passes over the training split.", at_least=1)
+    base_learning_rate: float = setting(
+        0.05, "Rate for a batch of 256; the rate itself is base * batch_size / 256.", above=0
+    )
+    warmup_epochs: int = setting(
+        0, "Epochs of linear warm-up (the paper: 10 from batch 1024 up).", at_least=0
+    )
+    weight_decay: float = setting(
+        1e-4, "L2 penalty, added to the gradient of every trained weight.", at_least=0
+    )
+    momentum: float = setting(0.9, "Momentum of SGD.", at_least=0, below=1)
+    fix_predictor_learning_rate: bool = setting(
+        True, "Hold the predictor's rate at its initial value (Table 1c)."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(
+                "--warmup_epochs must be below --epochs. Received: "
+                f"{self.warmup_epochs} and {self.epochs}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class KnnConfig(Config):
+    """kNN"""
+
+    knn_k: int = setting(200, "Neighbours that vote.", at_least=1)
+    knn_temperature: float = setting(
+        0.1, "A neighbour's vote weighs exp(cosine similarity / temperature).", above=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MonitorConfig(Config):
+    """Monitors"""
+
+    log_every_steps: int = setting(
+        10, "Steps from one line of metrics to the next.", at_least=1, defines_run=False
+    )
+    knn_every_epochs: int = setting(
+        1, "Epochs from one kNN evaluation to the next; 0: none.", at_least=0
+    )
+    knn_dataset: str = setting(
+        "", "Labelled data set for the kNN monitor; empty: the one that is trained on."
+    )
+    knn_data_dir: str = setting("", "Like --data_dir, for --knn_dataset.")
+    knn_bank_size: int = setting(
+        50_000, "Training images that the kNN monitor compares with, at most.", at_least=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemConfig(Config):
+    """System"""
+
+    strategy: str = setting(
+        "auto",
+        "Devices: default (one), mirrored (all GPUs of this machine, or --cpu_replicas), auto "
+        "(mirrored where that is more than one).",
+        choices=("auto", "default", "mirrored"),
+        defines_run=False,
+    )
+    cpu_replicas: int = setting(
+        1,
+        "Logical devices to split the CPU into, to try distribution without accelerators.",
+        at_least=1,
+        at_most=64,
+        defines_run=False,
+    )
+    precision: str = setting(
+        "float32",
+        "Number format of weights and arithmetic; float64 is for exact comparisons.",
+        choices=("float32", "float64"),
+    )
+    seed: int = setting(0, "Seed of weights, order and views.", at_least=0, at_most=2**31 - 1)
+    workdir: str = setting(
+        "runs/simsiam",
+        "Folder of the run: flags, checkpoints, metrics, TensorBoard, encoder.",
+        filled=True,
+        defines_run=False,
+    )
+    checkpoint_every_steps: int = setting(
+        1000,
+        "Steps from one checkpoint to the next; the last step always has one.",
+        at_least=1,
+        defines_run=False,
+    )
+    export: bool = setting(
+        False,
+        "Export the encoder of the newest checkpoint and stop, without training.",
+        defines_run=False,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(Config):
+    """What `train.py` does: pre-train an encoder on unlabelled images."""
+
+    data: DataConfig
+    views: ViewsConfig
+    encoder: EncoderConfig
+    method: MethodConfig
+    optimization: OptimizationConfig
+    monitor: MonitorConfig
+    knn: KnnConfig
+    system: SystemConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig(Config):
+    """Linear protocol (defaults: the authors' code)"""
+
+    batch_size: int = setting(
+        4096, "Images in a batch; the whole training split where that is smaller.", at_least=1
+    )
+    epochs: int = setting(90, "Passes over the training split.", at_least=1)
+    base_learning_rate: float = setting(
+        0.1, "Rate for a batch of 256; the rate itself is base * batch / 256.", above=0
+    )
+    momentum: float = setting(0.9, "Momentum of SGD.", at_least=0, below=1)
+    weight_decay: float = setting(0.0, "L2 penalty, added to the gradient.", at_least=0)
+    lars_trust_coefficient: float = setting(
+        0.001, "LARS: a tensor's rate is scaled by this times its norm over its gradient's.",
+        above=0,
+    )
+    crop_min_area: float = setting(
+        0.08, "Smallest area of a random crop, as a share of the image's.", above=0, at_most=1
+    )
+    flip_probability: float = setting(
+        0.5, "Probability of a left-right flip.", at_least=0, at_most=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig(Config):
+    """Evaluation"""
+
+    data: DataConfig
+    knn: KnnConfig
+    linear: LinearConfig
+    encoder: str = setting("", "Folder of the encoder's SavedModel.", filled=True)
+    protocol: str = setting("knn", "Evaluation protocol.", choices=("knn", "linear"))
+    image_size: int = setting(
+        0, "Height and width of the encoder's input in pixels; 0: as encoder.json says.", at_least=0
+    )
+    eval_crop_ratio: float = setting(
+        0.0,
+        "Share of the resized image that the central crop keeps; 0: as encoder.json says.",
+        at_least=0,
+        at_most=1,
+    )
+    feature_batch_size: int = setting(256, "Images that the encoder takes at once.", at_least=1)
+    seed: int = setting(0, "Seed of the classifier, order and crops.", at_least=0, at_most=2**31 - 1)
+    output: str = setting("", "File for the result as JSON, besides the last line of stdout.")

@@ -1,0 +1,255 @@
+"""Data sets by name: the only code that reads data.
+
+A `Source` hands out encoded images by index. Folders and TFDS's ArrayRecord files are read by
+random access, so that the n-th sample of an epoch is a lookup; TFDS's TFRecord files, which know no
+random access, are streamed.
+"""
+
+import dataclasses
+import os
+import typing
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+
+from simsiam_tf.config import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+SPLIT_FOLDERS = ("train", "val", "validation", "test")
+UNLABELLED = -1
+_SHUFFLE_BUFFER = 10_000
+_SHARDS_READ_AT_ONCE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Encoded images with labels, and how to read them. One of `read` and `stream` is given."""
+
+    name: str  # as messages call it
+    num_examples: int
+    class_names: tuple[str, ...]  # empty: unlabelled, every label is UNLABELLED
+    describe: typing.Callable[[int], str]  # index → where that image is, for error messages
+    # indices int64 [k] → (encoded string [k], label int32 [k]), in a graph
+    read: typing.Callable | None = None
+    # seed int32 [2], or None for the order on disk → data set of (index, encoded, label)
+    stream: typing.Callable | None = None
+
+    @property
+    def labelled(self):
+        return bool(self.class_names)
+
+
+def load(name, data_dir, split):
+    """The `Source` of a data set's split, prepared or downloaded where it has to be.
+
+    Args:
+      name: "digits", "folder", or a TFDS name with optional "/config".
+      data_dir: the folder's path, or where TFDS keeps its data; empty: TFDS's own default.
+      split: a split's name; for TFDS also a slice, "train[:90%]".
+
+    Raises:
+      UserError: the data set is unknown, cannot be had, or holds no image.
+    """
+    if name == "folder":
+        return _load_folder(data_dir, split)
+    return _load_tfds(_prepared_builder(name, data_dir or None), split)
+
+
+def _load_folder(data_dir, split):
+    if not data_dir:
+        raise UserError("--dataset=folder needs --data_dir, the folder of the images. Received: none")
+    root = os.path.expanduser(data_dir)
+    if not os.path.isdir(root):
+        raise UserError(f"--data_dir must be a folder that exists. Received: {data_dir}")
+    splits = [name for name in SPLIT_FOLDERS if os.path.isdir(os.path.join(root, name))]
+    if not splits and split != "train":
+        raise UserError(
+            f"{data_dir} has no split {split!r}: without folders of the names "
+            f"{', '.join(SPLIT_FOLDERS)}, all of it is 'train'. Received: {split}"
+        )
+    if splits and split not in splits:
+        raise UserError(f"{data_dir} has the splits {', '.join(splits)}. Received: {split}")
+    split_root = os.path.join(root, split) if splits else root
+    paths = _find_images(split_root)
+    if not paths:
+        raise UserError(
+            f"No image ({', '.join(IMAGE_SUFFIXES)}) was found; --data_dir must hold some. "
+            f"Received: {split_root}"
+        )
+    # One list of classes for all splits: a class that one of them lacks must not shift the others.
+    class_folders = [
+        os.path.relpath(path, split_root).split(os.sep)[0] if os.path.dirname(
+            os.path.relpath(path, split_root)) else None
+        for path in paths
+    ]
+    if None in class_folders:
+        class_names, labels = (), np.full(len(paths), UNLABELLED, np.int32)
+    else:
+        roots = [os.path.join(root, name) for name in splits] or [root]
+        class_names = tuple(sorted({name for folder in roots for name in _subfolders(folder)}))
+        number = {name: index for index, name in enumerate(class_names)}
+        labels = np.array([number[name] for name in class_folders], np.int32)
+    logging.info(
+        "Folder %s: %d images, %s", split_root, len(paths),
+        f"{len(class_names)} classes" if class_names else "unlabelled",
+    )
+    path_tensor, label_tensor = tf.constant(paths), tf.constant(labels)
+
+    def read(indices):
+        encoded = tf.map_fn(tf.io.read_file, tf.gather(path_tensor, indices))
+        return encoded, tf.gather(label_tensor, indices)
+
+    return Source(split_root, len(paths), class_names, lambda index: paths[index], read=read)
+
+
+def _find_images(root):
+    """The paths of all images below a folder, sorted; hidden files and folders are left out."""
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [
+            os.path.join(folder, name)
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _subfolders(folder):
+    return [
+        entry.name for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    ]
+
+
+def _prepared_builder(name, data_dir):
+    """The TFDS builder of a data set that is on disk, where it was put now if it was not before."""
+    try:
+        if name == "digits":
+            from simsiam_tf.data.digits import Digits  # registers itself with TFDS when imported
+
+            builder = Digits(data_dir=data_dir, file_format="array_record")
+        else:
+            builder = tfds.builder(name, data_dir=data_dir)
+            if not builder.is_prepared():
+                builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError:
+        raise UserError(
+            "--dataset must be digits, folder or the name of a TFDS data set, as "
+            f"https://www.tensorflow.org/datasets/catalog lists them. Received: {name}"
+        ) from None
+    except (ValueError, ImportError) as error:
+        raise UserError(f"TFDS cannot build the data set {name}: {error}") from error
+    if builder.is_prepared():
+        return builder
+    logging.info("Preparing %s in %s", name, builder.data_dir)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # whatever a data set's script, the network or the disk may raise
+        raise UserError(
+            f"The data set {name} is not in {builder.data_dir} and TFDS cannot put it there "
+            f"({type(error).__name__}: {error}). Prepare it where there is a network, copy that "
+            "folder here and name the one above it with --data_dir"
+        ) from error
+    return builder
+
+
+def _load_tfds(builder, split):
+    name = f"{builder.info.full_name} {split}"
+    try:
+        info = builder.info.splits[split]
+    except (KeyError, ValueError):
+        raise UserError(
+            f"{builder.info.full_name} has the splits {', '.join(builder.info.splits)}. "
+            f"Received: {split}"
+        ) from None
+    features = builder.info.features
+    image_key = _key_of(features, tfds.features.Image)
+    label_key = _key_of(features, tfds.features.ClassLabel)
+    if image_key is None:
+        raise UserError(f"--dataset must be one of images. Received: {builder.info.full_name}")
+    class_names = tuple(features[label_key].names) if label_key else ()
+    spec = {image_key: tf.io.FixedLenFeature([], tf.string)}
+    if label_key:
+        spec[label_key] = tf.io.FixedLenFeature([], tf.int64)
+
+    def parse(records):
+        examples = tf.io.parse_example(records, spec)
+        encoded = examples[image_key]
+        label = examples[label_key] if label_key else tf.fill(tf.shape(encoded), UNLABELLED)
+        return encoded, tf.cast(label, tf.int32)
+
+    def describe(index):
+        return f"record {index} of {name} in {builder.data_dir}"
+
+    common = {"name": name, "num_examples": info.num_examples, "class_names": class_names,
+              "describe": describe}
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        logging.info("%s: %d images, by random access (ArrayRecord)", name, info.num_examples)
+        return Source(**common, read=_array_record_reader(builder, split, parse))
+    logging.info(
+        "%s: %d images, streamed (%s), shuffled in a buffer of %d; for a full shuffle by random "
+        "access convert it: tfds convert_format --dataset_dir=%s --out_file_format=array_record "
+        "--out_path=<data_dir>/%s",
+        name, info.num_examples, builder.info.file_format.value, _SHUFFLE_BUFFER, builder.data_dir,
+        builder.info.full_name,
+    )
+    return Source(**common, stream=_record_streamer(info.file_instructions, parse))
+
+
+def _key_of(features, kind):
+    return next((key for key, feature in features.items() if isinstance(feature, kind)), None)
+
+
+def _array_record_reader(builder, split, parse):
+    records = builder.as_data_source(split=split).data_source  # the raw bytes, undecoded
+
+    def fetch(indices):
+        return np.array(records.__getitems__(indices.tolist()), dtype=object)
+
+    def read(indices):
+        raw = tf.numpy_function(fetch, [indices], tf.string, stateful=False)
+        return parse(tf.ensure_shape(raw, indices.shape))
+
+    return read
+
+
+def _record_streamer(instructions, parse):
+    """TFRecord files: shards in a seeded order, interleaved, through a seeded shuffle buffer."""
+    takes = [instruction.examples_in_shard if instruction.take == -1 else instruction.take
+             for instruction in instructions]
+    firsts = np.cumsum([0, *takes[:-1]])
+    shards = list(zip([str(instruction.filename) for instruction in instructions],
+                      [instruction.skip for instruction in instructions], takes, firsts,
+                      strict=True))
+
+    def open_shard(path, skip, take, first):
+        records = tf.data.TFRecordDataset(path).skip(skip).take(take)
+        return records.enumerate(first)
+
+    def stream(seed):
+        columns = [tf.constant(column) for column in zip(*shards, strict=True)]
+        if seed is not None:
+            order = tf.argsort(tf.random.stateless_uniform([len(shards)], seed))
+            columns = [tf.gather(column, order) for column in columns]
+        records = tf.data.Dataset.from_tensor_slices(tuple(columns)).interleave(
+            open_shard,
+            cycle_length=min(len(shards), _SHARDS_READ_AT_ONCE),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        if seed is not None:
+            records = records.shuffle(
+                _SHUFFLE_BUFFER, seed=tf.cast(seed[0], tf.int64) * 2**31 + tf.cast(seed[1], tf.int64),
+                reshuffle_each_iteration=False,
+            )
+        return records
+
+    def parse_one(index, record):
+        encoded, label = parse(record[tf.newaxis])
+        return index, encoded[0], label[0]
+
+    # Skipping is left to the caller, before `parse`: it costs no decoding.
+    return lambda seed, transform=lambda records: records: transform(stream(seed)).map(parse_one)

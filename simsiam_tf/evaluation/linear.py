@@ -1,0 +1,81 @@
+"""The linear protocol: a classifier on frozen features (section 3, "Experimental setup")."""
+
+import sys
+
+import keras
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from simsiam_tf.config import Purpose
+from simsiam_tf.data import pipeline
+from simsiam_tf.training import optimizers, schedules
+
+
+def train_classifier(encode, feature_dim, source, views, config, seed):
+    """Trains a fully connected layer on the frozen encoder, by SGD with LARS.
+
+    Args:
+      encode: images `[b, size, size, 3]` float32 in [0, 255] → features `[b, feature_dim]`,
+        in inference mode.
+      feature_dim: an int.
+      source: a labelled `datasets.Source` to train on.
+      views: (image, seed) → a tuple of one view for `encode`.
+      config: a `LinearConfig`; a batch larger than the source becomes the source.
+      seed: of the weights, the order and the crops.
+
+    Returns:
+      The classifier, features `[b, feature_dim]` → logits `[b, classes]`.
+    """
+    batch_size = min(config.batch_size, source.num_examples)
+    if batch_size < config.batch_size:
+        logging.info("The batch is the whole training split, %d images", batch_size)
+    steps_per_epoch = source.num_examples // batch_size
+    num_steps = steps_per_epoch * config.epochs
+    classifier = keras.layers.Dense(
+        len(source.class_names),
+        kernel_initializer=keras.initializers.RandomNormal(
+            stddev=0.01, seed=seed * len(Purpose) + Purpose.WEIGHTS
+        ),
+        bias_initializer="zeros",
+        dtype="float32",
+    )
+    classifier.build((None, feature_dim))
+    initial_rate = config.base_learning_rate * batch_size / 256
+    optimizer = optimizers.LARS(
+        optimizers.EpochRates(schedules.cosine(initial_rate, config.epochs), steps_per_epoch),
+        config.momentum,
+        config.weight_decay,
+        config.lars_trust_coefficient,
+    )
+    optimizer.build(classifier.trainable_variables)
+
+    @tf.function(reduce_retracing=True)
+    def train_step(features, labels):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(labels, classifier(features))
+            )
+        variables = classifier.trainable_variables
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    batches = pipeline.training_batches(
+        source, views, batch_size=batch_size, seed=seed, first_step=0, last_step=num_steps
+    )
+
+    def indices_of(step):
+        return pipeline.step_order(source.num_examples, batch_size, seed, step)
+
+    with tqdm(total=num_steps, desc="linear classifier", unit="step", leave=False,
+              disable=not sys.stderr.isatty()) as progress:
+        for step, batch in enumerate(pipeline.iterate(batches, source, indices_of)):
+            (images,) = batch["views"]
+            loss = train_step(encode(images), batch["label"])
+            progress.update()
+            if (step + 1) % steps_per_epoch == 0:
+                epoch = (step + 1) // steps_per_epoch
+                progress.set_postfix(epoch=epoch, loss=float(loss))
+                if epoch % max(1, config.epochs // 10) == 0 and progress.disable:
+                    logging.info("Linear epoch %d/%d, loss %.4f", epoch, config.epochs, float(loss))
+    return classifier

@@ -1,0 +1,139 @@
+"""The encoder as a SavedModel that stands by itself, and back.
+
+`encoder/` holds the SavedModel and `encoder.json`, which says what it takes and how it was made.
+`serving_default`: `images` float32 `[N, H, W, 3]` in [0, 255] → `features` float32 `[N, F]`.
+`serve_encoded`: `encoded` string `[N]`, JPEG or PNG files → the same.
+Normalisation is inside; the gradient flows through both to the weights.
+"""
+
+import json
+import os
+import platform
+import shutil
+
+import keras
+import tensorflow as tf
+
+from simsiam_tf.config import UserError
+from simsiam_tf.data import ops, views
+from simsiam_tf.models import resnet
+
+DESCRIPTION = "encoder.json"
+
+
+class ServedEncoder(tf.Module):
+    """Images in [0, 255] → features, around an encoder of normalised images."""
+
+    def __init__(self, encoder, image_size, crop_ratio):
+        super().__init__()
+        self.encoder = encoder
+        self.view = views.build_evaluation_view(image_size, crop_ratio)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")])
+    def features(self, images):
+        normalized = views.normalize(tf.cast(images, self.encoder.compute_dtype) / 255)
+        return {"features": tf.cast(self.encoder(normalized, training=False), tf.float32)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
+    def features_of_encoded(self, encoded):
+        images = tf.map_fn(
+            lambda file: self.view(ops.decode_image(file)), encoded, fn_output_signature=tf.float32
+        )
+        return self.features(images)
+
+
+def save(encoder, config, directory, facts):
+    """Writes the encoder of a run, whatever strategy it was trained under; replaces what is there.
+
+    Args:
+      encoder: the trained encoder.
+      config: the run's `PretrainConfig`.
+      directory: where to; a folder.
+      facts: more entries of `encoder.json`, a dict.
+    """
+    # A fresh copy: no replica, strategy or training graph goes into the file.
+    copy = resnet.build_encoder(config.encoder, config.system.seed)
+    copy.set_weights(encoder.get_weights())
+    size, ratio = config.views.image_size, config.views.eval_crop_ratio
+    served = ServedEncoder(copy, size, ratio)
+    staging = f"{directory}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    tf.saved_model.save(
+        served,
+        staging,
+        signatures={
+            "serving_default": served.features,
+            "serve_encoded": served.features_of_encoded,
+        },
+    )
+    description = {
+        "image_size": size,
+        "channels": 3,
+        "features": copy.feature_dim,
+        "eval_crop_ratio": ratio,
+        "resize": "bilinear, antialiased",
+        "mean": views.MEAN,
+        "std": views.STD,
+        "backbone": config.encoder.backbone,
+        "width": config.encoder.width,
+        "stem": config.encoder.stem,
+        "method": config.method.method,
+        "dataset": config.data.dataset,
+        **facts,
+        "versions": versions(),
+    }
+    with open(os.path.join(staging, DESCRIPTION), "w", encoding="utf-8") as file:
+        json.dump(description, file, indent=2)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(staging, directory)
+
+
+def load(directory):
+    """The encoder of a SavedModel with `save`'s signature, whoever wrote it.
+
+    Returns:
+      images `[N, H, W, 3]` float32 in [0, 255] → features `[N, F]` float32; and what
+      `encoder.json` says, an empty dict where there is none.
+
+    Raises:
+      UserError: the folder is missing or holds no such SavedModel.
+    """
+    if not os.path.isdir(directory):
+        raise UserError(f"--encoder must be a folder that exists. Received: {directory}")
+    if not tf.saved_model.contains_saved_model(directory):
+        raise UserError(
+            "--encoder must be a SavedModel's folder, with saved_model.pb in it. "
+            f"Received: {directory}"
+        )
+    try:
+        loaded = tf.saved_model.load(directory)
+        signature = loaded.signatures["serving_default"]
+        inputs = set(signature.structured_input_signature[1])
+        outputs = set(signature.structured_outputs)
+        path = os.path.join(directory, DESCRIPTION)
+        description = {}
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                description = json.load(file)
+    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        raise UserError(f"--encoder cannot be loaded: {error}. Received: {directory}") from error
+    if inputs != {"images"} or "features" not in outputs:
+        raise UserError(
+            "--encoder's signature serving_default must take images and give features. "
+            f"Received: {', '.join(inputs)} and {', '.join(outputs)}, in {directory}"
+        )
+
+    def encode(images):
+        return signature(images=images)["features"]
+
+    encode.keep_alive = loaded  # a signature does not hold its variables
+    return encode, description
+
+
+def versions():
+    """Versions of what computed a result: {package: version}."""
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }

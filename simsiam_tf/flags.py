@@ -1,0 +1,92 @@
+"""The command line: one flag for each setting of a config, and the way into every program.
+
+The only module that knows absl.flags. It imports no TensorFlow, so that `--help` and a wrong flag
+are answered at once.
+"""
+
+import os
+import sys
+import typing
+
+from absl import app, flags
+
+from simsiam_tf import config as config_lib
+
+FLAGS = flags.FLAGS
+_HELP = {"-?", "-h", "-help", "--help", "-helpshort", "--helpshort"}
+
+
+def run(main, config_class):
+    """Runs a program: command line → `config_class` → `main(config)`, then exits.
+
+    A wrong flag ends with one line and status 2, a `UserError` with one line and status 1.
+    """
+    # TensorFlow's C++ notes would bury the one line that matters.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _define(config_class)
+    app.run(lambda config: _run_main(main, config), flags_parser=lambda argv: _parse(argv, config_class))
+
+
+def _run_main(main, config):
+    try:
+        main(config)
+    except config_lib.UserError as error:
+        _exit(error, status=1)
+
+
+def _parse(argv, config_class):
+    if _HELP.intersection(argv[1:]):
+        print(_help_text(config_class))
+        sys.exit(0)
+    try:
+        positional = FLAGS(argv)[1:]
+        if positional:
+            raise flags.Error(
+                f"Every setting is a flag, --name=value. Received: {' '.join(positional)}"
+            )
+        return config_lib.build(config_class, FLAGS.flag_values_dict())
+    except (flags.Error, config_lib.UserError, OSError) as error:
+        _exit(error, status=2)
+
+
+def _exit(error, status):
+    program = os.path.basename(sys.argv[0])
+    print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _help_text(config_class):
+    """The program's docstring, then its flags, group by group."""
+    titles = [_title(group) for group in config_lib.groups_of(config_class).values()]
+    if config_lib.settings_of(config_class):
+        titles.insert(0, _title(config_class))
+    usage = (sys.modules["__main__"].__doc__ or "").strip()
+    return "\n".join([usage, *(FLAGS.module_help(title) for title in titles)])
+
+
+def _title(config_class):
+    return config_class.__doc__.splitlines()[0]
+
+
+_DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_boolean,
+}
+
+
+def _define(config_class):
+    """Defines a flag for each setting, under its group's title, with the config's own rule."""
+    hints = typing.get_type_hints(config_class)
+    for field in config_lib.settings_of(config_class):
+        rule = config_lib.rule_of(field)
+        text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
+        _DEFINE[hints[field.name]](field.name, field.default, text, module_name=_title(config_class))
+        flags.register_validator(
+            field.name,
+            lambda value, field=field: config_lib.accepts(field, value),
+            message=f"must be {rule}",
+        )
+    for group in config_lib.groups_of(config_class).values():
+        _define(group)

@@ -1,0 +1,128 @@
+"""Batch normalization as the reference computes it, on several views at once.
+
+The reference runs its encoder on each view by itself. Here the views of a batch are concatenated,
+so that a convolution is launched once, and this layer keeps their statistics apart: each view is
+normalised by its own, and the running statistics move once per view, in the order of the views.
+"""
+
+import keras
+import tensorflow as tf
+
+from simsiam_tf import distribution
+
+
+class BatchNormalization(keras.layers.Layer):
+    """PyTorch's `SyncBatchNorm` over the last axis, for one or more concatenated views.
+
+    Epsilon 1e-5; running = 0.9·running + 0.1·batch; the running variance is unbiased; statistics
+    are those of the global batch, over all replicas.
+    """
+
+    def __init__(self, affine=True, zero_gamma=False, momentum=0.9, epsilon=1e-5, **kwargs):
+        """Args:
+        affine: whether there is a scale gamma and an offset beta.
+        zero_gamma: start gamma at 0 instead of 1 (the last of each residual block).
+        momentum: share of the old running statistic that is kept.
+        epsilon: added to the variance.
+        """
+        super().__init__(**kwargs)
+        self.affine = affine
+        self.zero_gamma = zero_gamma
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        shape = input_shape[-1:]
+        if self.affine:
+            self.gamma = self.add_weight(
+                name="gamma", shape=shape, initializer="zeros" if self.zero_gamma else "ones"
+            )
+            self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
+        # Every replica computes the same update, so the first one's is the one to keep.
+        statistic = {"shape": shape, "trainable": False, "aggregation": "only_first_replica"}
+        self.running_mean = self.add_weight(name="running_mean", initializer="zeros", **statistic)
+        self.running_variance = self.add_weight(
+            name="running_variance", initializer="ones", **statistic
+        )
+
+    def call(self, x, training=False, num_views=1):
+        """Args:
+        x: `[num_views · B, ..., C]`, the views one after the other.
+        training: normalise by the batch and move the running statistics, else by the latter.
+        num_views: how many views were concatenated.
+        """
+        channels = x.shape[-1]
+        if self.affine:
+            gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
+        else:
+            gamma, beta = tf.ones([channels], x.dtype), tf.zeros([channels], x.dtype)
+        if not training:
+            scale = gamma * tf.math.rsqrt(self.running_variance + self.epsilon)
+            return (x - self.running_mean) * scale + beta
+        by_view = tf.reshape(x, [num_views, -1, channels])
+        y, mean, variance = _normalize(by_view, gamma, beta, self.epsilon)
+        self._move_running_statistics(mean, variance, tf.shape(by_view)[1])
+        return tf.reshape(y, tf.shape(x))
+
+    def _move_running_statistics(self, mean, variance, count):
+        count = tf.cast(count * distribution.num_replicas(), variance.dtype)
+        variance = variance * count / (count - 1)
+        running_mean = tf.convert_to_tensor(self.running_mean)
+        running_variance = tf.convert_to_tensor(self.running_variance)
+        for view in range(mean.shape[0]):
+            running_mean += (1 - self.momentum) * (mean[view] - running_mean)
+            running_variance += (1 - self.momentum) * (variance[view] - running_variance)
+        self.running_mean.assign(running_mean)
+        self.running_variance.assign(running_variance)
+
+
+def _normalize(x, gamma, beta, epsilon):
+    """Normalises each view by its statistics over all replicas.
+
+    The gradient is written out: it takes one collective for all views, as the forward pass does,
+    and reads x twice where the derived one keeps several tensors of its size.
+
+    Args:
+      x: `[V, N, C]`, view by view, the N positions that share a channel's statistics.
+      gamma: `[C]`.
+      beta: `[C]`.
+      epsilon: added to the variance.
+
+    Returns:
+      y `[V, N, C]`; the mean and the biased variance of the global batch, `[V, C]` each, through
+      which no gradient flows.
+    """
+
+    @tf.custom_gradient
+    def normalize(x, gamma, beta):
+        local_mean = tf.reduce_mean(x, axis=1)
+        local_variance = tf.reduce_mean(
+            tf.math.squared_difference(x, local_mean[:, tf.newaxis]), axis=1
+        )
+        # Means of equal shares: the variance is the mean of the variances plus that of the means,
+        # each a sum of squares, so nothing cancels.
+        means, variances = tf.unstack(
+            distribution.gather_over_replicas(tf.stack([local_mean, local_variance])), axis=1
+        )
+        mean = tf.reduce_mean(means, axis=0)
+        variance = tf.reduce_mean(variances + tf.math.squared_difference(means, mean), axis=0)
+        inverse_std = tf.math.rsqrt(variance + epsilon)
+        scale = (gamma * inverse_std)[:, tf.newaxis]
+        y = (x - mean[:, tf.newaxis]) * scale + beta
+
+        def gradient(dy, *_):
+            normalized = (x - mean[:, tf.newaxis]) * inverse_std[:, tf.newaxis]
+            dbeta = tf.reduce_sum(dy, axis=1)
+            dgamma = tf.reduce_sum(dy * normalized, axis=1)
+            count = tf.cast(tf.shape(x)[1], x.dtype)
+            mean_dy, mean_dy_normalized = tf.unstack(
+                distribution.mean_over_replicas(tf.stack([dbeta, dgamma])) / count
+            )
+            dx = scale * (
+                dy - mean_dy[:, tf.newaxis] - normalized * mean_dy_normalized[:, tf.newaxis]
+            )
+            return dx, tf.reduce_sum(dgamma, axis=0), tf.reduce_sum(dbeta, axis=0)
+
+        return (y, mean, variance), gradient
+
+    return normalize(x, gamma, beta)

@@ -1,0 +1,233 @@
+"""What a run shows of itself: metrics.jsonl, TensorBoard, the terminal."""
+
+import json
+import os
+import sys
+import time
+
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from simsiam_tf import export
+from simsiam_tf.data import views
+from simsiam_tf.evaluation import features, knn
+
+METRICS = "metrics.jsonl"
+COLLAPSED_STD = 0.3
+_VIEW_PAIRS = 8
+_ENCODE_AT_ONCE = 256
+
+
+class Monitor:
+    """Watches a run. Call `step` after every step; lines up to a checkpoint are on disk before it."""
+
+    def __init__(self, workdir, *, first_step, last_step, steps_per_epoch, batch_size,
+                 log_every_steps, learning_rates, fixed_predictor):
+        """Args:
+        workdir: the run's folder.
+        first_step: how many steps the checkpoint has done; later lines of the metrics are dropped.
+        last_step: of the whole run.
+        steps_per_epoch: an int.
+        batch_size: global.
+        log_every_steps: from one line to the next.
+        learning_rates: of every epoch.
+        fixed_predictor: whether the predictor keeps the first of them.
+        """
+        self.last_step = last_step
+        self.steps_per_epoch = steps_per_epoch
+        self.batch_size = batch_size
+        self.log_every_steps = log_every_steps
+        self.learning_rates = learning_rates
+        self.fixed_predictor = fixed_predictor
+        self.lines = _reopen_metrics(os.path.join(workdir, METRICS), first_step)
+        self.file = open(os.path.join(workdir, METRICS), "a", encoding="utf-8")  # noqa: SIM115
+        self.summaries = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+        self.progress = tqdm(
+            total=last_step, initial=first_step, unit="step", disable=not sys.stderr.isatty(),
+            bar_format="{desc} {n_fmt}/{total_fmt} steps |{bar:20}| {postfix}, {remaining} left",
+        )
+        self.last_logged = first_step
+        self.waited = self.paused = 0.0
+        self.started = time.perf_counter()
+
+    def step(self, step):
+        """Takes note of a `loop.Step`; writes a line where one is due."""
+        self.waited += step.waited
+        if step.number == self.last_logged + 1 and not self._has_views:
+            self._write_view_pairs(step)
+        self.progress.update()
+        if step.number % self.log_every_steps == 0 or step.number == self.last_step:
+            self._write_step(step)
+        if step.number % self.steps_per_epoch == 0:
+            self._look_for_collapse(step.number)
+
+    _has_views = False
+
+    def _write_step(self, step):
+        values = {name: float(value) for name, value in step.metrics.items()}
+        # The rate that the step was made with.
+        epoch = (step.number - 1) // self.steps_per_epoch
+        seconds = time.perf_counter() - self.started - self.paused
+        images = (step.number - self.last_logged) * self.batch_size
+        line = values | {
+            "learning_rate": self.learning_rates[epoch],
+            "images_per_second": images / seconds,
+            "input_wait_fraction": min(1.0, self.waited / seconds),
+        }
+        self._write(step.number, line)
+        with self.summaries.as_default(step.number):
+            fixed = self.learning_rates[0 if self.fixed_predictor else epoch]
+            tf.summary.scalar("predictor_learning_rate", fixed)
+        text = (
+            f"loss {line['loss']:.4f}, std {line['feature_std']:.3f}, "
+            f"{line['images_per_second']:.0f} images/s"
+        )
+        epochs = f"epoch {epoch + 1}/{len(self.learning_rates)}"
+        self.progress.set_description(epochs, refresh=False)
+        self.progress.set_postfix_str(text)
+        if self.progress.disable:
+            left = seconds / images * self.batch_size * (self.last_step - step.number)
+            logging.info(
+                "%s, step %d/%d, %s, %s left", epochs, step.number, self.last_step, text,
+                tqdm.format_interval(left),
+            )
+        self.last_logged = step.number
+        self.waited = self.paused = 0.0
+        self.started = time.perf_counter()
+
+    def _write_view_pairs(self, step):
+        """A grid of view pairs as the network sees them: a row for each image."""
+        columns = [views.denormalize(view[:_VIEW_PAIRS]) for view in step.batch["views"]]
+        rows = tf.concat(columns, axis=2)
+        grid = tf.concat(tf.unstack(rows), axis=0)
+        with self.summaries.as_default(step.number):
+            tf.summary.image("view_pairs", grid[tf.newaxis])
+        self._has_views = True
+
+    def _look_for_collapse(self, step):
+        """Warns where every line of the epoch has a std under 0.3."""
+        first = step - self.steps_per_epoch
+        stds = [line["feature_std"] for line in self.lines
+                if "feature_std" in line and first < line["step"] <= step]
+        if stds and max(stds) < COLLAPSED_STD:
+            text = (
+                f"Collapse: the features' std was {max(stds):.3f} or less throughout epoch "
+                f"{step // self.steps_per_epoch}; healthy is about 1"
+            )
+            self.warn(step, text)
+
+    def warn(self, step, text):
+        """A warning in the log and in TensorBoard."""
+        with self.pause():
+            logging.warning("%s", text)
+        with self.summaries.as_default(step):
+            tf.summary.text("warnings", text)
+
+    def knn(self, step, top1):
+        """Takes note of the kNN classifier's top-1, in percent."""
+        self._write(step, {"knn_top1": top1})
+        with self.pause():
+            logging.info("kNN top-1 %.2f %% after epoch %g", top1, self._epoch(step))
+
+    def pause(self):
+        """A context in which time does not count as training, and the progress line is away."""
+        return _Pause(self)
+
+    def latest(self, name, default=None):
+        """The newest value of a metric."""
+        return next((line[name] for line in reversed(self.lines) if name in line), default)
+
+    def first(self, name, default=None):
+        """The oldest value of a metric."""
+        return next((line[name] for line in self.lines if name in line), default)
+
+    def flush(self):
+        """Puts on disk what was written; to be called before a checkpoint is saved."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.summaries.flush()
+
+    def close(self):
+        """Ends the files and the progress line."""
+        self.flush()
+        self.file.close()
+        self.summaries.close()
+        self.progress.close()
+
+    def _write(self, step, values):
+        line = {"step": step, "epoch": self._epoch(step), **values}
+        self.lines.append(line)
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        with self.summaries.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+
+    def _epoch(self, step):
+        return round(step / self.steps_per_epoch, 4)
+
+
+class _Pause:
+    def __init__(self, monitor):
+        self.monitor = monitor
+
+    def __enter__(self):
+        self.started = time.perf_counter()
+        self.monitor.progress.clear()
+
+    def __exit__(self, *_):
+        self.monitor.paused += time.perf_counter() - self.started
+        self.monitor.progress.refresh()
+
+
+def _reopen_metrics(path, first_step):
+    """The lines up to the checkpoint; those that came after it leave the file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        # A line that was cut off by a kill has no end.
+        texts = [text for text in file if text.endswith("\n")]
+    kept = [text for text in texts if json.loads(text)["step"] <= first_step]
+    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        file.writelines(kept)
+    os.replace(f"{path}.partial", path)
+    return [json.loads(text) for text in kept]
+
+
+class KnnMonitor:
+    """The kNN top-1 of the encoder as it is now, on a labelled data set."""
+
+    def __init__(self, encoder, bank, queries, config):
+        """Args:
+        encoder: of normalised images.
+        bank: labelled `datasets.Source` to compare with.
+        queries: labelled `datasets.Source` to classify.
+        config: a `PretrainConfig`.
+        """
+        self.served = export.ServedEncoder(
+            encoder, config.views.image_size, config.views.eval_crop_ratio
+        )
+        self.bank = bank
+        self.queries = queries
+        self.config = config
+
+    def top1(self):
+        """In percent."""
+        config = self.config
+        bank, bank_labels = self._extract(self.bank, config.monitor.knn_bank_size)
+        queries, labels = self._extract(self.queries, None)
+        votes = knn.class_votes(
+            bank, bank_labels, queries, len(self.bank.class_names), config.knn.knn_k,
+            config.knn.knn_temperature,
+        )
+        return knn.top_k_accuracy(votes, labels, 1)
+
+    def _extract(self, source, limit):
+        def encode(images):
+            return self.served.features(images)["features"]
+
+        return features.extract(
+            encode, source, self.served.view, _ENCODE_AT_ONCE, seed=self.config.system.seed,
+            limit=limit,
+        )
