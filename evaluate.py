@@ -1,6 +1,6 @@
 """Evaluates an exported encoder on a labelled data set; the last line of stdout is the result.
 
-    python evaluate.py --encoder=runs/mine/encoder --protocol=linear --dataset=cifar10
+python evaluate.py --encoder=runs/mine/encoder --protocol=linear --dataset=cifar10
 """
 
 import sys
@@ -12,7 +12,8 @@ except ImportError as error:  # a package that is missing, or Keras with another
 
 
 def main(settings):
-    from simsiam_tf.evaluation import run  # TensorFlow loads only now, after the flags are checked
+    # TensorFlow loads only now, after the flags are checked.
+    from simsiam_tf.evaluation import run
 
     run.run(settings)
 

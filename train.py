@@ -1,7 +1,8 @@
 """Pre-trains an encoder on unlabelled images.
 
     python train.py --flagfile=configs/digits.cfg
-    python train.py --flagfile=configs/r18.cfg --dataset=folder --data_dir=my_images --workdir=runs/mine
+    python train.py --flagfile=configs/r18.cfg --dataset=folder --data_dir=my_images \\
+        --workdir=runs/mine
 
 The same command again resumes the run.
 """
@@ -15,7 +16,8 @@ except ImportError as error:  # a package that is missing, or Keras with another
 
 
 def main(settings):
-    from simsiam_tf.training import pretrain  # TensorFlow loads only now, after the flags are checked
+    # TensorFlow loads only now, after the flags are checked.
+    from simsiam_tf.training import pretrain
 
     pretrain.run(settings)
 

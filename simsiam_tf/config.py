@@ -140,9 +140,7 @@ def format_value(value):
 
 def run_defining_names(config_class):
     """The names of the settings that define what a run computes."""
-    names = {
-        field.name for field in settings_of(config_class) if field.metadata["defines_run"]
-    }
+    names = {field.name for field in settings_of(config_class) if field.metadata["defines_run"]}
     for group in groups_of(config_class).values():
         names |= run_defining_names(group)
     return names
@@ -163,7 +161,9 @@ class DataConfig(Config):
         "Folder of the images (folder), or where TFDS keeps its data sets; empty: TFDS's own "
         "default.",
     )
-    train_split: str = setting("train", "Split to train on; a TFDS slice such as train[:90%] too.", filled=True)
+    train_split: str = setting(
+        "train", "Split to train on; a TFDS slice such as train[:90%] too.", filled=True
+    )
     eval_split: str = setting("test", "Split to evaluate on.", filled=True)
 
 
@@ -175,9 +175,7 @@ class ViewsConfig(Config):
     crop_min_area: float = setting(
         0.2, "Smallest area of a random crop, as a share of the image's.", above=0, at_most=1
     )
-    jitter_probability: float = setting(
-        0.8, "Probability of colour jitter.", at_least=0, at_most=1
-    )
+    jitter_probability: float = setting(0.8, "Probability of colour jitter.", at_least=0, at_most=1)
     brightness: float = setting(
         0.4, "Brightness factor is drawn from [1 - x, 1 + x].", at_least=0, at_most=1
     )
@@ -188,14 +186,15 @@ class ViewsConfig(Config):
         0.4, "Saturation factor is drawn from [1 - x, 1 + x].", at_least=0, at_most=1
     )
     hue: float = setting(
-        0.1, "Hue shift is drawn from [-x, x], in turns of the colour wheel.", at_least=0, at_most=0.5
+        0.1,
+        "Hue shift is drawn from [-x, x], in turns of the colour wheel.",
+        at_least=0,
+        at_most=0.5,
     )
     grayscale_probability: float = setting(
         0.2, "Probability of turning the view grey.", at_least=0, at_most=1
     )
-    blur_probability: float = setting(
-        0.5, "Probability of Gaussian blur.", at_least=0, at_most=1
-    )
+    blur_probability: float = setting(0.5, "Probability of Gaussian blur.", at_least=0, at_most=1)
     blur_sigma_min: float = setting(0.1, "Smallest sigma of the blur, in pixels.", above=0)
     blur_sigma_max: float = setting(2.0, "Largest sigma of the blur, in pixels.", above=0)
     flip_probability: float = setting(
@@ -247,9 +246,7 @@ class MethodConfig(Config):
         0, "Width of the projector's hidden layers; 0: that of the backbone's features.", at_least=0
     )
     projection_dim: int = setting(2048, "Dimension d of the projection z.", at_least=2)
-    prediction_hidden_dim: int = setting(
-        512, "Width of the predictor's hidden layer.", at_least=1
-    )
+    prediction_hidden_dim: int = setting(512, "Width of the predictor's hidden layer.", at_least=1)
     stop_gradient: bool = setting(
         True, "Stop the gradient at the target z; without it the method collapses (section 4.1)."
     )
@@ -384,7 +381,8 @@ class LinearConfig(Config):
     momentum: float = setting(0.9, "Momentum of SGD.", at_least=0, below=1)
     weight_decay: float = setting(0.0, "L2 penalty, added to the gradient.", at_least=0)
     lars_trust_coefficient: float = setting(
-        0.001, "LARS: a tensor's rate is scaled by this times its norm over its gradient's.",
+        0.001,
+        "LARS: a tensor's rate is scaled by this times its norm over its gradient's.",
         above=0,
     )
     crop_min_area: float = setting(
@@ -414,5 +412,7 @@ class EvaluationConfig(Config):
         at_most=1,
     )
     feature_batch_size: int = setting(256, "Images that the encoder takes at once.", at_least=1)
-    seed: int = setting(0, "Seed of the classifier, order and crops.", at_least=0, at_most=2**31 - 1)
+    seed: int = setting(
+        0, "Seed of the classifier, order and crops.", at_least=0, at_most=2**31 - 1
+    )
     output: str = setting("", "File for the result as JSON, besides the last line of stdout.")

@@ -1,5 +1,7 @@
 """Devices: the strategy that a flag names, and what replicas say to each other."""
 
+import contextlib
+
 import keras
 import tensorflow as tf
 from absl import logging
@@ -41,12 +43,10 @@ def build_strategy(config):
 
 def _split_cpu(count):
     cpu = tf.config.list_physical_devices("CPU")[0]
-    try:
+    with contextlib.suppress(RuntimeError):  # in use already: fine if it is split as asked
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * count
         )
-    except RuntimeError:  # the CPU is in use already; that is fine if it is split as asked
-        pass
     found = len(tf.config.list_logical_devices("CPU"))
     if found < count:
         raise UserError(
@@ -62,7 +62,7 @@ def num_replicas():
 
 
 def mean_over_replicas(value):
-    """The mean of a tensor over all replicas, in replica context: one collective, differentiable."""
+    """The mean of a tensor over all replicas, in replica context: one collective."""
     if num_replicas() == 1:
         return value
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
@@ -73,4 +73,5 @@ def gather_over_replicas(value):
     value = value[tf.newaxis]
     if num_replicas() == 1:
         return value
-    return tf.distribute.get_replica_context().all_gather(value, axis=0)
+    gathered = tf.distribute.get_replica_context().all_gather(value, axis=0)
+    return tf.ensure_shape(gathered, [num_replicas(), *value.shape[1:]])

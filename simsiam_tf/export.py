@@ -52,7 +52,7 @@ def save(encoder, config, directory, facts):
       facts: more entries of `encoder.json`, a dict.
     """
     # A fresh copy: no replica, strategy or training graph goes into the file.
-    copy = resnet.build_encoder(config.encoder, config.system.seed)
+    copy = resnet.ResNet(config.encoder, config.system.seed)
     copy.set_weights(encoder.get_weights())
     size, ratio = config.views.image_size, config.views.eval_crop_ratio
     served = ServedEncoder(copy, size, ratio)

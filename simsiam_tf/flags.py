@@ -8,7 +8,7 @@ import os
 import sys
 import typing
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from simsiam_tf import config as config_lib
 
@@ -23,8 +23,18 @@ def run(main, config_class):
     """
     # TensorFlow's C++ notes would bury the one line that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # What other libraries have to say is shown from a warning on.
+    logging.get_absl_handler().addFilter(
+        lambda record: (
+            record.levelno > logging.converter.STANDARD_INFO
+            or os.path.dirname(__file__) in record.pathname
+        )
+    )
     _define(config_class)
-    app.run(lambda config: _run_main(main, config), flags_parser=lambda argv: _parse(argv, config_class))
+    app.run(
+        lambda config: _run_main(main, config),
+        flags_parser=lambda argv: _parse(argv, config_class),
+    )
 
 
 def _run_main(main, config):
@@ -82,7 +92,8 @@ def _define(config_class):
     for field in config_lib.settings_of(config_class):
         rule = config_lib.rule_of(field)
         text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
-        _DEFINE[hints[field.name]](field.name, field.default, text, module_name=_title(config_class))
+        define = _DEFINE[hints[field.name]]
+        define(field.name, field.default, text, module_name=_title(config_class))
         flags.register_validator(
             field.name,
             lambda value, field=field: config_lib.accepts(field, value),

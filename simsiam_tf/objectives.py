@@ -13,8 +13,8 @@ def negative_cosine_similarity(p, z):
     Returns:
       A scalar in [−1, 1] of the inputs' dtype.
     """
-    cosine = tf.reduce_sum(tf.math.l2_normalize(p, axis=1) * tf.math.l2_normalize(z, axis=1), axis=1)
-    return -tf.reduce_mean(cosine)
+    p, z = tf.math.l2_normalize(p, axis=1), tf.math.l2_normalize(z, axis=1)
+    return -tf.reduce_mean(tf.reduce_sum(p * z, axis=1))
 
 
 def feature_std(mean, mean_square):

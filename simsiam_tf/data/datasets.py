@@ -59,7 +59,7 @@ def load(name, data_dir, split):
 
 def _load_folder(data_dir, split):
     if not data_dir:
-        raise UserError("--dataset=folder needs --data_dir, the folder of the images. Received: none")
+        raise UserError("--dataset=folder needs --data_dir, the images' folder. Received: none")
     root = os.path.expanduser(data_dir)
     if not os.path.isdir(root):
         raise UserError(f"--data_dir must be a folder that exists. Received: {data_dir}")
@@ -80,8 +80,9 @@ def _load_folder(data_dir, split):
         )
     # One list of classes for all splits: a class that one of them lacks must not shift the others.
     class_folders = [
-        os.path.relpath(path, split_root).split(os.sep)[0] if os.path.dirname(
-            os.path.relpath(path, split_root)) else None
+        os.path.relpath(path, split_root).split(os.sep)[0]
+        if os.path.dirname(os.path.relpath(path, split_root))
+        else None
         for path in paths
     ]
     if None in class_folders:
@@ -92,7 +93,9 @@ def _load_folder(data_dir, split):
         number = {name: index for index, name in enumerate(class_names)}
         labels = np.array([number[name] for name in class_folders], np.int32)
     logging.info(
-        "Folder %s: %d images, %s", split_root, len(paths),
+        "Folder %s: %d images, %s",
+        split_root,
+        len(paths),
         f"{len(class_names)} classes" if class_names else "unlabelled",
     )
     path_tensor, label_tensor = tf.constant(paths), tf.constant(labels)
@@ -119,7 +122,8 @@ def _find_images(root):
 
 def _subfolders(folder):
     return [
-        entry.name for entry in os.scandir(folder)
+        entry.name
+        for entry in os.scandir(folder)
         if entry.is_dir() and not entry.name.startswith(".")
     ]
 
@@ -184,8 +188,12 @@ def _load_tfds(builder, split):
     def describe(index):
         return f"record {index} of {name} in {builder.data_dir}"
 
-    common = {"name": name, "num_examples": info.num_examples, "class_names": class_names,
-              "describe": describe}
+    common = {
+        "name": name,
+        "num_examples": info.num_examples,
+        "class_names": class_names,
+        "describe": describe,
+    }
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         logging.info("%s: %d images, by random access (ArrayRecord)", name, info.num_examples)
         return Source(**common, read=_array_record_reader(builder, split, parse))
@@ -193,7 +201,11 @@ def _load_tfds(builder, split):
         "%s: %d images, streamed (%s), shuffled in a buffer of %d; for a full shuffle by random "
         "access convert it: tfds convert_format --dataset_dir=%s --out_file_format=array_record "
         "--out_path=<data_dir>/%s",
-        name, info.num_examples, builder.info.file_format.value, _SHUFFLE_BUFFER, builder.data_dir,
+        name,
+        info.num_examples,
+        builder.info.file_format.value,
+        _SHUFFLE_BUFFER,
+        builder.data_dir,
         builder.info.full_name,
     )
     return Source(**common, stream=_record_streamer(info.file_instructions, parse))
@@ -218,12 +230,20 @@ def _array_record_reader(builder, split, parse):
 
 def _record_streamer(instructions, parse):
     """TFRecord files: shards in a seeded order, interleaved, through a seeded shuffle buffer."""
-    takes = [instruction.examples_in_shard if instruction.take == -1 else instruction.take
-             for instruction in instructions]
+    takes = [
+        instruction.examples_in_shard if instruction.take == -1 else instruction.take
+        for instruction in instructions
+    ]
     firsts = np.cumsum([0, *takes[:-1]])
-    shards = list(zip([str(instruction.filename) for instruction in instructions],
-                      [instruction.skip for instruction in instructions], takes, firsts,
-                      strict=True))
+    shards = list(
+        zip(
+            [str(instruction.filename) for instruction in instructions],
+            [instruction.skip for instruction in instructions],
+            takes,
+            firsts,
+            strict=True,
+        )
+    )
 
     def open_shard(path, skip, take, first):
         records = tf.data.TFRecordDataset(path).skip(skip).take(take)
@@ -242,7 +262,8 @@ def _record_streamer(instructions, parse):
         )
         if seed is not None:
             records = records.shuffle(
-                _SHUFFLE_BUFFER, seed=tf.cast(seed[0], tf.int64) * 2**31 + tf.cast(seed[1], tf.int64),
+                _SHUFFLE_BUFFER,
+                seed=tf.bitcast(seed, tf.int64),
                 reshuffle_each_iteration=False,
             )
         return records

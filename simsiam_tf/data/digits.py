@@ -6,15 +6,12 @@ from sklearn import datasets
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """1,797 grey digits of 8x8 pixels in ten classes, enlarged to 16x16 RGB.
+    """1,797 grey digits of 8x8 pixels in ten classes, as RGB.
 
     Every fifth is for testing: 1,437 to train on, 360 to test with.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First."}
-    # The package is not a TFDS checkout: nothing to look for beside this file.
-    pkg_dir_path = None
 
     def _info(self):
         return self.dataset_info_from_configs(

@@ -83,9 +83,8 @@ def sample_crop(shape, seed, min_area, max_area=1.0, aspect=(3 / 4, 4 / 3)):
 
 
 def resize(image, height, width):
-    """Bilinear with antialiasing, as Pillow's; `[height, width, 3]` float32 in the input's range."""
-    image = tf.image.resize(image, [height, width], "bilinear", antialias=True)
-    return tf.ensure_shape(image, [height, width, 3]) if isinstance(height, int) else image
+    """`[height, width, 3]` float32 in the input's range: bilinear, antialiased, as Pillow's."""
+    return tf.image.resize(image, [height, width], "bilinear", antialias=True)
 
 
 def central_crop(image, size, ratio):
@@ -106,7 +105,7 @@ def central_crop(image, size, ratio):
     resized = tf.cast(tf.cast(shape, tf.int64) * target // tf.cast(short, tf.int64), tf.int32)
     resized = tf.maximum(resized, size)
     image = resize(image, resized[0], resized[1])
-    top, left = tf.unstack((resized - size + 1) // 2)
+    top, left = tf.unstack(tf.cast(tf.round((resized - size) / 2), tf.int32))
     image = image[top : top + size, left : left + size]
     return tf.ensure_shape(tf.clip_by_value(image, 0, 1), [size, size, 3])
 

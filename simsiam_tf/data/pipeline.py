@@ -13,8 +13,12 @@ from simsiam_tf.config import Purpose, UserError
 from simsiam_tf.data import ops
 
 _READ_AT_ONCE = 16
-_READ_ERRORS = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.DataLossError,
-                tf.errors.UnknownError)
+_READ_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.DataLossError,
+    tf.errors.UnknownError,
+)
 
 
 def training_batches(source, views, *, batch_size, seed, first_step, last_step, context=None):
@@ -110,8 +114,9 @@ def _stream_in_order(source, batch_size, positions, seed, first_step, last_step)
             records = records.take(tf.cast(todo, tf.int64) * batch_size)
             records = records.skip(tf.cast(done, tf.int64) * batch_size).enumerate()
             mine = records.filter(
-                lambda place, _: (place % batch_size >= positions[0])
-                & (place % batch_size < positions[1])
+                lambda place, _: (
+                    (place % batch_size >= positions[0]) & (place % batch_size < positions[1])
+                )
             )
             return mine.map(lambda _, record: record)
 
@@ -136,8 +141,10 @@ def evaluation_batches(source, view, batch_size, *, seed=0, limit=None):
     """
     count = min(limit or source.num_examples, source.num_examples)
     if source.read:
-        order = tf.data.Dataset.range(count).batch(_READ_AT_ONCE).map(
-            lambda positions: evaluation_order(source, positions, seed=seed, limit=limit)
+        order = (
+            tf.data.Dataset.range(count)
+            .batch(_READ_AT_ONCE)
+            .map(lambda positions: evaluation_order(source, positions, seed=seed, limit=limit))
         )
         examples = order.map(source.read, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
     else:

@@ -33,8 +33,13 @@ def extract(encode, source, view, batch_size, *, seed=0, limit=None):
         )
 
     features, labels = [], []
-    with tqdm(total=count, desc=f"features of {source.name}", unit="image", leave=False,
-              disable=not sys.stderr.isatty()) as progress:
+    with tqdm(
+        total=count,
+        desc=f"features of {source.name}",
+        unit="image",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
         for images, batch_labels in pipeline.iterate(batches, source, indices_of):
             features.append(encode(images).numpy().astype(np.float32))
             labels.append(batch_labels.numpy())

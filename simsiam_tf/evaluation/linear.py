@@ -67,8 +67,13 @@ def train_classifier(encode, feature_dim, source, views, config, seed):
     def indices_of(step):
         return pipeline.step_order(source.num_examples, batch_size, seed, step)
 
-    with tqdm(total=num_steps, desc="linear classifier", unit="step", leave=False,
-              disable=not sys.stderr.isatty()) as progress:
+    with tqdm(
+        total=num_steps,
+        desc="linear classifier",
+        unit="step",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
         for step, batch in enumerate(pipeline.iterate(batches, source, indices_of)):
             (images,) = batch["views"]
             loss = train_step(encode(images), batch["label"])

@@ -34,8 +34,12 @@ def run(config):
     view = views.build_evaluation_view(image_size, crop_ratio)
     num_classes = len(train.class_names)
 
-    logging.info("Protocol %s: %d training, %d test images", config.protocol, train.num_examples,
-                 test.num_examples)
+    logging.info(
+        "Protocol %s: %d training, %d test images",
+        config.protocol,
+        train.num_examples,
+        test.num_examples,
+    )
     test_features, test_labels = features.extract(encode, test, view, config.feature_batch_size)
     if config.protocol == "knn":
         bank, bank_labels = features.extract(encode, train, view, config.feature_batch_size)
@@ -80,8 +84,9 @@ def run(config):
 def _load_labelled(data, split):
     source = datasets.load(data.dataset, data.data_dir, split)
     if not source.labelled:
-        raise UserError(f"Evaluation needs labels (class subfolders). Received: {source.name}, "
-                        "unlabelled")
+        raise UserError(
+            f"Evaluation needs labels (class subfolders). Received: {source.name}, unlabelled"
+        )
     if len(source.class_names) < 2:
         raise UserError(
             f"Evaluation needs two classes or more. Received: {source.name}, with only "

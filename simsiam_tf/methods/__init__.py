@@ -6,5 +6,5 @@ METHODS = {"simsiam": SimSiam}
 
 
 def build_method(config, encoder, seed):
-    """The model that a `MethodConfig` describes, around `encoder`, with its weights made."""
+    """The model that a `MethodConfig` describes, around `encoder`."""
     return METHODS[config.method](config, encoder, seed)

@@ -44,6 +44,7 @@ class SelfSupervisedModel(keras.Model):
 
     def after_update(self):
         """What follows the optimizer's step: a momentum update, a queue. Nothing by default."""
+        return
 
     def train_step(self, data):
         """One step on one replica's share, in replica context.
@@ -63,8 +64,10 @@ class SelfSupervisedModel(keras.Model):
         variables = self.learned_variables
         self.optimizer.apply(tape.gradient(scaled_loss, variables), variables)
         self.after_update()
-        return {name: distribution.mean_over_replicas(value) for name, value in
-                ({"loss": loss} | scalars).items()}
+        return {
+            name: distribution.mean_over_replicas(value)
+            for name, value in ({"loss": loss} | scalars).items()
+        }
 
 
 def feature_std(z):

@@ -13,15 +13,13 @@ class SimSiam(SelfSupervisedModel):
     def __init__(self, config, encoder, seed):
         """Args:
         config: a `MethodConfig`.
-        encoder: normalised images → features, with `feature_dim`; built.
+        encoder: normalised images → features, with `feature_dim`.
         seed: of the heads' initial weights.
         """
         super().__init__(encoder, name="simsiam")
         self.stop_gradient = tf.stop_gradient if config.stop_gradient else tf.identity
         self.projector = heads.build_projector(config, encoder.feature_dim, seed)
         self.predictor = heads.build_predictor(config, seed)
-        z = self.projector(tf.zeros([1, encoder.feature_dim], encoder.compute_dtype))
-        self.predictor(z)
 
     @property
     def predictor_variables(self):

@@ -10,13 +10,14 @@ from simsiam_tf.models.normalization import BatchNormalization
 class Mlp(keras.layers.Layer):
     """[fully connected without bias, BN, ReLU] for each hidden layer, then the last layer.
 
-    `linears` and `norms` hold the layers in order.
+    `linears` and `norms` hold the layers in order, built.
     """
 
     def __init__(self, linears, norms, **kwargs):
         super().__init__(**kwargs)
         self.linears = linears
         self.norms = norms
+        self.built = True
 
     def call(self, x, training=False, num_views=1):
         """`[num_views · B, input]` → `[num_views · B, output]`."""
@@ -41,9 +42,9 @@ def build_projector(config, input_dim, seed):
         _linear(dims[index], dims[index + 1], f"projector.{index}", seed, bias=index == num_hidden)
         for index in range(len(dims) - 1)
     ]
-    linears[-1].build((None, dims[-2]))
     linears[-1].bias.trainable = False
-    norms = [BatchNormalization() for _ in range(num_hidden)] + [BatchNormalization(affine=False)]
+    norms = [_norm(hidden_dim) for _ in range(num_hidden)]
+    norms.append(_norm(config.projection_dim, affine=False))
     return Mlp(linears, norms, name="projector")
 
 
@@ -54,13 +55,21 @@ def build_predictor(config, seed):
         _linear(dim, hidden_dim, "predictor.0", seed, bias=False),
         _linear(hidden_dim, dim, "predictor.1", seed, bias=True),
     ]
-    return Mlp(linears, [BatchNormalization()], name="predictor")
+    return Mlp(linears, [_norm(hidden_dim)], name="predictor")
 
 
 def _linear(input_dim, output_dim, name, seed, bias):
-    return keras.layers.Dense(
+    layer = keras.layers.Dense(
         output_dim,
         use_bias=bias,
         kernel_initializer=uniform_fan_in(seed, f"{name}.kernel", input_dim),
         bias_initializer=uniform_fan_in(seed, f"{name}.bias", input_dim),
     )
+    layer.build((None, input_dim))
+    return layer
+
+
+def _norm(dim, affine=True):
+    layer = BatchNormalization(affine=affine)
+    layer.build((None, dim))
+    return layer

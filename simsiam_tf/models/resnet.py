@@ -1,8 +1,8 @@
 """ResNet 18 to 152 as torchvision computes it ("v1.5": the stride is on the 3x3 convolution).
 
-Layers carry torchvision's names ("conv1", "layer1.0.conv2", "layer1.0.downsample"), so that a weight
-is found in either library. Padding is symmetric everywhere; Keras' "same" is not, at
-stride 2.
+Layers carry torchvision's names ("conv1", "layer1.0.conv2", "layer1.0.downsample"), so that a
+weight is found in either library. Padding is symmetric everywhere; Keras' "same" is not, at stride
+2.
 """
 
 import keras
@@ -25,7 +25,9 @@ _EXPANSION = 4  # output channels of a bottleneck per inner channel
 class ConvNorm(keras.layers.Layer):
     """Convolution without bias, then batch normalization."""
 
-    def __init__(self, channels, kernel_size, strides, seed, zero_gamma=False, *, name):
+    def __init__(
+        self, input_channels, channels, kernel_size, strides, seed, zero_gamma=False, *, name
+    ):
         super().__init__(name=name.replace(".", "_"))
         padding = kernel_size // 2
         self.pad = keras.layers.ZeroPadding2D(padding) if strides > 1 and padding else None
@@ -37,7 +39,10 @@ class ConvNorm(keras.layers.Layer):
             use_bias=False,
             kernel_initializer=he_normal_fan_out(seed, name),
         )
+        self.conv.build((None, None, None, input_channels))
         self.norm = BatchNormalization(zero_gamma=zero_gamma)
+        self.norm.build((None, channels))
+        self.built = True
 
     def call(self, x, training=False, num_views=1):
         x = self.pad(x) if self.pad else x
@@ -47,35 +52,35 @@ class ConvNorm(keras.layers.Layer):
 class Block(keras.layers.Layer):
     """A residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3, 1x1."""
 
-    def __init__(self, channels, strides, bottleneck, project, seed, *, name):
+    def __init__(self, input_channels, channels, strides, bottleneck, seed, *, name):
         """Args:
+        input_channels: of what comes in.
         channels: inner channels; a bottleneck puts out four times as many.
         strides: of the block's (first) 3x3 convolution.
         bottleneck: which of the two kinds.
-        project: whether the shortcut is a strided 1x1 convolution instead of the identity.
         seed: of the initial weights.
         name: torchvision's, for example "layer1.0".
         """
         super().__init__(name=name.replace(".", "_"))
-        output_channels = channels * (_EXPANSION if bottleneck else 1)
+        self.output_channels = channels * (_EXPANSION if bottleneck else 1)
         if bottleneck:
-            shapes = [(channels, 1, 1), (channels, 3, strides), (output_channels, 1, 1)]
+            shapes = [
+                (input_channels, channels, 1, 1),
+                (channels, channels, 3, strides),
+                (channels, self.output_channels, 1, 1),
+            ]
         else:
-            shapes = [(channels, 3, strides), (channels, 3, 1)]
+            shapes = [(input_channels, channels, 3, strides), (channels, channels, 3, 1)]
         self.conv_norms = [
-            ConvNorm(
-                *shape,
-                seed,
-                zero_gamma=index == len(shapes),
-                name=f"{name}.conv{index}",
-            )
+            ConvNorm(*shape, seed, zero_gamma=index == len(shapes), name=f"{name}.conv{index}")
             for index, shape in enumerate(shapes, start=1)
         ]
-        self.downsample = None
-        if project:
+        self.downsample = None  # the identity, where the shapes allow it
+        if strides > 1 or input_channels != self.output_channels:
             self.downsample = ConvNorm(
-                output_channels, 1, strides, seed, name=f"{name}.downsample"
+                input_channels, self.output_channels, 1, strides, seed, name=f"{name}.downsample"
             )
+        self.built = True
 
     def call(self, x, training=False, num_views=1):
         y = x
@@ -87,7 +92,7 @@ class Block(keras.layers.Layer):
         return tf.nn.relu(x + y)
 
 
-class ResNet(keras.Model):
+class ResNet(keras.layers.Layer):
     """Images `[N, H, W, 3]`, normalised, → pool features `[N, feature_dim]`."""
 
     def __init__(self, config, seed):
@@ -97,24 +102,28 @@ class ResNet(keras.Model):
         """
         super().__init__(name=config.backbone)
         bottleneck, depths = ARCHITECTURES[config.backbone]
-        expansion = _EXPANSION if bottleneck else 1
-        self.feature_dim = config.width * 8 * expansion
         imagenet = config.stem == "imagenet"
         kernel_size, strides = (7, 2) if imagenet else (3, 1)
-        self.stem = ConvNorm(config.width, kernel_size, strides, seed, name="conv1")
+        self.stem = ConvNorm(3, config.width, kernel_size, strides, seed, name="conv1")
         # Zeros pad as well as minus infinity would: what comes in is at least zero.
         self.pool = [keras.layers.ZeroPadding2D(1), keras.layers.MaxPooling2D(3, 2)]
         self.pool = self.pool if imagenet else []
         self.blocks = []
-        input_channels = config.width
+        channels = config.width
         for stage, depth in enumerate(depths):
-            channels = config.width * 2**stage
             for index in range(depth):
-                strides = 2 if stage > 0 and index == 0 else 1
-                project = strides > 1 or input_channels != channels * expansion
-                name = f"layer{stage + 1}.{index}"
-                self.blocks.append(Block(channels, strides, bottleneck, project, seed, name=name))
-                input_channels = channels * expansion
+                block = Block(
+                    channels,
+                    config.width * 2**stage,
+                    2 if stage > 0 and index == 0 else 1,
+                    bottleneck,
+                    seed,
+                    name=f"layer{stage + 1}.{index}",
+                )
+                self.blocks.append(block)
+                channels = block.output_channels
+        self.feature_dim = channels
+        self.built = True  # every weight is made above
 
     def call(self, images, training=False, num_views=1):
         """Args:
@@ -128,10 +137,3 @@ class ResNet(keras.Model):
         for block in self.blocks:
             x = block(x, training=training, num_views=num_views)
         return tf.reduce_mean(x, axis=(1, 2))
-
-
-def build_encoder(config, seed):
-    """A `ResNet` with its weights made, from an `EncoderConfig` and a seed."""
-    encoder = ResNet(config, seed)
-    encoder(tf.zeros([1, 32, 32, 3], keras.config.floatx()))
-    return encoder

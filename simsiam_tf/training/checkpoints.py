@@ -33,7 +33,8 @@ def check_workdir(config):
         return
     with open(path, encoding="utf-8") as file:
         there = dict(line.rstrip("\n").removeprefix("--").split("=", 1) for line in file)
-    here = {name: config_lib.format_value(value) for name, value in config_lib.flatten(config).items()}
+    settings = config_lib.flatten(config)
+    here = {name: config_lib.format_value(value) for name, value in settings.items()}
     differing = [
         f"--{name}={there.get(name)} there, {here[name]} here"
         for name in sorted(config_lib.run_defining_names(type(config)))

@@ -20,13 +20,24 @@ _ENCODE_AT_ONCE = 256
 
 
 class Monitor:
-    """Watches a run. Call `step` after every step; lines up to a checkpoint are on disk before it."""
+    """Watches a run; call `step` after every step, and `flush` before a checkpoint."""
 
-    def __init__(self, workdir, *, first_step, last_step, steps_per_epoch, batch_size,
-                 log_every_steps, learning_rates, fixed_predictor):
+    def __init__(
+        self,
+        workdir,
+        *,
+        restored_step,
+        last_step,
+        steps_per_epoch,
+        batch_size,
+        log_every_steps,
+        learning_rates,
+        fixed_predictor,
+    ):
         """Args:
         workdir: the run's folder.
-        first_step: how many steps the checkpoint has done; later lines of the metrics are dropped.
+        restored_step: that of the checkpoint that the run goes on from, None where there is none;
+          lines of the metrics that came after it are dropped.
         last_step: of the whole run.
         steps_per_epoch: an int.
         batch_size: global.
@@ -40,14 +51,17 @@ class Monitor:
         self.log_every_steps = log_every_steps
         self.learning_rates = learning_rates
         self.fixed_predictor = fixed_predictor
-        self.lines = _reopen_metrics(os.path.join(workdir, METRICS), first_step)
+        self.lines = _reopen_metrics(os.path.join(workdir, METRICS), restored_step)
         self.file = open(os.path.join(workdir, METRICS), "a", encoding="utf-8")  # noqa: SIM115
         self.summaries = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
         self.progress = tqdm(
-            total=last_step, initial=first_step, unit="step", disable=not sys.stderr.isatty(),
+            total=last_step,
+            initial=restored_step or 0,
+            unit="step",
+            disable=not sys.stderr.isatty(),
             bar_format="{desc} {n_fmt}/{total_fmt} steps |{bar:20}| {postfix}, {remaining} left",
         )
-        self.last_logged = first_step
+        self.last_logged = restored_step or 0
         self.waited = self.paused = 0.0
         self.started = time.perf_counter()
 
@@ -89,7 +103,11 @@ class Monitor:
         if self.progress.disable:
             left = seconds / images * self.batch_size * (self.last_step - step.number)
             logging.info(
-                "%s, step %d/%d, %s, %s left", epochs, step.number, self.last_step, text,
+                "%s, step %d/%d, %s, %s left",
+                epochs,
+                step.number,
+                self.last_step,
+                text,
                 tqdm.format_interval(left),
             )
         self.last_logged = step.number
@@ -108,8 +126,11 @@ class Monitor:
     def _look_for_collapse(self, step):
         """Warns where every line of the epoch has a std under 0.3."""
         first = step - self.steps_per_epoch
-        stds = [line["feature_std"] for line in self.lines
-                if "feature_std" in line and first < line["step"] <= step]
+        stds = [
+            line["feature_std"]
+            for line in self.lines
+            if "feature_std" in line and first < line["step"] <= step
+        ]
         if stds and max(stds) < COLLAPSED_STD:
             text = (
                 f"Collapse: the features' std was {max(stds):.3f} or less throughout epoch "
@@ -181,14 +202,17 @@ class _Pause:
         self.monitor.progress.refresh()
 
 
-def _reopen_metrics(path, first_step):
+def _reopen_metrics(path, restored_step):
     """The lines up to the checkpoint; those that came after it leave the file."""
     if not os.path.exists(path):
+        return []
+    if restored_step is None:
+        os.remove(path)
         return []
     with open(path, encoding="utf-8") as file:
         # A line that was cut off by a kill has no end.
         texts = [text for text in file if text.endswith("\n")]
-    kept = [text for text in texts if json.loads(text)["step"] <= first_step]
+    kept = [text for text in texts if json.loads(text)["step"] <= restored_step]
     with open(f"{path}.partial", "w", encoding="utf-8") as file:
         file.writelines(kept)
     os.replace(f"{path}.partial", path)
@@ -212,13 +236,21 @@ class KnnMonitor:
         self.queries = queries
         self.config = config
 
+    def is_due(self, step, steps_per_epoch):
+        """Whether this step ends one of every `knn_every_epochs` epochs."""
+        return step % (steps_per_epoch * self.config.monitor.knn_every_epochs) == 0
+
     def top1(self):
         """In percent."""
         config = self.config
         bank, bank_labels = self._extract(self.bank, config.monitor.knn_bank_size)
         queries, labels = self._extract(self.queries, None)
         votes = knn.class_votes(
-            bank, bank_labels, queries, len(self.bank.class_names), config.knn.knn_k,
+            bank,
+            bank_labels,
+            queries,
+            len(self.bank.class_names),
+            config.knn.knn_k,
             config.knn.knn_temperature,
         )
         return knn.top_k_accuracy(votes, labels, 1)
@@ -228,6 +260,10 @@ class KnnMonitor:
             return self.served.features(images)["features"]
 
         return features.extract(
-            encode, source, self.served.view, _ENCODE_AT_ONCE, seed=self.config.system.seed,
+            encode,
+            source,
+            self.served.view,
+            _ENCODE_AT_ONCE,
+            seed=self.config.system.seed,
             limit=limit,
         )

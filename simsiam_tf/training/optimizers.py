@@ -27,8 +27,16 @@ class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
 class SGD(keras.optimizers.Optimizer):
     """g ← g + λw; v ← μv + g; w ← w − rate·v (PyTorch's form of momentum, coupled L2)."""
 
-    def __init__(self, learning_rate, momentum, weight_decay, *, constant_rate_variables=(),
-                 constant_rate=None, name="sgd"):
+    def __init__(
+        self,
+        learning_rate,
+        momentum,
+        weight_decay,
+        *,
+        constant_rate_variables=(),
+        constant_rate=None,
+        name="sgd",
+    ):
         """Args:
         learning_rate: an `EpochRates`.
         momentum: μ.
@@ -78,4 +86,5 @@ class LARS(SGD):
         ratio = self.trust_coefficient * weight_norm
         ratio /= gradient_norm + self.l2_penalty * weight_norm + 1e-8
         scalable = tf.logical_and(weight_norm > 0, gradient_norm > 0)
-        return tf.where(scalable, ratio, tf.ones_like(ratio)) * super().direction(gradient, variable)
+        scale = tf.where(scalable, ratio, tf.ones_like(ratio))
+        return scale * super().direction(gradient, variable)

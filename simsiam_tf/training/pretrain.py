@@ -42,12 +42,13 @@ def run(config):
 
     model, optimizer = _build_model(config, strategy, steps_per_epoch)
     checkpoints = Checkpoints(workdir, model, optimizer)
-    first_step = checkpoints.restore() or 0
+    restored_step = checkpoints.restore()
+    first_step = restored_step or 0
     write_flags(config)
 
     monitor = Monitor(
         workdir,
-        first_step=first_step,
+        restored_step=restored_step,
         last_step=last_step,
         steps_per_epoch=steps_per_epoch,
         batch_size=batch_size,
@@ -56,14 +57,19 @@ def run(config):
         fixed_predictor=config.optimization.fix_predictor_learning_rate,
     )
     knn_monitor = KnnMonitor(model.encoder, *knn_sources, config) if knn_sources else None
-    if knn_monitor and first_step == 0:
+    if knn_monitor and restored_step is None:
         _run_knn(knn_monitor, monitor, step=0)  # the random network, for comparison
 
     build_views = views.build_views(config.views)
     batches = strategy.distribute_datasets_from_function(
         lambda context: pipeline.training_batches(
-            source, build_views, batch_size=batch_size, seed=seed, first_step=first_step,
-            last_step=last_step, context=context,
+            source,
+            build_views,
+            batch_size=batch_size,
+            seed=seed,
+            first_step=first_step,
+            last_step=last_step,
+            context=context,
         )
     )
 
@@ -73,11 +79,9 @@ def run(config):
     batches = pipeline.iterate(batches, source, indices_of)
     for step in loop.run_steps(strategy, model, batches, first_step):
         monitor.step(step)
-        epoch, step_of_epoch = divmod(step.number, steps_per_epoch)
         last = step.number == last_step
-        if knn_monitor and step_of_epoch == 0:
-            if epoch % config.monitor.knn_every_epochs == 0 or last:
-                _run_knn(knn_monitor, monitor, step.number)
+        if knn_monitor and (last or knn_monitor.is_due(step.number, steps_per_epoch)):
+            _run_knn(knn_monitor, monitor, step.number)
         if step.number % config.system.checkpoint_every_steps == 0 or last:
             with monitor.pause():
                 monitor.flush()
@@ -105,7 +109,7 @@ def run(config):
 
 def _build_model(config, strategy, steps_per_epoch):
     with strategy.scope():
-        encoder = resnet.build_encoder(config.encoder, config.system.seed)
+        encoder = resnet.ResNet(config.encoder, config.system.seed)
         model = build_method(config.method, encoder, config.system.seed)
         settings = config.optimization
         fixed = model.predictor_variables if settings.fix_predictor_learning_rate else ()
