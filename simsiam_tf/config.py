@@ -283,7 +283,7 @@ class OptimizationConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class KnnConfig(Config):
-    """kNN"""
+    """Nearest neighbours (kNN)"""
 
     knn_k: int = setting(200, "Neighbours that vote.", at_least=1)
     knn_temperature: float = setting(
@@ -416,3 +416,11 @@ class EvaluationConfig(Config):
         0, "Seed of the classifier, order and crops.", at_least=0, at_most=2**31 - 1
     )
     output: str = setting("", "File for the result as JSON, besides the last line of stdout.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvesConfig(Config):
+    """Curves"""
+
+    runs: str = setting("", "Workdirs of the runs to draw, separated by commas.", filled=True)
+    output: str = setting("curves.png", "The picture's file.", filled=True)

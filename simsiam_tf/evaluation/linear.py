@@ -41,7 +41,7 @@ def train_classifier(encode, feature_dim, source, views, config, seed):
         dtype="float32",
     )
     classifier.build((None, feature_dim))
-    initial_rate = config.base_learning_rate * batch_size / 256
+    initial_rate = schedules.scaled(config.base_learning_rate, batch_size)
     optimizer = optimizers.LARS(
         optimizers.EpochRates(schedules.cosine(initial_rate, config.epochs), steps_per_epoch),
         config.momentum,

@@ -17,7 +17,12 @@ def learning_rates(config):
 
 def initial_learning_rate(config):
     """The full rate: base · global batch / 256."""
-    return config.base_learning_rate * config.batch_size / 256
+    return scaled(config.base_learning_rate, config.batch_size)
+
+
+def scaled(base, batch_size):
+    """Linear scaling: base · global batch / 256."""
+    return base * batch_size / 256
 
 
 def cosine(initial, epochs):

@@ -1,0 +1,58 @@
+"""Draws the curves of one or more runs from their metrics.jsonl, as the paper's figure 2 does.
+
+python -m simsiam_tf.curves --runs=runs/digits,runs/collapsed --output=curves.png
+"""
+
+import json
+import os
+
+import matplotlib
+
+from simsiam_tf import config as config_lib
+from simsiam_tf import flags
+from simsiam_tf.config import UserError
+
+_PANELS = {
+    "loss": "loss",
+    "feature_std": "std of z/‖z‖, times √d",
+    "knn_top1": "kNN top-1 (%)",
+}
+
+
+def main(config):
+    """Draws what a `CurvesConfig` names into its `output`."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    runs = [(run, _read_metrics(run)) for run in config.runs.split(",")]
+    figure, axes = pyplot.subplots(1, len(_PANELS), figsize=(12, 3.5), layout="constrained")
+    for axis, (name, title) in zip(axes, _PANELS.items(), strict=True):
+        for run, lines in runs:
+            points = [(line["epoch"], line[name]) for line in lines if name in line]
+            epochs, values = [point[0] for point in points], [point[1] for point in points]
+            marker = "o" if name == "knn_top1" else None
+            axis.plot(epochs, values, label=os.path.basename(run.rstrip("/")), marker=marker)
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    try:
+        figure.savefig(config.output, dpi=100)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--output cannot be written ({error}). Received: {config.output}"
+        ) from error
+
+
+def _read_metrics(run):
+    path = os.path.join(run, "metrics.jsonl")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except OSError as error:
+        raise UserError(
+            f"--runs must name workdirs with a metrics.jsonl ({error.strerror}). Received: {run}"
+        ) from error
+
+
+if __name__ == "__main__":
+    flags.run(main, config_lib.CurvesConfig)

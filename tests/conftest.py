@@ -1,0 +1,109 @@
+"""What tests share: two logical CPUs, one strategy over them, a float64 switch, real runs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import tensorflow as tf
+
+from simsiam_tf import config as config_lib
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The smallest run that has every part: 22 steps an epoch.
+TINY_RUN = [
+    "--image_size=8",
+    "--backbone=resnet18",
+    "--width=4",
+    "--stem=cifar",
+    "--projection_dim=16",
+    "--projection_hidden_dim=16",
+    "--prediction_hidden_dim=8",
+    "--batch_size=64",
+    "--epochs=2",
+    "--base_learning_rate=0.2",
+    "--blur_probability=0",
+    "--flip_probability=0",
+    "--eval_crop_ratio=1",
+    "--knn_k=20",
+    "--log_every_steps=5",
+]
+
+
+def pytest_configure():
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture(scope="session")
+def two_replicas():
+    """The session's only MirroredStrategy: a second one with collectives fails in one process."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture
+def float64():
+    """Everything that is built meanwhile is in float64."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def tfds_dir(tmp_path_factory):
+    """Where the runs of the session keep the prepared digits."""
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="session")
+def program(tfds_dir):
+    """Runs a program of the project as a user would: (script, *flags) → the finished process."""
+
+    def run(*arguments, timeout=280):
+        environment = os.environ | {"TFDS_DATA_DIR": str(tfds_dir)}
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(program, tmp_path_factory):
+    """The workdir of a finished tiny run on the embedded digits."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    finished = program("train.py", *TINY_RUN, f"--workdir={workdir}")
+    assert finished.returncode == 0, finished.stderr
+    return workdir
+
+
+@pytest.fixture
+def pretrain_config():
+    """(**settings) → a `PretrainConfig` with these settings and defaults for the rest."""
+
+    def build(**settings):
+        return config_lib.build(config_lib.PretrainConfig, defaults() | settings)
+
+    def defaults(config_class=config_lib.PretrainConfig):
+        values = {field.name: field.default for field in config_lib.settings_of(config_class)}
+        for group in config_lib.groups_of(config_class).values():
+            values |= defaults(group)
+        return values
+
+    return build

@@ -1,0 +1,110 @@
+"""The house's rules that a program can hold: who may import whom, and where some lines live."""
+
+import ast
+import re
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "simsiam_tf"
+
+# From left to right: a module may import from its own room and from those to the left.
+ROOMS = [
+    ["config"],
+    ["distribution", "objectives", "data", "models", "training.schedules", "training.optimizers"],
+    ["methods"],
+    ["export", "evaluation"],
+    ["training.loop", "training.checkpoints", "training.monitors"],
+    ["training.pretrain"],
+    ["flags"],
+    ["curves"],
+]
+MODULES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py" or path.parent.name == "methods"
+)
+
+
+def room_of(module):
+    for number, room in enumerate(ROOMS):
+        for name in room:
+            if module == name or module.startswith(f"{name}."):
+                return number
+    raise AssertionError(f"{module} has no room")
+
+
+def source_of(module):
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
+
+
+def imports_of(module):
+    """The modules of the package that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(source_of(module))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("simsiam_tf"):
+            base = node.module.removeprefix("simsiam_tf").strip(".")
+            for alias in node.names:
+                name = f"{base}.{alias.name}".strip(".")
+                found.add(name if (name in MODULES or f"{name}.__init__" in MODULES) else base)
+        elif isinstance(node, ast.Import):
+            found |= {
+                alias.name.removeprefix("simsiam_tf.")
+                for alias in node.names
+                if alias.name.startswith("simsiam_tf.")
+            }
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_the_left(module):
+    for imported in imports_of(module):
+        assert room_of(imported) <= room_of(module), f"{module} imports {imported}"
+
+
+def test_the_rule_sees_imports():
+    assert "config" in imports_of("flags")
+    assert {"training.checkpoints", "methods"} <= imports_of("training.pretrain")
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if name.startswith(("data", "models"))]
+)
+def test_data_and_models_do_not_know_each_other(module):
+    other = "models" if module.startswith("data") else "data"
+    assert not [name for name in imports_of(module) if name.split(".")[0] == other]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("evaluation")])
+def test_evaluation_takes_an_encoder_never_a_method(module):
+    assert not [name for name in imports_of(module) if name.startswith("methods")]
+
+
+def test_flags_imports_only_config():
+    assert imports_of("flags") == {"config"}
+
+
+def test_config_needs_nothing_but_the_standard_library():
+    roots = set()
+    for node in ast.walk(ast.parse(source_of("config"))):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            roots.add(node.module.split(".")[0])
+    assert roots <= {"dataclasses", "enum", "math", "typing"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rooms"),
+    [
+        (r"\bFLAGS\b", {"flags"}),
+        (r"all_gather\(|MirroredStrategy\(", {"distribution"}),
+        (r"read_file|tfds\.builder", {"data.datasets"}),
+        (r"GradientTape", {"methods.base", "evaluation.linear"}),
+        (r"tf\.stop_gradient", {"methods.base", "methods.simsiam"}),
+        (r"/ 256$", {"training.schedules"}),
+    ],
+)
+def test_a_line_knows_its_room(pattern, rooms):
+    found = {module for module in MODULES if re.search(pattern, source_of(module), re.MULTILINE)}
+    assert found == rooms

@@ -1,0 +1,110 @@
+"""The programs' command lines, run as a user runs them. None of this loads TensorFlow."""
+
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+
+from simsiam_tf import config as config_lib
+
+
+def assert_one_line(finished, status, *words):
+    assert finished.returncode == status, finished.stderr
+    lines = finished.stderr.strip().splitlines()
+    assert len(lines) == 1, finished.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_help_shows_every_flag_under_its_group(program):
+    text = program("train.py", "--help").stdout
+    groups = re.split(r"\n(?=[A-Z][^\n]*:\n  --)", text)
+    assert len(groups) == 1 + len(config_lib.groups_of(config_lib.PretrainConfig))
+    data = next(group for group in groups if group.startswith("Data:"))
+    assert "--dataset" in data
+    assert "--momentum" not in data
+    for name in config_lib.run_defining_names(config_lib.PretrainConfig):
+        assert re.search(rf"--(\[no\])?{name}\b", text), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--momentum=2"], ["--momentum", "2", "below 1"]),
+        (["--stem=other"], ["--stem", "other", "imagenet, cifar"]),
+        (["--epochs=many"], ["--epochs", "many"]),
+        (["--dataset="], ["--dataset", "non-empty"]),
+        (["--epoch=3"], ["epoch"]),
+        (["extra"], ["extra"]),
+        (["--warmup_epochs=100"], ["--warmup_epochs", "100"]),
+        (["--flagfile=missing.cfg"], ["missing.cfg"]),
+    ],
+)
+def test_a_wrong_flag_ends_with_one_line_and_status_2(program, arguments, words):
+    assert_one_line(program("train.py", *arguments), 2, *words)
+
+
+def test_an_unknown_flag_in_a_flagfile_is_named(program, tmp_path):
+    flagfile = tmp_path / "mine.cfg"
+    flagfile.write_text("--epochs=3\n--lerning_rate=1\n")
+    assert_one_line(program("train.py", f"--flagfile={flagfile}"), 2, "lerning_rate")
+
+
+def test_evaluation_needs_an_encoder(program):
+    assert_one_line(program("evaluate.py"), 2, "--encoder")
+
+
+def test_help_and_wrong_flags_do_not_load_tensorflow(program):
+    code = (
+        "import sys, runpy; sys.argv = ['train.py', '--momentum=2']\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 2, end.code\n"
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
+    )
+    assert program("-c", code).returncode == 0
+
+
+def test_another_keras_backend_is_one_line(program, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert_one_line(program("train.py"), 1, "KERAS_BACKEND=tensorflow", "jax")
+
+
+def test_keras_loaded_with_another_backend_is_an_import_error(program, monkeypatch):
+    # A stand-in with Keras' own function: no other backend is installed.
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    code = (
+        "import sys, types\n"
+        "keras = types.ModuleType('keras'); keras.config = types.ModuleType('keras.config')\n"
+        "keras.config.backend = lambda: 'torch'; sys.modules['keras'] = keras\n"
+        "import simsiam_tf"
+    )
+    finished = program("-c", code)
+    assert finished.returncode == 1
+    assert finished.stderr.strip().splitlines()[-1].endswith("Received: torch")
+
+
+def test_the_users_own_environment_is_kept(program, monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    code = "import os, simsiam_tf; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    assert program("-c", code).stdout == "0\n"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem
+)
+def test_every_shipped_flagfile_parses(program, path):
+    code = (
+        "import sys; from simsiam_tf import config, flags\n"
+        "flags.run(lambda settings: print(config.to_flagfile(settings)), config.PretrainConfig)"
+    )
+    finished = program("-c", code, f"--flagfile={path}")
+    assert finished.returncode == 0, finished.stderr
+    for line in path.read_text().splitlines():
+        if line.startswith("--"):
+            name = line.removeprefix("--").split("=")[0]
+            assert f"--{name}=" in finished.stdout
+
+
+def test_the_interpreter_is_one_that_the_readme_names():
+    assert (3, 11) <= sys.version_info[:2] <= (3, 13)
