@@ -60,8 +60,9 @@ class SGD(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         velocity = self.velocities[self._get_variable_index(variable)]
         if self._var_key(variable) in self.constant_rate_keys:
-            learning_rate = self.constant_rate
-        rate = tf.cast(learning_rate, variable.dtype)
+            rate = tf.constant(self.constant_rate, variable.dtype)
+        else:
+            rate = tf.cast(learning_rate, variable.dtype)
         gradient = self.direction(tf.cast(gradient, variable.dtype), variable)
         self.assign(velocity, self.momentum * velocity + gradient)
         self.assign_sub(variable, rate * velocity)

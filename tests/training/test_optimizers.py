@@ -1,0 +1,88 @@
+"""SGD and LARS against slow twins in NumPy."""
+
+import keras
+import numpy as np
+import pytest
+
+from simsiam_tf.training import optimizers
+
+RATES = [0.5, 0.2, 0.05]
+STEPS_PER_EPOCH = 4
+MOMENTUM, DECAY, TRUST = 0.9, 0.01, 0.001
+
+
+def gradients():
+    return np.random.default_rng(0).standard_normal((len(RATES) * STEPS_PER_EPOCH, 2, 5))
+
+
+def train(optimizer, start):
+    variables = [keras.Variable(value) for value in start]
+    optimizer.build(variables)
+    for pair in gradients():
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in pair], variables)
+    return [variable.numpy() for variable in variables]
+
+
+def slow_sgd(start, rates_of, direction=lambda gradient, weight: gradient + DECAY * weight):
+    """torch.optim.SGD: v = momentum * v + d; w = w - rate * v."""
+    weights = [value.copy() for value in start]
+    velocities = [np.zeros(5), np.zeros(5)]
+    for step, pair in enumerate(gradients()):
+        for index in range(2):
+            velocities[index] *= MOMENTUM
+            velocities[index] += direction(pair[index], weights[index])
+            weights[index] -= rates_of(index, step) * velocities[index]
+    return weights
+
+
+def rate(step):
+    return RATES[step // STEPS_PER_EPOCH]
+
+
+START = [np.linspace(-1, 1, 5), np.linspace(2, 3, 5)]
+
+
+@pytest.mark.usefixtures("float64")
+def test_sgd_is_pytorchs_over_a_changing_rate():
+    rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
+    got = train(optimizers.SGD(rates, MOMENTUM, DECAY), START)
+    expected = slow_sgd(START, lambda index, step: rate(step))
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_variables_of_a_constant_rate_keep_it_and_are_still_decayed():
+    rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
+    variables = [keras.Variable(value) for value in START]
+    optimizer = optimizers.SGD(
+        rates, MOMENTUM, DECAY, constant_rate_variables=variables[1:], constant_rate=0.3
+    )
+    optimizer.build(variables)
+    for pair in gradients():
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in pair], variables)
+    expected = slow_sgd(START, lambda index, step: (rate(step), 0.3)[index])
+    np.testing.assert_allclose([v.numpy() for v in variables], expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_lars_scales_each_tensor_and_leaves_an_all_zero_one_alone():
+    # Apex's LARC with clip=False: trust * |w| / (|g| + decay * |w| + eps).
+    def direction(gradient, weight):
+        weight_norm, gradient_norm = np.linalg.norm(weight), np.linalg.norm(gradient)
+        ratio = 1.0
+        if weight_norm > 0 and gradient_norm > 0:
+            ratio = TRUST * weight_norm / (gradient_norm + DECAY * weight_norm + 1e-8)
+        return ratio * (gradient + DECAY * weight)
+
+    start = [START[0], np.zeros(5)]
+    rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
+    got = train(optimizers.LARS(rates, MOMENTUM, DECAY, TRUST), start)
+    np.testing.assert_allclose(
+        got, slow_sgd(start, lambda index, step: rate(step), direction), rtol=1e-10
+    )
+
+
+def test_the_rate_is_that_of_the_steps_epoch_and_the_last_holds():
+    rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
+    got = [float(rates(step)) for step in (0, 3, 4, 11, 12, 99)]
+    np.testing.assert_allclose(got, [0.5, 0.5, 0.2, 0.05, 0.05, 0.05])

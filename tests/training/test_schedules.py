@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from simsiam_tf.config import OptimizationConfig
+from simsiam_tf.training import schedules
+
+
+def test_rates_are_the_references_cosine_of_the_epoch():
+    # init * 0.5 * (1 + cos(pi * epoch / epochs)), init = base * batch / 256
+    config = OptimizationConfig(base_learning_rate=0.05, batch_size=512, epochs=100)
+    epochs = np.arange(100)
+    expected = 0.05 * 512 / 256 * 0.5 * (1 + np.cos(np.pi * epochs / 100))
+    np.testing.assert_allclose(schedules.learning_rates(config), expected, rtol=1e-12)
+
+
+def test_warm_up_rises_by_equal_steps_to_the_full_rate_and_the_cosine_follows():
+    config = OptimizationConfig(
+        base_learning_rate=0.05, batch_size=1024, epochs=14, warmup_epochs=4
+    )
+    rates = schedules.learning_rates(config)
+    assert len(rates) == 14
+    np.testing.assert_allclose(rates[:4], [0.05, 0.1, 0.15, 0.2])
+    np.testing.assert_allclose(rates[4:], 0.1 * (1 + np.cos(np.pi * np.arange(10) / 10)))
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(64, 0.0125), (256, 0.05), (4096, 0.8)])
+def test_the_rate_grows_linearly_with_the_batch(batch_size, expected):
+    config = OptimizationConfig(base_learning_rate=0.05, batch_size=batch_size)
+    assert schedules.initial_learning_rate(config) == pytest.approx(expected)
