@@ -93,17 +93,23 @@ def tiny_run(program, tmp_path_factory):
     return workdir
 
 
-@pytest.fixture
-def pretrain_config():
-    """(**settings) → a `PretrainConfig` with these settings and defaults for the rest."""
-
-    def build(**settings):
-        return config_lib.build(config_lib.PretrainConfig, defaults() | settings)
-
-    def defaults(config_class=config_lib.PretrainConfig):
+def _builder(config_class):
+    def defaults(config_class):
         values = {field.name: field.default for field in config_lib.settings_of(config_class)}
         for group in config_lib.groups_of(config_class).values():
             values |= defaults(group)
         return values
 
-    return build
+    return lambda **settings: config_lib.build(config_class, defaults(config_class) | settings)
+
+
+@pytest.fixture
+def pretrain_config():
+    """(**settings) → a `PretrainConfig` with these settings and defaults for the rest."""
+    return _builder(config_lib.PretrainConfig)
+
+
+@pytest.fixture
+def evaluation_config():
+    """(**settings) → an `EvaluationConfig` with these settings and defaults for the rest."""
+    return _builder(config_lib.EvaluationConfig)

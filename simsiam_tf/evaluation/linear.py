@@ -11,6 +11,8 @@ from simsiam_tf.config import Purpose
 from simsiam_tf.data import pipeline
 from simsiam_tf.training import optimizers, schedules
 
+_FEW_STEPS = 1000
+
 
 def train_classifier(encode, feature_dim, source, views, config, seed):
     """Trains a fully connected layer on the frozen encoder, by SGD with LARS.
@@ -32,6 +34,12 @@ def train_classifier(encode, feature_dim, source, views, config, seed):
         logging.info("The batch is the whole training split, %d images", batch_size)
     steps_per_epoch = source.num_examples // batch_size
     num_steps = steps_per_epoch * config.epochs
+    if num_steps < _FEW_STEPS:
+        logging.warning(
+            "Only %d steps: LARS hardly moves the classifier in so few. The protocol's numbers are "
+            "for ImageNet; a smaller --batch_size makes more steps",
+            num_steps,
+        )
     classifier = keras.layers.Dense(
         len(source.class_names),
         kernel_initializer=keras.initializers.RandomNormal(

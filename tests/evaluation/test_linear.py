@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simsiam_tf.config import LinearConfig
+from simsiam_tf.data import datasets, views
+from simsiam_tf.evaluation import linear
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """40 images in two classes that their mean colour tells apart."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        name = ("blue", "red")[number % 2]
+        image = rng.integers(0, 100, (12, 12, 3), dtype=np.uint8)
+        image[..., 0 if name == "red" else 2] += 120
+        path = tmp_path / "train" / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tf.io.write_file(str(path), tf.io.encode_png(image))
+    return datasets.load("folder", str(tmp_path), "train")
+
+
+def mean_colour(images):
+    return tf.reduce_mean(images, axis=(1, 2)) / 255
+
+
+def train(source, **settings):
+    config = LinearConfig(**({"epochs": 20, "base_learning_rate": 500.0} | settings))
+    view = views.build_linear_view(8, config.crop_min_area, config.flip_probability)
+    return linear.train_classifier(mean_colour, 3, source, view, config, seed=0)
+
+
+def test_a_separable_problem_is_learned(colours):
+    classifier = train(colours, batch_size=8)
+    red_and_blue = tf.constant([[0.7, 0.2, 0.2], [0.2, 0.2, 0.7]])
+    assert np.argmax(classifier(red_and_blue), axis=1).tolist() == [1, 0]
+
+
+def test_a_batch_larger_than_the_split_is_the_split_and_is_said(colours, caplog):
+    caplog.set_level("INFO")
+    classifier = train(colours, batch_size=4096, epochs=2)
+    assert classifier.kernel.shape == (3, 2)
+    assert "whole training split, 40 images" in caplog.text
+
+
+def test_the_classifier_starts_small_and_with_no_bias(colours):
+    # One step at a rate that moves nothing visible.
+    classifier = train(colours, epochs=1, base_learning_rate=1e-12)
+    assert 0 < np.abs(classifier.kernel.numpy()).max() < 0.05
+    np.testing.assert_allclose(classifier.bias.numpy(), 0, atol=1e-9)
+
+
+def test_the_same_seed_trains_the_same_classifier(colours):
+    first, second = (train(colours, batch_size=8, epochs=2).kernel.numpy() for _ in range(2))
+    np.testing.assert_array_equal(first, second)

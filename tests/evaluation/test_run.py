@@ -1,0 +1,115 @@
+"""`evaluate.py`, run as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simsiam_tf.config import UserError
+from simsiam_tf.evaluation import run
+
+
+@pytest.mark.parametrize(
+    ("protocol", "settings"),
+    [
+        ("knn", {"knn_k": 20}),
+        ("linear", {"batch_size": 64, "epochs": 10, "base_learning_rate": 20.0, "crop_min_area": 0.6}),
+    ],
+)
+def test_the_result_is_the_last_line_and_the_output_file(
+    program, tiny_run, tmp_path, protocol, settings
+):
+    output = tmp_path / "results.json"
+    finished = program(
+        "evaluate.py", f"--encoder={tiny_run / 'encoder'}", f"--protocol={protocol}",
+        f"--output={output}", *(f"--{name}={value}" for name, value in settings.items()),
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert result == json.loads(output.read_text())
+    assert result["protocol"] == protocol
+    assert (result["num_train"], result["num_test"], result["num_classes"]) == (1437, 360, 10)
+    assert settings.items() <= result["settings"].items()
+    assert result["encoder"] == str(tiny_run / "encoder")
+    assert result["versions"]["tensorflow"] == tf.__version__
+    assert result["top1"] < result["top5"]
+    assert 55 < result["top5"] <= 100  # better than chance, 50
+
+
+def test_knn_is_what_the_runs_own_monitor_found_last(program, tiny_run):
+    finished = program("evaluate.py", f"--encoder={tiny_run / 'encoder'}", "--knn_k=20")
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    assert json.loads(finished.stdout)["top1"] == pytest.approx(summary["knn_top1"], abs=0.3)
+
+
+@pytest.fixture
+def pixels_encoder(tmp_path):
+    """A SavedModel of somebody else's with the same signature: its features are the pixels."""
+    module = tf.Module()
+    module.serve = tf.function(
+        lambda images: {"features": tf.reshape(images, [-1, 8 * 8 * 3]) - 100},
+        [tf.TensorSpec([None, 8, 8, 3], tf.float32, "images")],
+    )
+    tf.saved_model.save(module, str(tmp_path / "pixels"), {"serving_default": module.serve})
+    return tmp_path / "pixels"
+
+
+def test_any_saved_model_of_the_signature_is_evaluated(program, pixels_encoder):
+    finished = program(
+        "evaluate.py", f"--encoder={pixels_encoder}", "--image_size=8", "--eval_crop_ratio=1",
+        "--knn_k=1",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    # One nearest neighbour on digits' pixels is known to be very good.
+    assert json.loads(finished.stdout)["top1"] > 95
+
+
+def assert_refused(evaluation_config, match, **settings):
+    with pytest.raises(UserError, match=match):
+        run.run(evaluation_config(**settings))
+
+
+def test_the_image_size_must_be_known(evaluation_config, pixels_encoder):
+    assert_refused(evaluation_config, "--image_size must be given", encoder=str(pixels_encoder))
+
+
+def folder_of(tmp_path, *paths):
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        image = np.zeros((8, 8, 3), np.uint8)
+        (tmp_path / path).write_bytes(tf.io.encode_png(image).numpy())
+    return {"dataset": "folder", "data_dir": str(tmp_path), "image_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("paths", "match"),
+    [
+        (["train/1.png", "test/1.png"], "needs labels"),
+        (["train/cat/1.png", "test/cat/1.png"], "two classes or more.*'cat'"),
+        (["train/cat/1.png", "train/dog/1.png"], "has the splits train. Received: test"),
+        (["cat/1.png", "dog/1.png"], "has no split 'test'"),
+    ],
+)
+def test_data_that_cannot_be_evaluated_on_is_refused(
+    evaluation_config, pixels_encoder, tmp_path, paths, match
+):
+    settings = folder_of(tmp_path / "data", *paths)
+    assert_refused(evaluation_config, match, encoder=str(pixels_encoder), **settings)
+
+
+def test_a_missing_encoder_is_one_line(program):
+    finished = program("evaluate.py", "--encoder=/nowhere")
+    assert finished.returncode == 1
+    last = finished.stderr.strip().splitlines()[-1]
+    assert last.startswith("evaluate.py: --encoder must be a folder that exists.")
+    assert "Traceback" not in finished.stderr
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(evaluation_config):
+    assert_refused(
+        evaluation_config,
+        "--output must be in a folder",
+        encoder="x",
+        output="/nowhere/results.json",
+    )

@@ -1,0 +1,82 @@
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from simsiam_tf.config import UserError
+from simsiam_tf.training import optimizers
+from simsiam_tf.training.checkpoints import Checkpoints, check_workdir, write_flags
+
+
+def build(workdir, value=0.0):
+    layer = keras.layers.Dense(2, kernel_initializer=keras.initializers.Constant(value))
+    layer.build((None, 3))
+    optimizer = optimizers.SGD(optimizers.EpochRates([0.1], 1), 0.9, 0.0)
+    optimizer.build(layer.trainable_variables)
+    return layer, optimizer, Checkpoints(str(workdir), layer, optimizer)
+
+
+def step_once(layer, optimizer):
+    gradients = [np.ones(variable.shape, "float32") for variable in layer.trainable_variables]
+    optimizer.apply(gradients, layer.trainable_variables)
+
+
+def test_a_checkpoint_brings_back_weights_velocities_and_the_step_count(tmp_path):
+    layer, optimizer, checkpoints = build(tmp_path, value=1.5)
+    step_once(layer, optimizer)
+    checkpoints.save(1)
+    restored_layer, restored_optimizer, restored = build(tmp_path)
+    assert restored.restore() == 1
+    step_once(layer, optimizer)
+    step_once(restored_layer, restored_optimizer)
+    np.testing.assert_array_equal(restored_layer.get_weights()[0], layer.get_weights()[0])
+    assert int(restored_optimizer.iterations) == 2
+
+
+def test_the_newest_checkpoint_is_restored_and_three_are_kept(tmp_path):
+    layer, _, checkpoints = build(tmp_path)
+    for step in (5, 10, 100, 1000):
+        layer.bias.assign([step, step])
+        checkpoints.save(step)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == [
+        "step-000000010",
+        "step-000000100",
+        "step-000001000",
+    ]
+    restored_layer, _, restored = build(tmp_path)
+    assert restored.restore() == 1000
+    np.testing.assert_array_equal(restored_layer.bias.numpy(), [1000, 1000])
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_one(tmp_path):
+    _, _, checkpoints = build(tmp_path)
+    checkpoints.save(5)
+    os.rename(
+        tmp_path / "checkpoints" / "step-000000005",
+        tmp_path / "checkpoints" / "step-000000005.partial",
+    )
+    assert checkpoints.restore() is None
+
+
+def test_a_workdir_of_another_configuration_is_refused_by_flag_name(tmp_path, pretrain_config):
+    write_flags(pretrain_config(workdir=str(tmp_path), epochs=100, seed=1))
+    with pytest.raises(UserError) as error:
+        check_workdir(pretrain_config(workdir=str(tmp_path), epochs=200, seed=2))
+    message = str(error.value)
+    assert "--epochs=100 there, 200 here" in message
+    assert "--seed=1 there, 2 here" in message
+    assert "--momentum" not in message
+
+
+def test_how_a_run_is_executed_or_watched_may_change(tmp_path, pretrain_config):
+    write_flags(pretrain_config(workdir=str(tmp_path)))
+    changed = pretrain_config(workdir=str(tmp_path), log_every_steps=1, cpu_replicas=2)
+    assert check_workdir(changed) is None
+
+
+def test_a_workdir_below_a_file_is_refused(tmp_path, pretrain_config):
+    (tmp_path / "file").write_text("")
+    workdir = str(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match=f"--workdir .* Received: {workdir}"):
+        check_workdir(pretrain_config(workdir=workdir))

@@ -1,0 +1,128 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.summary.summary_iterator import summary_iterator
+
+from simsiam_tf.training.loop import Step
+from simsiam_tf.training.monitors import Monitor
+
+
+def build(workdir, restored_step=None, **settings):
+    settings = {"steps_per_epoch": 4, "log_every_steps": 2} | settings
+    return Monitor(
+        str(workdir),
+        restored_step=restored_step,
+        last_step=12,
+        batch_size=8,
+        learning_rates=[0.3, 0.2, 0.1],
+        fixed_predictor=True,
+        **settings,
+    )
+
+
+def take_steps(monitor, first, last, std=0.9):
+    batch = {"views": tuple(tf.zeros([8, 4, 4, 3]) + value for value in (-9.0, 9.0))}
+    for number in range(first, last + 1):
+        metrics = {"loss": tf.constant(-number / 10), "feature_std": tf.constant(std)}
+        monitor.step(Step(number, batch, metrics, waited=0.0))
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def events_of(workdir):
+    """{tag: [(step, value proto)]} of all TensorBoard files of a run."""
+    events = {}
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        for event in summary_iterator(str(path)):
+            for value in event.summary.value:
+                events.setdefault(value.tag, []).append((event.step, value))
+    return events
+
+
+def test_a_line_has_what_the_run_did_at_its_step(tmp_path):
+    monitor = build(tmp_path)
+    take_steps(monitor, 1, 6)
+    monitor.close()
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert [line["epoch"] for line in lines] == [0.5, 1.0, 1.5]
+    assert [line["learning_rate"] for line in lines] == [0.3, 0.3, 0.2]
+    assert lines[1]["loss"] == pytest.approx(-0.4)
+    assert all(line["images_per_second"] > 0 for line in lines)
+    assert all(0 <= line["input_wait_fraction"] <= 1 for line in lines)
+
+
+def test_the_last_step_has_a_line_whatever_the_interval(tmp_path):
+    monitor = build(tmp_path, log_every_steps=5)
+    take_steps(monitor, 1, 12)
+    monitor.close()
+    assert [line["step"] for line in lines_of(tmp_path)] == [5, 10, 12]
+
+
+def test_lines_after_the_checkpoint_leave_the_file_when_a_run_goes_on(tmp_path):
+    monitor = build(tmp_path)
+    take_steps(monitor, 1, 6)
+    monitor.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "ep')  # cut off by a kill
+    monitor = build(tmp_path, restored_step=4)
+    take_steps(monitor, 5, 6)
+    monitor.close()
+    assert [line["step"] for line in lines_of(tmp_path)] == [2, 4, 6]
+
+
+def test_a_start_without_a_checkpoint_begins_a_new_file(tmp_path):
+    for _ in range(2):
+        monitor = build(tmp_path)
+        monitor.knn(0, 50.0)
+        take_steps(monitor, 1, 2)
+        monitor.close()
+    assert [line["step"] for line in lines_of(tmp_path)] == [0, 2]
+
+
+def test_an_epoch_of_collapsed_features_is_a_warning_in_the_log_and_in_tensorboard(
+    tmp_path, caplog
+):
+    monitor = build(tmp_path)
+    take_steps(monitor, 1, 4, std=0.29)
+    monitor.close()
+    assert "Collapse" in caplog.text
+    ((step, value),) = events_of(tmp_path)["warnings"]
+    assert step == 4
+    assert b"Collapse" in value.tensor.string_val[0]
+
+
+def test_one_healthy_line_in_an_epoch_is_no_collapse(tmp_path, caplog):
+    monitor = build(tmp_path)
+    take_steps(monitor, 1, 2, std=0.31)
+    take_steps(monitor, 3, 4, std=0.1)
+    monitor.close()
+    assert "Collapse" not in caplog.text
+
+
+def test_tensorboard_has_the_scalars_both_rates_and_the_view_pairs(tmp_path):
+    monitor = build(tmp_path)
+    take_steps(monitor, 1, 6)
+    monitor.knn(6, 81.5)
+    monitor.close()
+    events = events_of(tmp_path)
+    for name in ("loss", "feature_std", "images_per_second", "input_wait_fraction"):
+        assert [step for step, _ in events[name]] == [2, 4, 6], name
+
+    def scalars(name):
+        return [float(tf.make_ndarray(value.tensor)) for _, value in events[name]]
+
+    np.testing.assert_allclose(scalars("learning_rate"), [0.3, 0.3, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(scalars("predictor_learning_rate"), [0.3, 0.3, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(scalars("knn_top1"), [81.5])
+    ((step, value),) = events["view_pairs"]
+    width, height, png = value.tensor.string_val
+    assert (step, int(width), int(height)) == (1, 8, 32)
+    grid = tf.io.decode_png(png).numpy()
+    # The first view is black as denormalised, the second white: side by side, a row an image.
+    assert (grid[:, :4] == 0).all()
+    assert (grid[:, 4:] == 255).all()

@@ -1,0 +1,248 @@
+"""`train.py`, run as a user runs it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, TINY_RUN
+
+from simsiam_tf.config import UserError
+from simsiam_tf.training import pretrain
+
+TIMINGS = {"images_per_second", "input_wait_fraction"}
+
+
+def lines_of(workdir):
+    """The metrics without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in TIMINGS} for line in lines]
+
+
+def losses_of(workdir):
+    return np.array([line["loss"] for line in lines_of(workdir) if "loss" in line])
+
+
+def weights_of(workdir):
+    """{name: array} of the newest checkpoint: weights, velocities, step count."""
+    folder = max((workdir / "checkpoints").iterdir())
+    reader = tf.train.load_checkpoint(str(folder / "state"))
+    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def assert_same_run(workdir, other):
+    assert lines_of(workdir) == lines_of(other)
+    ours, theirs = weights_of(workdir), weights_of(other)
+    assert len(ours) > 100
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def assert_ends_with_one_line(finished, *words):
+    assert finished.returncode == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
+    last = finished.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: ")
+    for word in words:
+        assert str(word) in last, last
+
+
+def test_a_run_leaves_flags_checkpoint_metrics_tensorboard_encoder_and_summary(tiny_run):
+    assert {path.name for path in tiny_run.iterdir()} == {
+        "flags.cfg", "checkpoints", "metrics.jsonl", "tensorboard", "encoder", "summary.json",
+    }  # fmt: skip
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    assert summary["steps"] == 44
+    assert summary["knn_top1_before_training"] == lines_of(tiny_run)[0]["knn_top1"]
+
+
+def test_metrics_have_a_line_each_log_step_and_knn_before_training_and_each_epoch(tiny_run):
+    lines = lines_of(tiny_run)
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert steps == [5, 10, 15, 20, 25, 30, 35, 40, 44]
+    assert [line["epoch"] for line in lines if "knn_top1" in line] == [0, 1, 2]
+    fields = {"step", "epoch", "loss", "feature_std", "learning_rate"}
+    assert {frozenset(line) for line in lines} == {
+        frozenset(fields), frozenset({"step", "epoch", "knn_top1"}),
+    }  # fmt: skip
+
+
+def test_the_same_command_again_says_finished_and_changes_nothing(program, tiny_run):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    finished = program("train.py", *TINY_RUN, f"--workdir={tiny_run}")
+    assert finished.returncode == 0
+    assert "is finished" in finished.stderr
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+
+
+def test_a_workdir_of_another_configuration_is_refused(program, tiny_run):
+    finished = program("train.py", *TINY_RUN, f"--workdir={tiny_run}", "--momentum=0.8")
+    assert_ends_with_one_line(finished, "--momentum=0.9 there, 0.8 here")
+
+
+def test_the_flags_of_a_run_repeat_it(program, tiny_run, tmp_path):
+    finished = program(
+        "train.py", f"--flagfile={tiny_run / 'flags.cfg'}", f"--workdir={tmp_path / 'again'}"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert_same_run(tmp_path / "again", tiny_run)
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
+    tiny_run, tmp_path, program, tfds_dir
+):
+    workdir = tmp_path / "killed"
+    command = ["train.py", *TINY_RUN, f"--workdir={workdir}", "--checkpoint_every_steps=13"]
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stderr=subprocess.DEVNULL,
+        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)},
+    )  # fmt: skip
+    while not (workdir / "checkpoints" / "step-000000013").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "summary.json").exists()
+    finished = program(*command)
+    assert finished.returncode == 0, finished.stderr
+    assert "Restored" in finished.stderr
+    assert_same_run(workdir, tiny_run)
+
+
+def test_export_alone_writes_the_encoder_of_the_newest_checkpoint(program, tiny_run, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(tiny_run, workdir)
+    shutil.rmtree(workdir / "encoder")
+    finished = program("train.py", *TINY_RUN, f"--workdir={workdir}", "--export")
+    assert finished.returncode == 0, finished.stderr
+    images = tf.random.stateless_uniform([4, 8, 8, 3], [0, 0], 0, 255)
+    features = [
+        tf.saved_model.load(str(run / "encoder")).signatures["serving_default"](images=images)
+        for run in (workdir, tiny_run)
+    ]
+    np.testing.assert_array_equal(features[0]["features"], features[1]["features"])
+
+
+def test_export_without_a_checkpoint_is_refused(pretrain_config, tmp_path):
+    config = pretrain_config(workdir=str(tmp_path), export=True, backbone="resnet18", width=4)
+    with pytest.raises(UserError, match="--export needs a checkpoint"):
+        pretrain.run(config)
+
+
+@pytest.mark.parametrize(
+    ("precision", "num_steps", "tolerance"), [("float64", 22, 1e-8), ("float32", 5, 1e-4)]
+)
+def test_two_replicas_have_the_losses_of_one(program, tmp_path, precision, num_steps, tolerance):
+    losses = []
+    for replicas in (1, 2):
+        workdir = tmp_path / str(replicas)
+        finished = program(
+            "train.py", *TINY_RUN, f"--workdir={workdir}", "--epochs=1", "--log_every_steps=1",
+            "--knn_every_epochs=0", f"--precision={precision}", f"--cpu_replicas={replicas}",
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        assert f"on {replicas} replica(s)" in finished.stderr
+        losses.append(losses_of(workdir))
+    assert len(losses[0]) == len(losses[1]) == 22
+    assert np.abs(losses[0] - losses[1])[:num_steps].max() < tolerance
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A flat heap of 20 images of several sizes and formats, without labels."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        image = rng.integers(0, 256, (20 + number, 40 - number, 3), dtype=np.uint8)
+        if number % 2:
+            (folder / f"{number}.png").write_bytes(tf.io.encode_png(image).numpy())
+        else:
+            (folder / f"{number}.JPG").write_bytes(tf.io.encode_jpeg(image).numpy())
+    return folder
+
+
+FOLDER_RUN = [*TINY_RUN, "--dataset=folder", "--batch_size=8", "--epochs=1", "--log_every_steps=1"]
+
+
+def test_images_without_labels_are_enough(program, photographs, tmp_path):
+    finished = program(
+        "train.py", *FOLDER_RUN, f"--data_dir={photographs}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("No kNN monitor") == 1
+    assert len(losses_of(tmp_path / "run")) == 2
+    assert (tmp_path / "run" / "encoder" / "saved_model.pb").exists()
+
+
+def test_the_knn_monitor_may_use_another_data_set(pretrain_config, photographs, tmp_path, tfds_dir):
+    config = pretrain_config(
+        dataset="folder", data_dir=str(photographs), workdir=str(tmp_path), backbone="resnet18",
+        width=4, stem="cifar", image_size=8, projection_dim=16, prediction_hidden_dim=8,
+        batch_size=8, epochs=1, knn_dataset="digits", knn_data_dir=str(tfds_dir), knn_k=20,
+        knn_bank_size=500,
+    )  # fmt: skip
+    pretrain.run(config)
+    knn = [line["knn_top1"] for line in lines_of(tmp_path) if "knn_top1" in line]
+    assert len(knn) == 2
+    assert all(10 < top1 < 100 for top1 in knn)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_an_image_that_cannot_be_read_is_named(program, photographs, tmp_path, damage):
+    folder = tmp_path / "photographs"
+    shutil.copytree(photographs, folder)
+    victim = folder / "10.JPG"
+    content = victim.read_bytes()
+    victim.write_bytes(
+        {"truncated": content[: len(content) // 2], "empty": b"", "text": b"words"}[damage]
+    )
+    finished = program(
+        "train.py", *FOLDER_RUN, f"--data_dir={folder}", f"--workdir={tmp_path / 'run'}",
+        "--epochs=4",
+    )  # fmt: skip
+    assert_ends_with_one_line(finished, victim)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"batch_size": 2000}, ["--batch_size", "1437", "2000"]),
+        ({"batch_size": 65, "cpu_replicas": 2}, ["--batch_size", "divisible", "2", "65"]),
+        ({"batch_size": 2, "cpu_replicas": 2}, ["--batch_size", "two images or more", "2"]),
+        ({"dataset": "no_such_data"}, ["--dataset", "no_such_data"]),
+        ({"train_split": "trian"}, ["splits", "train", "test", "trian"]),
+        ({"eval_split": "validation"}, ["splits", "train", "test", "validation"]),
+        ({"dataset": "folder"}, ["--data_dir"]),
+        ({"dataset": "folder", "data_dir": "/nowhere"}, ["--data_dir", "/nowhere"]),
+        ({"knn_data_dir": "x"}, ["--knn_dataset"]),
+    ],
+)
+def test_a_mistake_is_found_before_training_and_leaves_no_flags(
+    pretrain_config, tmp_path, tfds_dir, settings, words
+):
+    defaults = {"batch_size": 64, "data_dir": str(tfds_dir), "workdir": str(tmp_path / "run")}
+    if settings.get("dataset") == "folder":
+        defaults["data_dir"] = ""
+    with pytest.raises(UserError) as error:
+        pretrain.run(pretrain_config(**(defaults | settings)))
+    message = str(error.value)
+    for word in words:
+        assert word in message, message
+    assert not (tmp_path / "run" / "flags.cfg").exists()
+
+
+def test_an_empty_folder_is_named(pretrain_config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    config = pretrain_config(
+        dataset="folder", data_dir=str(tmp_path / "empty"), workdir=str(tmp_path / "run")
+    )
+    with pytest.raises(UserError, match=f"No image .* Received: {tmp_path / 'empty'}"):
+        pretrain.run(config)
