@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from simsiam_tf.config import UserError
+from simsiam_tf.data import digits  # noqa: F401 (TFDS knows the builder once it is imported)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
@@ -131,14 +132,9 @@ def _subfolders(folder):
 def _prepared_builder(name, data_dir):
     """The TFDS builder of a data set that is on disk, where it was put now if it was not before."""
     try:
-        if name == "digits":
-            from simsiam_tf.data.digits import Digits  # registers itself with TFDS when imported
-
-            builder = Digits(data_dir=data_dir, file_format="array_record")
-        else:
-            builder = tfds.builder(name, data_dir=data_dir)
-            if not builder.is_prepared():
-                builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder = tfds.builder(name, data_dir=data_dir)
+        if not builder.is_prepared():  # else the format is the one on disk
+            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         raise UserError(
             "--dataset must be digits, folder or the name of a TFDS data set, as "
@@ -146,18 +142,20 @@ def _prepared_builder(name, data_dir):
         ) from None
     except (ValueError, ImportError) as error:
         raise UserError(f"TFDS cannot build the data set {name}: {error}") from error
-    if builder.is_prepared():
-        return builder
-    logging.info("Preparing %s in %s", name, builder.data_dir)
-    try:
-        builder.download_and_prepare()
-    except Exception as error:  # whatever a data set's script, the network or the disk may raise
-        raise UserError(
-            f"The data set {name} is not in {builder.data_dir} and TFDS cannot put it there "
-            f"({type(error).__name__}: {error}). Prepare it where there is a network, copy that "
-            "folder here and name the one above it with --data_dir"
-        ) from error
-    return builder
+    if not builder.is_prepared():
+        logging.info("Preparing %s in %s", name, builder.data_dir)
+        try:
+            builder.download_and_prepare()
+        except (
+            Exception
+        ) as error:  # whatever a data set's script, the network or the disk may raise
+            raise UserError(
+                f"The data set {name} is not in {builder.data_dir} and TFDS cannot put it there "
+                f"({type(error).__name__}: {error}). Prepare it where there is a network, copy that "
+                "folder here and name the one above it with --data_dir"
+            ) from error
+    # Opened anew, it knows every file format that is on disk.
+    return tfds.builder_from_directory(builder.data_dir)
 
 
 def _load_tfds(builder, split):
@@ -194,19 +192,18 @@ def _load_tfds(builder, split):
         "class_names": class_names,
         "describe": describe,
     }
-    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+    if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
         logging.info("%s: %d images, by random access (ArrayRecord)", name, info.num_examples)
         return Source(**common, read=_array_record_reader(builder, split, parse))
     logging.info(
-        "%s: %d images, streamed (%s), shuffled in a buffer of %d; for a full shuffle by random "
-        "access convert it: tfds convert_format --dataset_dir=%s --out_file_format=array_record "
-        "--out_path=<data_dir>/%s",
+        "%s: %d images, streamed (%s) through a shuffle buffer of %d; for full shuffles by random "
+        "access, convert it in place: pip install apache-beam mlcroissant && tfds convert_format "
+        "--dataset_version_dir=%s --out_file_format=array_record",
         name,
         info.num_examples,
         builder.info.file_format.value,
         _SHUFFLE_BUFFER,
         builder.data_dir,
-        builder.info.full_name,
     )
     return Source(**common, stream=_record_streamer(info.file_instructions, parse))
 

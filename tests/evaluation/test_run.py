@@ -14,7 +14,10 @@ from simsiam_tf.evaluation import run
     ("protocol", "settings"),
     [
         ("knn", {"knn_k": 20}),
-        ("linear", {"batch_size": 64, "epochs": 10, "base_learning_rate": 20.0, "crop_min_area": 0.6}),
+        (
+            "linear",
+            {"batch_size": 64, "epochs": 10, "base_learning_rate": 20.0, "crop_min_area": 0.6},
+        ),
     ],
 )
 def test_the_result_is_the_last_line_and_the_output_file(
