@@ -146,13 +146,11 @@ def _prepared_builder(name, data_dir):
         logging.info("Preparing %s in %s", name, builder.data_dir)
         try:
             builder.download_and_prepare()
-        except (
-            Exception
-        ) as error:  # whatever a data set's script, the network or the disk may raise
+        except Exception as error:  # of the data set's own script, the network, the disk
             raise UserError(
-                f"The data set {name} is not in {builder.data_dir} and TFDS cannot put it there "
-                f"({type(error).__name__}: {error}). Prepare it where there is a network, copy that "
-                "folder here and name the one above it with --data_dir"
+                f"The data set {name} is not in {builder.data_dir}, and TFDS cannot put it there: "
+                f"{type(error).__name__}: {error}. Prepare it where there is a network, copy that "
+                "folder here, and name with --data_dir the folder that TFDS kept it in"
             ) from error
     # Opened anew, it knows every file format that is on disk.
     return tfds.builder_from_directory(builder.data_dir)

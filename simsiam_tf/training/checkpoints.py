@@ -49,9 +49,13 @@ def check_workdir(config):
 
 def write_flags(config):
     """Writes the resolved flags into the workdir, as a flagfile that repeats the run."""
-    path = os.path.join(config.system.workdir, FLAGFILE)
+    write_whole(os.path.join(config.system.workdir, FLAGFILE), config_lib.to_flagfile(config))
+
+
+def write_whole(path, text):
+    """Writes a file aside and renames it: what has the name is whole."""
     with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        file.write(config_lib.to_flagfile(config))
+        file.write(text)
     os.replace(f"{path}.partial", path)
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from simsiam_tf import export
 from simsiam_tf.data import views
 from simsiam_tf.evaluation import features, knn
+from simsiam_tf.training.checkpoints import write_whole
 
 METRICS = "metrics.jsonl"
 COLLAPSED_STD = 0.3
@@ -32,7 +33,7 @@ class Monitor:
         batch_size,
         log_every_steps,
         learning_rates,
-        fixed_predictor,
+        predictor_learning_rates,
     ):
         """Args:
         workdir: the run's folder.
@@ -43,14 +44,14 @@ class Monitor:
         batch_size: global.
         log_every_steps: from one line to the next.
         learning_rates: of every epoch.
-        fixed_predictor: whether the predictor keeps the first of them.
+        predictor_learning_rates: likewise.
         """
         self.last_step = last_step
         self.steps_per_epoch = steps_per_epoch
         self.batch_size = batch_size
         self.log_every_steps = log_every_steps
         self.learning_rates = learning_rates
-        self.fixed_predictor = fixed_predictor
+        self.predictor_learning_rates = predictor_learning_rates
         self.lines = _reopen_metrics(os.path.join(workdir, METRICS), restored_step)
         self.file = open(os.path.join(workdir, METRICS), "a", encoding="utf-8")  # noqa: SIM115
         self.summaries = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
@@ -59,8 +60,9 @@ class Monitor:
             initial=restored_step or 0,
             unit="step",
             disable=not sys.stderr.isatty(),
-            bar_format="{desc} {n_fmt}/{total_fmt} steps |{bar:20}| {postfix}, {remaining} left",
+            bar_format="{desc} {n_fmt}/{total_fmt} steps |{bar:20}|{postfix}, {remaining} left",
         )
+        self.views_are_due = True
         self.last_logged = restored_step or 0
         self.waited = self.paused = 0.0
         self.started = time.perf_counter()
@@ -68,15 +70,13 @@ class Monitor:
     def step(self, step):
         """Takes note of a `loop.Step`; writes a line where one is due."""
         self.waited += step.waited
-        if step.number == self.last_logged + 1 and not self._has_views:
+        if self.views_are_due:
             self._write_view_pairs(step)
         self.progress.update()
         if step.number % self.log_every_steps == 0 or step.number == self.last_step:
             self._write_step(step)
         if step.number % self.steps_per_epoch == 0:
             self._look_for_collapse(step.number)
-
-    _has_views = False
 
     def _write_step(self, step):
         values = {name: float(value) for name, value in step.metrics.items()}
@@ -91,8 +91,7 @@ class Monitor:
         }
         self._write(step.number, line)
         with self.summaries.as_default(step.number):
-            fixed = self.learning_rates[0 if self.fixed_predictor else epoch]
-            tf.summary.scalar("predictor_learning_rate", fixed)
+            tf.summary.scalar("predictor_learning_rate", self.predictor_learning_rates[epoch])
         text = (
             f"loss {line['loss']:.4f}, std {line['feature_std']:.3f}, "
             f"{line['images_per_second']:.0f} images/s"
@@ -121,7 +120,7 @@ class Monitor:
         grid = tf.concat(tf.unstack(rows), axis=0)
         with self.summaries.as_default(step.number):
             tf.summary.image("view_pairs", grid[tf.newaxis])
-        self._has_views = True
+        self.views_are_due = False
 
     def _look_for_collapse(self, step):
         """Warns where every line of the epoch has a std under 0.3."""
@@ -213,9 +212,7 @@ def _reopen_metrics(path, restored_step):
         # A line that was cut off by a kill has no end.
         texts = [text for text in file if text.endswith("\n")]
     kept = [text for text in texts if json.loads(text)["step"] <= restored_step]
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        file.writelines(kept)
-    os.replace(f"{path}.partial", path)
+    write_whole(path, "".join(kept))
     return [json.loads(text) for text in kept]
 
 

@@ -12,7 +12,7 @@ from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.methods import build_method
 from simsiam_tf.models import resnet
 from simsiam_tf.training import loop, optimizers, schedules
-from simsiam_tf.training.checkpoints import Checkpoints, check_workdir, write_flags
+from simsiam_tf.training.checkpoints import Checkpoints, check_workdir, write_flags, write_whole
 from simsiam_tf.training.monitors import KnnMonitor, Monitor
 
 SUMMARY = "summary.json"
@@ -54,7 +54,7 @@ def run(config):
         batch_size=batch_size,
         log_every_steps=config.monitor.log_every_steps,
         learning_rates=schedules.learning_rates(config.optimization),
-        fixed_predictor=config.optimization.fix_predictor_learning_rate,
+        predictor_learning_rates=schedules.predictor_learning_rates(config.optimization),
     )
     knn_monitor = KnnMonitor(model.encoder, *knn_sources, config) if knn_sources else None
     if knn_monitor and restored_step is None:
@@ -102,8 +102,7 @@ def run(config):
         "replicas": strategy.num_replicas_in_sync,
         "versions": export.versions(),
     }
-    with open(summary_path, "w", encoding="utf-8") as file:
-        json.dump(summary, file, indent=2)
+    write_whole(summary_path, json.dumps(summary, indent=2))
     logging.info("Finished: %s", json.dumps(summary))
 
 

@@ -15,6 +15,13 @@ def learning_rates(config):
     return rates + cosine(initial, epochs - warmup)
 
 
+def predictor_learning_rates(config):
+    """The same for the predictor, whose rate may be held at the full one (Table 1c)."""
+    if config.fix_predictor_learning_rate:
+        return [initial_learning_rate(config)] * config.epochs
+    return learning_rates(config)
+
+
 def initial_learning_rate(config):
     """The full rate: base · global batch / 256."""
     return scaled(config.base_learning_rate, config.batch_size)

@@ -17,7 +17,7 @@ def build(workdir, restored_step=None, **settings):
         last_step=12,
         batch_size=8,
         learning_rates=[0.3, 0.2, 0.1],
-        fixed_predictor=True,
+        predictor_learning_rates=[0.4, 0.4, 0.5],
         **settings,
     )
 
@@ -117,7 +117,7 @@ def test_tensorboard_has_the_scalars_both_rates_and_the_view_pairs(tmp_path):
         return [float(tf.make_ndarray(value.tensor)) for _, value in events[name]]
 
     np.testing.assert_allclose(scalars("learning_rate"), [0.3, 0.3, 0.2], rtol=1e-6)
-    np.testing.assert_allclose(scalars("predictor_learning_rate"), [0.3, 0.3, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(scalars("predictor_learning_rate"), [0.4, 0.4, 0.4], rtol=1e-6)
     np.testing.assert_allclose(scalars("knn_top1"), [81.5])
     ((step, value),) = events["view_pairs"]
     width, height, png = value.tensor.string_val

@@ -195,15 +195,11 @@ def test_the_knn_monitor_may_use_another_data_set(pretrain_config, photographs, 
     assert all(10 < top1 < 100 for top1 in knn)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_an_image_that_cannot_be_read_is_named(program, photographs, tmp_path, damage):
+def test_an_image_that_cannot_be_read_is_named(program, photographs, tmp_path):
     folder = tmp_path / "photographs"
     shutil.copytree(photographs, folder)
     victim = folder / "10.JPG"
-    content = victim.read_bytes()
-    victim.write_bytes(
-        {"truncated": content[: len(content) // 2], "empty": b"", "text": b"words"}[damage]
-    )
+    victim.write_bytes(victim.read_bytes()[:400])
     finished = program(
         "train.py", *FOLDER_RUN, f"--data_dir={folder}", f"--workdir={tmp_path / 'run'}",
         "--epochs=4",

@@ -23,6 +23,14 @@ def test_warm_up_rises_by_equal_steps_to_the_full_rate_and_the_cosine_follows():
     np.testing.assert_allclose(rates[4:], 0.1 * (1 + np.cos(np.pi * np.arange(10) / 10)))
 
 
+def test_the_predictors_rate_is_held_at_the_full_one_or_decays_like_the_others():
+    settings = {"batch_size": 256, "epochs": 5, "warmup_epochs": 2}
+    held = OptimizationConfig(**settings)
+    decayed = OptimizationConfig(**settings, fix_predictor_learning_rate=False)
+    assert schedules.predictor_learning_rates(held) == [0.05] * 5
+    assert schedules.predictor_learning_rates(decayed) == schedules.learning_rates(decayed)
+
+
 @pytest.mark.parametrize(("batch_size", "expected"), [(64, 0.0125), (256, 0.05), (4096, 0.8)])
 def test_the_rate_grows_linearly_with_the_batch(batch_size, expected):
     config = OptimizationConfig(base_learning_rate=0.05, batch_size=batch_size)
