@@ -309,6 +309,14 @@ class MonitorConfig(Config):
         50_000, "Training images that the kNN monitor compares with, at most.", at_least=1
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.knn_data_dir and not self.knn_dataset:
+            raise UserError(
+                "--knn_data_dir needs --knn_dataset, the data set that is read from it. "
+                f"Received: {self.knn_data_dir}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class SystemConfig(Config):

@@ -44,6 +44,7 @@ def test_values_at_their_bounds_are_taken():
     [
         (config_lib.ViewsConfig, {"blur_sigma_min": 3.0}),
         (config_lib.OptimizationConfig, {"warmup_epochs": 100}),
+        (config_lib.MonitorConfig, {"knn_data_dir": "x"}),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(config_class, values):

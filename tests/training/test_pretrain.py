@@ -137,16 +137,34 @@ def test_export_without_a_checkpoint_is_refused(pretrain_config, tmp_path):
         pretrain.run(config)
 
 
+# The rate is a quarter of the demonstration's or less: the higher it is, the faster training
+# amplifies float32's rounding.
+DIGITS_RUN = [
+    "--flagfile=configs/digits.cfg",
+    "--width=8",
+    "--projection_dim=32",
+    "--projection_hidden_dim=32",
+    "--prediction_hidden_dim=16",
+    "--batch_size=64",
+    "--base_learning_rate=0.2",
+    "--epochs=1",
+    "--log_every_steps=1",
+    "--knn_every_epochs=0",
+]
+
+
 @pytest.mark.parametrize(
     ("precision", "num_steps", "tolerance"), [("float64", 22, 1e-8), ("float32", 5, 1e-4)]
 )
-def test_two_replicas_have_the_losses_of_one(program, tmp_path, precision, num_steps, tolerance):
+def test_two_replicas_have_the_losses_of_one_over_an_epoch_of_digits(
+    program, tmp_path, precision, num_steps, tolerance
+):
     losses = []
     for replicas in (1, 2):
         workdir = tmp_path / str(replicas)
         finished = program(
-            "train.py", *TINY_RUN, f"--workdir={workdir}", "--epochs=1", "--log_every_steps=1",
-            "--knn_every_epochs=0", f"--precision={precision}", f"--cpu_replicas={replicas}",
+            "train.py", *DIGITS_RUN, f"--precision={precision}",
+            f"--cpu_replicas={replicas}", f"--workdir={workdir}",
         )  # fmt: skip
         assert finished.returncode == 0, finished.stderr
         assert f"on {replicas} replica(s)" in finished.stderr
@@ -218,7 +236,6 @@ def test_an_image_that_cannot_be_read_is_named(program, photographs, tmp_path):
         ({"eval_split": "validation"}, ["splits", "train", "test", "validation"]),
         ({"dataset": "folder"}, ["--data_dir"]),
         ({"dataset": "folder", "data_dir": "/nowhere"}, ["--data_dir", "/nowhere"]),
-        ({"knn_data_dir": "x"}, ["--knn_dataset"]),
     ],
 )
 def test_a_mistake_is_found_before_training_and_leaves_no_flags(

@@ -1,0 +1,388 @@
+"""Folders, the embedded digits and TFDS: which images a name stands for, and what is an error."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from simsiam_tf.config import UserError
+from simsiam_tf.data import datasets, ops
+from simsiam_tf.data.digits import Digits
+
+
+def write_images(root, *names, level=0):
+    """A flat image per name, each of another level from `level` on: {path: level}."""
+    levels = {}
+    for number, name in enumerate(names, start=level):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file_format = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP"}
+        image = Image.fromarray(np.full([9, 7, 3], number, np.uint8))
+        image.save(path, file_format[path.suffix.lower()])
+        levels[str(path)] = number
+    return levels
+
+
+def read_all(source, start=0, stop=None):
+    """The decoded images and the labels of a source, by index."""
+    stop = source.num_examples if stop is None else stop
+    encoded, labels = source.read(tf.range(start, stop, dtype=tf.int64))
+    return [ops.decode_image(image).numpy() for image in encoded], labels.numpy().tolist()
+
+
+def levels_of(source):
+    return [int(np.median(image)) for image in read_all(source)[0]]
+
+
+def described(source, root):
+    """Where the images are, relative to the folder."""
+    paths = [source.describe(index) for index in range(source.num_examples)]
+    return [pathlib.Path(path).relative_to(root).as_posix() for path in paths]
+
+
+def error_of(name, data_dir, split):
+    """The one line of the `UserError` that loading raises."""
+    with pytest.raises(UserError) as raised:
+        datasets.load(name, str(data_dir), split)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+# Folders.
+
+
+def test_split_folders_with_class_folders_are_labelled(tmp_path):
+    write_images(tmp_path, "train/cat/b.png", "train/cat/a.png", "train/dog/c.png")
+    write_images(tmp_path, "val/cat/d.png", "val/dog/e.png", level=3)
+    train = datasets.load("folder", str(tmp_path), "train")
+    assert train.labelled
+    assert train.class_names == ("cat", "dog")
+    assert described(train, tmp_path) == ["train/cat/a.png", "train/cat/b.png", "train/dog/c.png"]
+    assert levels_of(train) == [1, 0, 2]
+    assert read_all(train)[1] == [0, 0, 1]
+    validation = datasets.load("folder", str(tmp_path), "val")
+    assert validation.class_names == ("cat", "dog")
+    assert levels_of(validation) == [3, 4]
+    assert read_all(validation)[1] == [0, 1]
+
+
+def test_class_folders_without_splits_are_the_training_split(tmp_path):
+    write_images(tmp_path, "dog/a.png", "cat/b.png", "ant/c.png")
+    source = datasets.load("folder", str(tmp_path), "train")
+    assert source.class_names == ("ant", "cat", "dog")
+    assert levels_of(source) == [2, 1, 0]
+    assert read_all(source)[1] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("names", [("b.png", "a.png"), ("train/b.png", "train/a.png")])
+def test_a_flat_heap_is_unlabelled(tmp_path, names):
+    write_images(tmp_path, *names)
+    source = datasets.load("folder", str(tmp_path), "train")
+    assert not source.labelled
+    assert source.class_names == ()
+    assert source.num_examples == 2
+    assert levels_of(source) == [1, 0]
+    assert read_all(source)[1] == [datasets.UNLABELLED] * 2
+
+
+def test_images_beside_class_folders_leave_all_unlabelled(tmp_path):
+    write_images(tmp_path, "a.png", "cat/b.png", "dog/c.png")
+    source = datasets.load("folder", str(tmp_path), "train")
+    assert not source.labelled
+    assert levels_of(source) == [0, 1, 2]
+    assert read_all(source)[1] == [datasets.UNLABELLED] * 3
+
+
+def test_images_nested_in_a_class_folder_are_of_that_class(tmp_path):
+    write_images(tmp_path, "train/cat/2020/may/a.png", "train/cat/b.png", "train/dog/x/y/z/c.png")
+    source = datasets.load("folder", str(tmp_path), "train")
+    assert source.class_names == ("cat", "dog")
+    assert levels_of(source) == [0, 1, 2]
+    assert read_all(source)[1] == [0, 0, 1]
+
+
+def test_every_suffix_is_found_in_either_case_and_nothing_else(tmp_path):
+    names = ["a.png", "b.PNG", "c.jpg", "d.JPG", "e.jpeg", "f.JPEG", "g.bmp", "h.Bmp"]
+    write_images(tmp_path, *names, level=40)
+    for other in ("labels.txt", "i.tiff", "j.png.bak", "png", "k.npy"):
+        (tmp_path / other).write_text("not an image")
+    source = datasets.load("folder", str(tmp_path), "train")
+    assert described(source, tmp_path) == names
+    assert levels_of(source) == list(range(40, 48))
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    write_images(tmp_path, "cat/a.png", "cat/._a.png", ".thumbnails/b.png", "cat/.cache/c.png")
+    source = datasets.load("folder", str(tmp_path), "train")
+    assert source.class_names == ("cat",)
+    assert described(source, tmp_path) == ["cat/a.png"]
+
+
+def test_linked_folders_are_followed(tmp_path):
+    write_images(tmp_path / "elsewhere", "a.png", "b.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    source = datasets.load("folder", str(tmp_path / "images"), "train")
+    assert source.class_names == ("cat",)
+    assert levels_of(source) == [0, 1]
+
+
+def test_a_class_that_a_split_lacks_keeps_the_label_numbers(tmp_path):
+    write_images(tmp_path, "train/ant/a.png", "train/bee/b.png", "train/cat/c.png")
+    write_images(tmp_path, "test/bee/d.png", "test/cat/e.png", "test/dog/f.png", level=3)
+    train = datasets.load("folder", str(tmp_path), "train")
+    test = datasets.load("folder", str(tmp_path), "test")
+    assert train.class_names == test.class_names == ("ant", "bee", "cat", "dog")
+    assert read_all(train)[1] == [0, 1, 2]
+    assert read_all(test)[1] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "validation", "test"])
+def test_each_split_folder_is_a_split(tmp_path, split):
+    for level, name in enumerate(("train", "val", "validation", "test")):
+        write_images(tmp_path, f"{name}/a.png", level=level)
+    source = datasets.load("folder", str(tmp_path), split)
+    assert described(source, tmp_path) == [f"{split}/a.png"]
+
+
+def test_read_takes_any_indices_in_any_order(tmp_path):
+    write_images(tmp_path, *[f"{name}/{name}.png" for name in "abcdef"])
+    source = datasets.load("folder", str(tmp_path), "train")
+
+    @tf.function
+    def read(indices):
+        return source.read(indices)
+
+    encoded, labels = read(tf.constant([4, 0, 4, 2], tf.int64))
+    assert labels.numpy().tolist() == [4, 0, 4, 2]
+    assert labels.dtype == tf.int32
+    assert [int(ops.decode_image(image)[0, 0, 0]) for image in encoded] == [4, 0, 4, 2]
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    write_images(tmp_path, "images/a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert datasets.load("folder", "~/images", "train").num_examples == 1
+
+
+def test_a_folder_needs_a_data_dir():
+    assert error_of("folder", "", "train").endswith("Received: none")
+
+
+def test_a_data_dir_that_does_not_exist_is_an_error(tmp_path):
+    missing = tmp_path / "missing"
+    assert error_of("folder", missing, "train").endswith(f"Received: {missing}")
+    file = tmp_path / "file"
+    file.write_text("")
+    assert error_of("folder", file, "train").endswith(f"Received: {file}")
+
+
+def test_a_folder_without_images_is_an_error(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "readme.txt").write_text("")
+    message = error_of("folder", tmp_path, "train")
+    assert message.endswith(f"Received: {tmp_path / 'train'}")
+    assert ".png" in message
+
+
+def test_a_split_that_the_folder_lacks_is_an_error(tmp_path):
+    write_images(tmp_path, "train/a.png", "val/b.png")
+    message = error_of("folder", tmp_path, "test")
+    assert message.endswith("Received: test")
+    assert "train, val" in message
+
+
+def test_a_folder_without_splits_has_only_a_training_split(tmp_path):
+    write_images(tmp_path, "cat/a.png")
+    message = error_of("folder", tmp_path, "test")
+    assert message.endswith("Received: test")
+    assert str(tmp_path) in message
+
+
+# Digits.
+
+
+@pytest.fixture(scope="module")
+def digits_dir(tmp_path_factory):
+    """Where TFDS keeps the digits, once they were loaded."""
+    folder = tmp_path_factory.mktemp("tfds")
+    datasets.load("digits", str(folder), "train")
+    return folder
+
+
+@pytest.mark.parametrize(("split", "num_examples"), [("train", 1437), ("test", 360)])
+def test_digits_have_their_sizes_and_ten_classes(digits_dir, split, num_examples):
+    source = datasets.load("digits", str(digits_dir), split)
+    assert source.num_examples == num_examples
+    assert source.labelled
+    assert source.class_names == tuple("0123456789")
+    assert source.read is not None
+
+
+def sklearn_digits(split):
+    """[(pixels, label)] of scikit-learn's copy: every fifth, from the first on, is for testing."""
+    bunch = load_digits()
+    gray = np.round(bunch.images * 255 / 16).astype(np.uint8)
+    examples = zip(np.repeat(gray[..., None], 3, axis=-1), bunch.target, strict=True)
+    return [
+        (image.tobytes(), int(label))
+        for number, (image, label) in enumerate(examples)
+        if (number % 5 == 0) == (split == "test")
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_digits_are_those_of_scikit_learn(digits_dir, split):
+    images, labels = read_all(datasets.load("digits", str(digits_dir), split))
+    assert {image.shape for image in images} == {(8, 8, 3)}
+    examples = [(image.tobytes(), label) for image, label in zip(images, labels, strict=True)]
+    assert sorted(examples) == sorted(sklearn_digits(split))
+
+
+def test_digits_are_prepared_once(digits_dir):
+    files = {path: path.stat().st_mtime_ns for path in digits_dir.rglob("*") if path.is_file()}
+    datasets.load("digits", str(digits_dir), "test")
+    assert files == {path: path.stat().st_mtime_ns for path in files}
+    assert any(path.suffix == ".json" for path in files)
+
+
+def test_digits_on_disk_are_taken_in_the_format_they_are_in(tmp_path):
+    Digits(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
+    files = set(tmp_path.rglob("*"))
+    source = datasets.load("digits", str(tmp_path), "test")
+    assert source.read is None
+    assert source.stream is not None
+    assert source.num_examples == 360
+    assert set(tmp_path.rglob("*")) == files
+
+
+def test_array_record_is_read_where_both_formats_are_on_disk(digits_dir, tmp_path):
+    Digits(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
+    for path in digits_dir.rglob("*.array_record*"):
+        shutil.copy(path, tmp_path / path.relative_to(digits_dir))
+    # As `tfds convert_format` notes it, when it converts in place.
+    (info,) = tmp_path.rglob("dataset_info.json")
+    noted = json.loads(info.read_text()) | {"alternativeFileFormats": ["array_record"]}
+    info.write_text(json.dumps(noted))
+    images, labels = read_all(datasets.load("digits", str(tmp_path), "test"))
+    examples = [(image.tobytes(), label) for image, label in zip(images, labels, strict=True)]
+    assert sorted(examples) == sorted(sklearn_digits("test"))
+
+
+# TFDS.
+
+
+def test_slices_of_a_split_partition_it(digits_dir):
+    slices = ["test[:10%]", "test[10%:60%]", "test[60%:]"]
+    sources = [datasets.load("digits", str(digits_dir), split) for split in slices]
+    assert [source.num_examples for source in sources] == [36, 180, 144]
+    whole = read_all(datasets.load("digits", str(digits_dir), "test"))
+    parts = [read_all(source) for source in sources]
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in parts]), whole[0])
+    assert [label for _, labels in parts for label in labels] == whole[1]
+
+
+def test_read_takes_records_in_any_order(digits_dir):
+    source = datasets.load("digits", str(digits_dir), "train[100:110]")
+    images, labels = read_all(source)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+    def read(indices):
+        return source.read(indices)
+
+    encoded, some_labels = read(tf.constant([9, 0, 9, 4], tf.int64))
+    assert some_labels.dtype == tf.int32
+    assert some_labels.numpy().tolist() == [labels[index] for index in (9, 0, 9, 4)]
+    for image, index in zip(encoded, (9, 0, 9, 4), strict=True):
+        np.testing.assert_array_equal(ops.decode_image(image), images[index])
+
+
+@pytest.mark.parametrize("split", ["validation", "train[", "train[:10%", "", "train[:2000]"])
+def test_an_unknown_split_is_an_error(digits_dir, split):
+    message = error_of("digits", digits_dir, split)
+    assert message.endswith(f"Received: {split}")
+    assert "train, test" in message
+
+
+@pytest.mark.parametrize("name", ["no_such_data_set", "digitz", "no_such_data_set/config"])
+def test_an_unknown_name_is_an_error(tmp_path, name):
+    message = error_of(name, tmp_path, "train")
+    assert message.endswith(f"Received: {name}")
+    assert "digits, folder" in message
+
+
+def test_an_unknown_config_is_an_error(digits_dir):
+    assert "digits/no_such_config" in error_of("digits/no_such_config", digits_dir, "train")
+
+
+class UnlabelledPatches(tfds.core.GeneratorBasedBuilder):
+    """Three flat images in a feature of another name, and no label."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = None
+
+    def _info(self):
+        image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
+        features = tfds.features.FeaturesDict({"id": tfds.features.Text(), "picture": image})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for key in range(3):
+            yield key, {"id": str(key), "picture": np.full([4, 5 + key, 3], key, np.uint8)}
+
+
+class Sentences(UnlabelledPatches):
+    """No image."""
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"id": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _generate_examples(self):
+        yield 0, {"id": "A sentence."}
+
+
+class OutOfReach(UnlabelledPatches):
+    """Cannot be prepared, as where there is no network."""
+
+    def _split_generators(self, dl_manager):
+        raise ConnectionError("Name or service not known")
+
+
+def test_a_tfds_set_without_labels_is_unlabelled(tmp_path):
+    source = datasets.load("unlabelled_patches", str(tmp_path), "train")
+    images, labels = read_all(source)
+    assert not source.labelled
+    assert labels == [datasets.UNLABELLED] * 3
+    assert sorted((image.shape, int(image.max())) for image in images) == [
+        ((4, 5, 3), 0),
+        ((4, 6, 3), 1),
+        ((4, 7, 3), 2),
+    ]
+
+
+def test_a_tfds_set_without_images_is_an_error(tmp_path):
+    assert error_of("sentences", tmp_path, "train").endswith("Received: sentences/1.0.0")
+
+
+def test_a_tfds_set_that_cannot_be_had_is_an_error(tmp_path):
+    message = error_of("out_of_reach", tmp_path, "train")
+    assert "out_of_reach" in message
+    assert str(tmp_path) in message
+    assert "Name or service not known" in message
+
+
+def test_a_record_is_described_by_its_split_and_folder(digits_dir):
+    description = datasets.load("digits", str(digits_dir), "test").describe(7)
+    assert "7" in description
+    assert "digits/1.0.0 test" in description
+    assert str(digits_dir) in description

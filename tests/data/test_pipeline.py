@@ -1,0 +1,547 @@
+"""Order, views and errors of the pipeline: what each step sees is a function of its number."""
+
+import collections
+import io
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from simsiam_tf.config import UserError, ViewsConfig
+from simsiam_tf.data import datasets, pipeline, views
+from simsiam_tf.data.digits import Digits
+
+NUM_IMAGES = 23
+SEED = 3
+# One random crop and flip, in levels of 255; two views and the colours take long to trace.
+RECIPE = views.build_linear_view(8, 0.2, 0.5)
+
+
+def level_of(index):
+    return 10 * index + 10
+
+
+def write_image(path, index):
+    """A gray ramp whose mean tells the index of the image."""
+    ramp = np.linspace(-4, 4, 12).round()
+    pixels = np.broadcast_to((level_of(index) + ramp)[None, :, None], (10, 12, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def encoded_image():
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    for index in range(NUM_IMAGES):
+        folder = root / ("first" if index < 12 else "second")
+        folder.mkdir(exist_ok=True)
+        write_image(folder / f"{index:02}.png", index)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(image_folder):
+    return datasets.load("folder", str(image_folder), "train")
+
+
+@pytest.fixture(scope="module")
+def array_record(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("array_record")
+    builder = Digits(data_dir=str(folder), file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
+    return datasets.load("digits", str(folder), "train[20%:26%]")  # of two shards, both in part
+
+
+@pytest.fixture(scope="module", params=["folder", "array_record"])
+def source(request):
+    """Each way to read by random access: files and records."""
+    return request.getfixturevalue(request.param)
+
+
+def batch_size_of(source):
+    """An even one that leaves a partial batch: 4 of 23 images, 16 of 86."""
+    return 4 if source.num_examples == NUM_IMAGES else 16
+
+
+def steps_per_epoch(source):
+    return source.num_examples // batch_size_of(source)
+
+
+def training_batches(source, first_step, last_step, *, seed=SEED, recipe=RECIPE, context=None):
+    return pipeline.training_batches(
+        source,
+        recipe,
+        batch_size=batch_size_of(source),
+        seed=seed,
+        first_step=first_step,
+        last_step=last_step,
+        context=context,
+    )
+
+
+def train(source, first_step, last_step, **options):
+    return list(training_batches(source, first_step, last_step, **options).as_numpy_iterator())
+
+
+def indices(batches):
+    return np.stack([batch["index"] for batch in batches])
+
+
+def assert_same_batches(batches, others):
+    """Bit for bit."""
+    assert len(batches) == len(others) > 0
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys() == {"views", "label", "index"}
+        tf.nest.map_structure(np.testing.assert_array_equal, batch, other)
+
+
+def pixels(image):
+    return tf.cast(image, tf.float32)
+
+
+def no_augmentation(image, seed):
+    del seed
+    return (pixels(image),)
+
+
+@pytest.fixture(scope="module")
+def plain(source):
+    """The batches of four epochs, without augmentation."""
+    return train(source, 0, 4 * steps_per_epoch(source), recipe=no_augmentation)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(source):
+    """The batches of two epochs and a bit, augmented."""
+    return train(source, 0, 2 * steps_per_epoch(source) + 2)
+
+
+# Order.
+
+
+def test_every_epoch_is_a_permutation_without_its_partial_batch(source, plain):
+    steps = steps_per_epoch(source)
+    assert source.num_examples % batch_size_of(source) > 0
+    assert indices(plain).shape == (4 * steps, batch_size_of(source))
+    for epoch in indices(plain).reshape(4, -1):
+        assert len(set(epoch)) == steps * batch_size_of(source)
+        assert set(epoch) <= set(range(source.num_examples))
+
+
+def test_epochs_differ_in_order_and_in_what_they_drop(plain):
+    first, second, *_ = indices(plain).reshape(4, -1)
+    assert (first != second).mean() > 0.5
+    assert set(first) != set(second)
+    # Nor is any of them the order on disk.
+    assert (first != np.arange(len(first))).mean() > 0.5
+    assert np.abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.6
+
+
+def test_an_epoch_is_complete_where_the_batch_divides_it(folder):
+    batches = pipeline.training_batches(
+        folder, no_augmentation, batch_size=NUM_IMAGES, seed=SEED, first_step=0, last_step=4
+    )
+    for batch in batches.as_numpy_iterator():
+        assert sorted(batch["index"]) == list(range(NUM_IMAGES))
+
+
+def test_every_image_comes_equally_often_at_every_place():
+    count, num_epochs = 12, 250
+    orders = np.stack(
+        [
+            pipeline.epoch_order(count, SEED, epoch, tf.range(count, dtype=tf.int64))
+            for epoch in range(num_epochs)
+        ]
+    )
+    times = np.stack([np.bincount(column, minlength=count) for column in orders.T])
+    assert (times.sum(axis=1) == num_epochs).all()
+    # Expected are 21 times, with a deviation of 4.4: five of them, as there are 144 counts.
+    assert abs(times - num_epochs / count).max() < 22
+
+
+def test_the_order_of_a_class_sorted_set_mixes_the_classes_in_each_batch():
+    # Of 5,000 images sorted by class, each batch of 250 holds about 25 of each of ten classes.
+    order = pipeline.epoch_order(5000, SEED, 0, tf.range(5000, dtype=tf.int64)).numpy()
+    classes = order.reshape(20, 250) // 500
+    times = np.stack([np.bincount(batch, minlength=10) for batch in classes])
+    assert sorted(order) == list(range(5000))
+    assert 6 < times.min() <= times.max() < 48
+
+
+def test_step_order_names_the_images_of_each_step(folder):
+    steps = steps_per_epoch(folder)
+    for step, batch in enumerate(train(folder, 0, 2 * steps, recipe=no_augmentation)):
+        order = pipeline.step_order(NUM_IMAGES, batch_size_of(folder), SEED, step)
+        np.testing.assert_array_equal(batch["index"], order)
+
+
+def test_another_seed_gives_another_order(source, plain):
+    steps = steps_per_epoch(source)
+    first = indices(plain[:steps])
+    other = indices(train(source, 0, steps, recipe=no_augmentation, seed=SEED + 1))
+    assert (first != other).mean() > 0.5
+
+
+def test_a_run_without_steps_has_no_batches(source):
+    steps = steps_per_epoch(source)
+    assert train(source, steps + 1, steps + 1, recipe=no_augmentation) == []
+    assert train(source, 2 * steps, 2 * steps, recipe=no_augmentation) == []
+
+
+# Pixels, labels, views.
+
+
+def test_index_label_and_pixels_belong_to_one_image(folder):
+    for batch in train(folder, 0, 2 * steps_per_epoch(folder)):
+        np.testing.assert_array_equal(batch["label"], batch["index"] >= 12)
+        for view, index in zip(batch["views"][0], batch["index"], strict=True):
+            assert abs(view.mean() - level_of(index)) < 5
+
+
+def test_an_index_names_the_same_image_in_every_epoch(source, plain):
+    images = collections.defaultdict(set)
+    for batch in plain:
+        for index, image, label in zip(
+            batch["index"], batch["views"][0], batch["label"], strict=True
+        ):
+            images[index].add((image.tobytes(), int(label)))
+    assert len(images) > 0.9 * source.num_examples
+    assert all(len(seen) == 1 for seen in images.values())
+
+
+def test_batches_have_the_promised_shapes_and_dtypes(source):
+    size = batch_size_of(source)
+    recipe = views.build_views(ViewsConfig(image_size=8, jitter_probability=0.0))
+    (batch,) = train(source, 0, 1, recipe=recipe)
+    assert [view.shape for view in batch["views"]] == [(size, 8, 8, 3)] * 2
+    assert [view.dtype for view in batch["views"]] == [np.float32] * 2
+    assert batch["label"].shape == batch["index"].shape == (size,)
+    assert batch["label"].dtype == np.int32
+    assert batch["index"].dtype == np.int64
+
+
+def test_views_are_drawn_anew_for_each_seed_epoch_and_image():
+    # What the recipe is given as its seed.
+    def drawn(image, seed):
+        del image
+        return (seed,)
+
+    def read(indices):
+        return tf.fill(tf.shape(indices), encoded_image()), indices
+
+    source = datasets.Source("five", 5, (), str, read=read)
+    seeds = set()
+    for seed in (0, 1):
+        batches = pipeline.training_batches(
+            source, drawn, batch_size=5, seed=seed, first_step=0, last_step=4
+        )
+        for batch in batches.as_numpy_iterator():
+            seeds |= {tuple(words) for words in batch["views"][0]}
+    assert len(seeds) == 2 * 4 * 5
+
+
+# Resuming, sharing, running in parallel: none of them changes what is computed.
+
+
+@pytest.mark.parametrize("place", ["in_the_first_epoch", "at_an_epochs_end", "in_a_later_epoch"])
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(source, uninterrupted, place):
+    steps = steps_per_epoch(source)
+    first = {"in_the_first_epoch": 2, "at_an_epochs_end": steps, "in_a_later_epoch": steps + 3}
+    resumed = train(source, first[place], 2 * steps + 2)
+    assert_same_batches(resumed, uninterrupted[first[place] :])
+
+
+def concatenated(*shares):
+    return [
+        tf.nest.map_structure(lambda *columns: np.concatenate(columns), *parts)
+        for parts in zip(*shares, strict=True)
+    ]
+
+
+def test_two_pipelines_share_the_global_batch_of_one(source, uninterrupted):
+    last = steps_per_epoch(source) + 2
+    shares = [
+        train(
+            source,
+            1,
+            last,
+            context=tf.distribute.InputContext(
+                num_input_pipelines=2, input_pipeline_id=pipeline_id, num_replicas_in_sync=2
+            ),
+        )
+        for pipeline_id in range(2)
+    ]
+    assert len(shares[0][0]["index"]) == batch_size_of(source) // 2
+    assert_same_batches(concatenated(*shares), uninterrupted[1:last])
+
+
+def test_two_replicas_of_one_pipeline_get_the_halves_of_the_batch(source, uninterrupted):
+    last = steps_per_epoch(source) + 1
+    context = tf.distribute.InputContext(
+        num_input_pipelines=1, input_pipeline_id=0, num_replicas_in_sync=2
+    )
+    halves = train(source, 0, last, context=context)
+    assert len(halves) == 2 * last
+    assert_same_batches(concatenated(halves[0::2], halves[1::2]), uninterrupted[:last])
+
+
+def test_four_replicas_of_two_pipelines_get_the_quarters_of_the_batch(folder):
+    contexts = [
+        tf.distribute.InputContext(
+            num_input_pipelines=2, input_pipeline_id=pipeline_id, num_replicas_in_sync=4
+        )
+        for pipeline_id in range(2)
+    ]
+    first, second = (train(folder, 0, 3, context=context) for context in contexts)
+    quarters = concatenated(first[0::2], first[1::2], second[0::2], second[1::2])
+    assert_same_batches(quarters, train(folder, 0, 3))
+
+
+def unfused():
+    """No stage of the pipeline merged with the next, which would hide a lack of order."""
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    return options
+
+
+def test_parallelism_does_not_change_the_batches(source, uninterrupted):
+    options = unfused()
+    options.threading.private_threadpool_size = 1
+    options.threading.max_intra_op_parallelism = 1
+    options.autotune.enabled = False
+    last = steps_per_epoch(source) + 1
+    batches = training_batches(source, 0, last).with_options(options)
+    assert_same_batches(list(batches.as_numpy_iterator()), uninterrupted[:last])
+
+
+def test_images_that_take_long_keep_their_place():
+    def read(indices):
+        # The first 16 take long, to read as well as to decode.
+        sides = tf.where(indices < 16, 600, 1)
+        encoded = tf.map_fn(
+            lambda side: tf.io.encode_png(tf.zeros([side, side, 3], tf.uint8)),
+            sides,
+            fn_output_signature=tf.string,
+        )
+        return encoded, tf.cast(indices, tf.int32)
+
+    source = datasets.Source("large and small", 64, (), str, read=read)
+    batches = pipeline.training_batches(
+        source,
+        lambda image, seed: (tf.reduce_sum(image),),
+        batch_size=8,
+        seed=SEED,
+        first_step=0,
+        last_step=8,
+    )
+    for step, batch in enumerate(batches.with_options(unfused()).as_numpy_iterator()):
+        order = pipeline.step_order(64, 8, SEED, step)
+        np.testing.assert_array_equal(batch["index"], order)
+    evaluation = pipeline.evaluation_batches(source, mean_view, 8).with_options(unfused())
+    _, labels = evaluated(evaluation.as_numpy_iterator())
+    np.testing.assert_array_equal(labels, np.arange(64))
+
+
+def test_batches_are_the_same_when_iterated_again(source):
+    batches = training_batches(source, 1, 3, recipe=no_augmentation)
+    first, second = (list(batches.as_numpy_iterator()) for _ in range(2))
+    assert_same_batches(second, first)
+    batches = pipeline.evaluation_batches(source, pixels, 8, limit=16)
+    first, second = (images_and_labels(batches.as_numpy_iterator()) for _ in range(2))
+    assert second == first
+
+
+# Evaluation.
+
+
+def mean_view(image):
+    return tf.reduce_mean(tf.cast(image, tf.float32))
+
+
+def evaluate(source, batch_size, view=mean_view, **options):
+    batches = pipeline.evaluation_batches(source, view, batch_size, **options)
+    return list(batches.as_numpy_iterator())
+
+
+def evaluated(batches):
+    """The images and labels of all batches."""
+    return [np.concatenate(column) for column in zip(*batches, strict=True)]
+
+
+def test_evaluation_sees_every_image_once_in_order(folder):
+    batches = evaluate(folder, 5)
+    assert [len(labels) for _, labels in batches] == [5, 5, 5, 5, 3]
+    levels, labels = evaluated(batches)
+    np.testing.assert_allclose(levels, level_of(np.arange(NUM_IMAGES)), atol=0.5)
+    np.testing.assert_array_equal(labels, np.arange(NUM_IMAGES) >= 12)
+    assert labels.dtype == np.int32
+
+
+def test_evaluation_order_names_the_images_of_each_batch(folder):
+    for limit in (None, 9):
+        (levels, _) = evaluated(evaluate(folder, 4, seed=1, limit=limit))
+        positions = tf.range(len(levels), dtype=tf.int64)
+        order = pipeline.evaluation_order(folder, positions, seed=1, limit=limit).numpy()
+        np.testing.assert_allclose(levels, level_of(order), atol=0.5)
+
+
+def images_and_labels(batches):
+    images, labels = evaluated(batches)
+    return [(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def everything(source):
+    """What evaluation sees without a limit."""
+    return images_and_labels(evaluate(source, 10, pixels))
+
+
+def test_evaluation_sees_every_image_of_every_kind_of_source_once(source, plain, everything):
+    assert len(everything) == source.num_examples
+    in_training_order = [
+        (image.tobytes(), int(label))
+        for batch in plain
+        for image, label in zip(batch["views"][0], batch["label"], strict=True)
+    ]
+    # Over four epochs every image was trained on: the same images, each as often as on disk.
+    assert set(everything) == set(in_training_order)
+    assert everything == images_and_labels(evaluate(source, 7, pixels))
+
+
+@pytest.mark.parametrize("limit", [1, 9])
+def test_a_limit_takes_a_fixed_random_subset(source, everything, limit):
+    subset = images_and_labels(evaluate(source, 4, pixels, limit=limit))
+    assert len(subset) == limit
+    assert subset == images_and_labels(evaluate(source, 4, pixels, limit=limit))
+    assert not collections.Counter(subset) - collections.Counter(everything)
+    assert subset != everything[:limit]
+    if limit > 1:
+        assert set(subset) != set(everything[:limit])
+        assert subset != images_and_labels(evaluate(source, 4, pixels, limit=limit, seed=1))
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_no_limit_or_a_large_one_takes_everything_in_order(source, everything, limit):
+    assert images_and_labels(evaluate(source, 10, pixels, limit=limit)) == everything
+
+
+# Errors.
+
+# A photograph: noise makes the file long enough to cut.
+NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+def write_truncated_jpeg(path):
+    Image.fromarray(NOISE).save(path, "JPEG")
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def write_truncated_png(path):
+    Image.fromarray(NOISE).save(path, "PNG")
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def write_nothing(path):
+    path.write_bytes(b"")
+
+
+def write_text(path):
+    path.write_text("This is a list of images.\n")
+
+
+@pytest.fixture(
+    params=[
+        ("broken.jpg", write_truncated_jpeg),
+        ("broken.png", write_truncated_png),
+        ("empty.png", write_nothing),
+        ("empty.jpg", write_nothing),
+        ("text.png", write_text),
+    ],
+    ids=["truncated_jpeg", "truncated_png", "zero_byte_png", "zero_byte_jpeg", "text_named_png"],
+)
+def broken(request, image_folder, tmp_path):
+    """A folder's source and the path of its one image that cannot be read, in the middle."""
+    name, write = request.param
+    root = tmp_path / "images"
+    shutil.copytree(image_folder, root)
+    path = root / "first" / f"07-{name}"
+    write(path)
+    return datasets.load("folder", str(root), "train"), path
+
+
+def position_of(path, source):
+    return next(i for i in range(source.num_examples) if source.describe(i) == str(path))
+
+
+def batches_until_error(batches):
+    """How many batches come before the `UserError`, and its text."""
+    count = 0
+    try:
+        for _ in batches:
+            count += 1
+    except UserError as error:
+        return count, str(error)
+    pytest.fail("No UserError was raised")
+
+
+def test_training_names_the_image_that_cannot_be_read(broken):
+    source, path = broken
+    first_step, last_step, size = 2, 20, 4
+
+    def indices_of(position):
+        return pipeline.step_order(source.num_examples, size, SEED, first_step + position)
+
+    batches = pipeline.training_batches(
+        source, RECIPE, batch_size=size, seed=SEED, first_step=first_step, last_step=last_step
+    )
+    sound, message = batches_until_error(pipeline.iterate(batches, source, indices_of))
+    assert str(path) in message
+    assert "\n" not in message
+    index = position_of(path, source)
+    assert sound == next(i for i in range(last_step - first_step) if index in indices_of(i))
+
+
+def test_evaluation_names_the_image_that_cannot_be_read(broken):
+    source, path = broken
+
+    def indices_of(position):
+        positions = tf.range(5 * position, min(5 * position + 5, source.num_examples))
+        return pipeline.evaluation_order(source, positions)
+
+    batches = pipeline.evaluation_batches(source, mean_view, 5)
+    sound, message = batches_until_error(pipeline.iterate(batches, source, indices_of))
+    assert str(path) in message
+    assert "\n" not in message
+    assert sound == position_of(path, source) // 5
+
+
+def test_batches_of_sound_images_pass_unchanged(folder):
+    expected = train(folder, 0, 7)
+    batches = training_batches(folder, 0, len(expected))
+    passed = [
+        tf.nest.map_structure(np.asarray, batch)
+        for batch in pipeline.iterate(batches, folder, indices_of=None)
+    ]
+    assert_same_batches(passed, expected)
+
+
+def test_a_record_that_is_no_image_is_an_error_of_the_user_for_streams_too():
+    def stream(seed, transform):
+        del seed
+        records = tf.data.Dataset.from_tensor_slices([encoded_image(), b"not an image"])
+        return transform(records).enumerate().map(lambda index, encoded: (index, encoded, 0))
+
+    source = datasets.Source("two records", 2, (), str, stream=stream)
+    batches = pipeline.evaluation_batches(source, pixels, 1)
+    with pytest.raises(UserError, match="two records") as raised:
+        list(pipeline.iterate(batches, source, lambda position: None))
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,279 @@
+"""The recipes: what they are made of, and that they depend on nothing but image and seed."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from simsiam_tf.config import ViewsConfig
+from simsiam_tf.data import ops, views
+
+SIZE = 20
+# The whole image, resized: its aspect is within bounds, so no other box has its area.
+PLAIN = ViewsConfig(
+    image_size=SIZE,
+    crop_min_area=1.0,
+    jitter_probability=0.0,
+    grayscale_probability=0.0,
+    blur_probability=0.0,
+    flip_probability=0.0,
+)
+# torchvision's normalize, as the reference calls it.
+MEAN = np.array([0.485, 0.456, 0.406])
+STD = np.array([0.229, 0.224, 0.225])
+
+
+def photograph(height=40, width=40, seed=0):
+    """Soft colours with noise: `[height, width, 3]` uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None]
+    image = np.stack([x, 0.6 * (1 - y), 0.2 + 0.6 * x * y], axis=-1)
+    image += rng.normal(0, 0.08, image.shape)
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+
+
+def changed(config, **settings):
+    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return ViewsConfig(**values | settings)
+
+
+def seed_of(number):
+    return np.array([23, number], np.int32)
+
+
+def eagerly(function, images, seeds):
+    """`function(image, seed)` of each image with its seed: a list of results."""
+    pairs = zip(images, seeds, strict=True)
+    results = [function(tf.constant(image), tf.constant(seed)) for image, seed in pairs]
+    return tf.nest.map_structure(np.asarray, results)
+
+
+def in_tf_data(function, images, seeds):
+    pairs = tf.data.Dataset.from_tensor_slices((np.stack(images), np.stack(seeds)))
+    return list(pairs.map(function, num_parallel_calls=2).as_numpy_iterator())
+
+
+@pytest.fixture(params=[eagerly, in_tf_data], ids=["eagerly", "in_tf_data"])
+def run(request):
+    return request.param
+
+
+def many_views(config, count, image=None):
+    """Single views of one image with many seeds: `[count, size, size, 3]`, denormalized."""
+    image = tf.constant(photograph() if image is None else image)
+    seeds = tf.data.Dataset.range(count, output_type=tf.int32)
+    data = seeds.map(
+        lambda number: views.augment(image, tf.stack([23, number]), config), num_parallel_calls=2
+    )
+    return next(data.batch(count).as_numpy_iterator()) * STD + MEAN
+
+
+def whole_image_resized(image, size=SIZE):
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized, np.float64) / 255
+
+
+def test_two_different_views_depend_on_image_and_seed_only(run):
+    build = views.build_views(ViewsConfig(image_size=SIZE))
+    image, other_image = photograph(seed=0), photograph(seed=1)
+    first, again, other_draws, of_other_image = run(
+        build, [image, image, image, other_image], [seed_of(number) for number in (0, 0, 1, 0)]
+    )
+    assert len(first) == views.NUM_VIEWS == 2
+    for view in first:
+        assert view.shape == (SIZE, SIZE, 3)
+        assert view.dtype == np.float32
+    assert np.abs(first[0] - first[1]).mean() > 0.05
+    np.testing.assert_array_equal(again, first)
+    assert np.abs(np.subtract(other_draws, first)).mean() > 0.05
+    assert np.abs(np.subtract(of_other_image, first)).mean() > 0.01
+
+
+def test_views_in_tf_data_are_bit_for_bit_those_made_eagerly():
+    build = views.build_views(ViewsConfig(image_size=SIZE))
+    images, seeds = [photograph(50, 41)] * 20, [seed_of(number) for number in range(20)]
+    in_graph = in_tf_data(build, images, seeds)
+    np.testing.assert_array_equal(in_graph, eagerly(build, images, seeds))
+    every_view = np.reshape(in_graph, [40, -1])
+    assert len(np.unique(every_view, axis=0)) == 40  # no two draws are the same
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (17, 13), (60, 48)])
+def test_a_recipe_without_augmentation_is_resize_and_normalize(run, shape):
+    image = photograph(*shape)
+    expected = (whole_image_resized(image) - MEAN) / STD
+    for view in run(views.build_views(PLAIN), [image], [seed_of(0)])[0]:
+        assert np.abs(view - expected).mean() * STD.mean() <= 2 / 255
+
+
+def test_normalize_is_by_the_mean_and_std_of_imagenet(run):
+    image = photograph().astype(np.float32) / 255
+    (result,) = run(lambda image, _: views.normalize(image), [image], [seed_of(0)])
+    np.testing.assert_allclose(result, (image - MEAN) / STD, atol=1e-5)
+
+
+def test_denormalize_is_the_inverse_of_normalize(run):
+    image = photograph().astype(np.float32) / 255
+    (result,) = run(
+        lambda image, _: views.denormalize(views.normalize(image)), [image], [seed_of(0)]
+    )
+    np.testing.assert_allclose(result, image, atol=1e-6)
+
+
+def test_denormalized_values_are_clipped(run):
+    image = np.array([[[-9, 0, 9]]], np.float32)
+    (result,) = run(lambda image, _: views.denormalize(image), [image], [seed_of(0)])
+    np.testing.assert_allclose(result, [[[0, 0.456, 1]]], atol=1e-6)
+
+
+# Each stage by itself, always applied, on the whole image: it is the op with the config's numbers.
+
+
+def test_flip_probability_is_that_of_mirroring():
+    plain = whole_image_resized(photograph())
+    for probability, mirrored in [(0.0, 0), (0.3, 0.3), (1.0, 1)]:
+        result = many_views(changed(PLAIN, flip_probability=probability), 300)
+        distance = np.abs(result[:, None] - np.stack([plain, plain[:, ::-1]])).mean((2, 3, 4))
+        assert (distance.min(axis=1) <= 2 / 255).all()
+        assert abs(distance.argmin(axis=1).mean() - mirrored) <= 0.11  # 4 deviations
+
+
+def test_grayscale_probability_is_that_of_equal_channels():
+    for probability in (0.0, 0.2, 1.0):
+        result = many_views(changed(PLAIN, grayscale_probability=probability), 400)
+        gray = np.ptp(result, axis=-1).max(axis=(1, 2)) < 1e-5
+        assert abs(gray.mean() - probability) <= 0.08  # 4 deviations
+
+
+def test_jitter_probability_is_that_of_changed_colours():
+    plain = whole_image_resized(photograph())
+    for probability in (0.0, 0.8):
+        config = changed(PLAIN, jitter_probability=probability, brightness=1.0)
+        distance = np.abs(many_views(config, 300) - plain).mean(axis=(1, 2, 3))
+        assert abs((distance > 2 / 255).mean() - probability) <= 0.1
+
+
+def test_blur_probability_and_sigma_are_those_of_the_config():
+    plain = views.denormalize(views.build_views(PLAIN)(photograph(), seed_of(0))[0])
+    settings = {"blur_sigma_min": 1.3, "blur_sigma_max": 1.3}
+    blurred = np.asarray(ops.gaussian_blur(plain, 1.3))
+    for probability in (0.0, 0.4, 1.0):
+        config = changed(PLAIN, blur_probability=probability, **settings)
+        result = many_views(config, 200)
+        is_blurred = np.abs(result - blurred).max(axis=(1, 2, 3)) < 1e-4
+        is_plain = np.abs(result - plain).max(axis=(1, 2, 3)) < 1e-4
+        assert (is_blurred ^ is_plain).all()
+        assert abs(is_blurred.mean() - probability) <= 0.15
+
+
+def test_blur_sigma_is_drawn_between_its_bounds():
+    plain = views.denormalize(views.build_views(PLAIN)(photograph(), seed_of(0))[0])
+    config = changed(PLAIN, blur_probability=1.0, blur_sigma_min=0.6, blur_sigma_max=1.8)
+    sharpness = np.abs(np.diff(many_views(config, 100), axis=1)).mean(axis=(1, 2, 3))
+    bounds = [
+        np.abs(np.diff(ops.gaussian_blur(plain, sigma), axis=0)).mean() for sigma in (1.8, 0.6)
+    ]
+    assert bounds[0] - 1e-4 <= sharpness.min() < sharpness.max() <= bounds[1] + 1e-4
+    assert np.ptp(sharpness) > 0.8 * (bounds[1] - bounds[0])
+
+
+def luma(image):
+    return image @ [0.299, 0.587, 0.114]
+
+
+def luma_steps(image):
+    return np.abs(np.diff(luma(image), axis=0)).mean()
+
+
+# What brightness, contrast and saturation leave alone unless it is their own, without clipping.
+STATISTICS = {
+    "brightness": lambda image: luma(image).mean(),
+    "contrast": lambda image: luma_steps(image) / luma(image).mean(),
+    "saturation": lambda image: np.ptp(image, axis=-1).mean() / luma_steps(image),
+    "hue": lambda image: (image[..., 0] > image[..., 1]).mean(),
+}
+
+
+def test_each_strength_of_the_jitter_has_its_own_setting():
+    image = photograph() // 2 + 50
+    none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    for strength in STATISTICS:
+        config = changed(PLAIN, jitter_probability=1.0, **none | {strength: 0.3})
+        result = many_views(config, 40, image)
+        for name, statistic in STATISTICS.items():
+            values = [statistic(view) for view in result]
+            spread = np.std(values) / np.mean(values)
+            if name == strength:
+                assert spread > 0.1, strength
+            elif strength != "hue":  # it moves them all
+                assert spread < 0.01, (strength, name)
+
+
+def test_crop_area_is_that_of_the_config():
+    # On a ramp a crop's range of values is its width: the area is at least a half.
+    ramp = np.round(np.linspace(0, 255, 256)).astype(np.uint8)
+    image = np.repeat(np.broadcast_to(ramp, (256, 256))[..., None], 3, axis=-1)
+    down = many_views(changed(PLAIN, crop_min_area=0.5), 200, np.ascontiguousarray(image))
+    width = np.ptp(down.mean(axis=(1, 3)), axis=1) / (1 - 1 / SIZE)
+    assert width.min() > 0.95 * np.sqrt(0.5 * 3 / 4)
+    assert width.min() < 0.7
+    assert width.max() <= 1.01
+
+
+def test_jitter_comes_before_gray_and_blur():
+    # Neither commutes with it: a shifted hue has another luma, and clipping is not linear.
+    config = changed(
+        PLAIN,
+        jitter_probability=1.0,
+        grayscale_probability=1.0,
+        blur_probability=1.0,
+        blur_sigma_min=1.0,
+        blur_sigma_max=1.0,
+    )
+    colour = changed(config, grayscale_probability=0.0, blur_probability=0.0)
+    for jittered, result in zip(many_views(colour, 10), many_views(config, 10), strict=True):
+        expected = ops.gaussian_blur(ops.grayscale(jittered), 1.0)
+        np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+# The other recipes.
+
+
+def test_evaluation_view_is_the_central_crop_in_levels(run):
+    # torchvision's Resize(20) and CenterCrop(16), for PIL images.
+    image = photograph(30, 45)
+    resized = Image.fromarray(image).resize((30, 20), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized.crop((7, 2, 23, 18)), np.float64)
+    build = views.build_evaluation_view(16, 0.8)
+    (result,) = run(lambda image, _: build(image), [image], [seed_of(0)])
+    assert result.shape == (16, 16, 3)
+    assert result.dtype == np.float32
+    assert np.abs(result - expected).mean() <= 2
+
+
+def test_evaluation_view_is_within_zero_and_255(run):
+    image = np.random.default_rng(0).choice([0, 255], [37, 50, 3]).astype(np.uint8)
+    build = views.build_evaluation_view(64, 0.875)
+    (result,) = run(lambda image, _: build(image), [image], [seed_of(0)])
+    assert result.min() >= 0
+    assert 250 < result.max() <= 255
+
+
+def test_linear_view_is_a_crop_in_levels_flipped_with_its_probability(run):
+    image = photograph()
+    plain = 255 * whole_image_resized(image)
+    for probability, expected in [(0.0, plain), (1.0, plain[:, ::-1])]:
+        build = views.build_linear_view(SIZE, 1.0, probability)
+        ((view,),) = run(build, [image], [seed_of(0)])
+        assert view.dtype == np.float32
+        assert np.abs(view - expected).mean() <= 2
+
+
+def test_linear_view_crops_and_depends_on_the_seed():
+    build = views.build_linear_view(SIZE, 0.08, 0.5)
+    image = photograph()
+    seeds = [seed_of(number) for number in (0, 0, 1)]
+    (first,), (again,), (other,) = eagerly(build, [image] * 3, seeds)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).mean() > 2
+    assert np.abs(first - 255 * whole_image_resized(image)).mean() > 2
