@@ -34,6 +34,7 @@ class Source:
     describe: typing.Callable[[int], str]  # index → where that image is, for error messages
     # indices int64 [k] → (encoded string [k], label int32 [k]), in a graph
     read: typing.Callable | None = None
+    read_at_once: int = 1  # how many indices `read` best takes
     # seed int32 [2], or None for the order on disk → data set of (index, encoded, label)
     stream: typing.Callable | None = None
 
@@ -140,8 +141,8 @@ def _prepared_builder(name, data_dir):
             "--dataset must be digits, folder or the name of a TFDS data set, as "
             f"https://www.tensorflow.org/datasets/catalog lists them. Received: {name}"
         ) from None
-    except (ValueError, ImportError) as error:
-        raise UserError(f"TFDS cannot build the data set {name}: {error}") from error
+    except (AssertionError, ValueError, ImportError) as error:  # AssertionError: a version
+        raise UserError(f"TFDS cannot build the data set {name}: {_one_line(error)}") from error
     if not builder.is_prepared():
         logging.info("Preparing %s in %s", name, builder.data_dir)
         try:
@@ -149,11 +150,15 @@ def _prepared_builder(name, data_dir):
         except Exception as error:  # of the data set's own script, the network, the disk
             raise UserError(
                 f"The data set {name} is not in {builder.data_dir}, and TFDS cannot put it there: "
-                f"{type(error).__name__}: {error}. Prepare it where there is a network, copy that "
-                "folder here, and name with --data_dir the folder that TFDS kept it in"
+                f"{type(error).__name__}: {_one_line(error)}. Prepare it where there is a network, "
+                "copy that folder here, and name with --data_dir the folder that TFDS kept it in"
             ) from error
     # Opened anew, it knows every file format that is on disk.
     return tfds.builder_from_directory(builder.data_dir)
+
+
+def _one_line(error):
+    return " ".join(str(error).split())
 
 
 def _load_tfds(builder, split):
@@ -165,6 +170,8 @@ def _load_tfds(builder, split):
             f"{builder.info.full_name} has the splits {', '.join(builder.info.splits)}. "
             f"Received: {split}"
         ) from None
+    if info.num_examples < 1:
+        raise UserError(f"A split must hold an image or more. Received: {split}")
     features = builder.info.features
     image_key = _key_of(features, tfds.features.Image)
     label_key = _key_of(features, tfds.features.ClassLabel)
@@ -192,7 +199,7 @@ def _load_tfds(builder, split):
     }
     if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
         logging.info("%s: %d images, by random access (ArrayRecord)", name, info.num_examples)
-        return Source(**common, read=_array_record_reader(builder, split, parse))
+        return Source(**common, read=_array_record_reader(builder, split, parse), read_at_once=16)
     logging.info(
         "%s: %d images, streamed (%s) through a shuffle buffer of %d; for full shuffles by random "
         "access, convert it in place: pip install apache-beam mlcroissant && tfds convert_format "
@@ -245,7 +252,8 @@ def _record_streamer(instructions, parse):
         return records.enumerate(first)
 
     def stream(seed):
-        columns = [tf.constant(column) for column in zip(*shards, strict=True)]
+        paths, *numbers = zip(*shards, strict=True)
+        columns = [tf.constant(paths), *(tf.constant(column, tf.int64) for column in numbers)]
         if seed is not None:
             order = tf.argsort(tf.random.stateless_uniform([len(shards)], seed))
             columns = [tf.gather(column, order) for column in columns]

@@ -12,10 +12,10 @@ import tensorflow as tf
 from simsiam_tf.config import Purpose, UserError
 from simsiam_tf.data import ops
 
-_READ_AT_ONCE = 16
 _READ_ERRORS = (
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
     tf.errors.DataLossError,
     tf.errors.UnknownError,
 )
@@ -68,10 +68,11 @@ def step_order(num_examples, batch_size, seed, step):
 
 def epoch_order(num_examples, seed, epoch, positions, purpose=Purpose.ORDER):
     """The samples at some positions of an epoch: int64 `[k]` → indices int64 `[k]`."""
-    return tf.random.experimental.index_shuffle(
-        positions,
-        seed=fold_in([seed, purpose], epoch),
-        max_index=tf.constant(num_examples - 1, tf.int64),
+    # The public index_shuffle keys on the low bits of the seed's words, one of them the epoch, and
+    # would repeat after 256 epochs; its four rounds leave neighbours correlated.
+    key = tf.random.stateless_uniform([3], fold_in([seed, purpose], epoch), None, None, tf.int32)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=positions, seed=key, max_index=tf.constant(num_examples - 1, tf.int64), rounds=8
     )
 
 
@@ -96,7 +97,7 @@ def _read_in_order(source, batch_size, positions, seed, first_step, last_step):
         return (epoch, indices, *source.read(indices))
 
     steps = tf.data.Dataset.range(first_step, last_step).map(order)
-    chunks = steps.unbatch().batch(_READ_AT_ONCE)
+    chunks = steps.unbatch().batch(source.read_at_once)
     return chunks.map(read, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
 
 
@@ -108,7 +109,7 @@ def _stream_in_order(source, batch_size, positions, seed, first_step, last_step)
 
     def one_epoch(epoch):
         done = tf.where(epoch == first_epoch, steps_done, 0)
-        todo = tf.minimum(steps_per_epoch, last_step - epoch * steps_per_epoch)
+        todo = tf.minimum(tf.cast(steps_per_epoch, tf.int64), last_step - epoch * steps_per_epoch)
 
         def shares(records):
             records = records.take(tf.cast(todo, tf.int64) * batch_size)
@@ -143,7 +144,7 @@ def evaluation_batches(source, view, batch_size, *, seed=0, limit=None):
     if source.read:
         order = (
             tf.data.Dataset.range(count)
-            .batch(_READ_AT_ONCE)
+            .batch(source.read_at_once)
             .map(lambda positions: evaluation_order(source, positions, seed=seed, limit=limit))
         )
         examples = order.map(source.read, num_parallel_calls=tf.data.AUTOTUNE).unbatch()

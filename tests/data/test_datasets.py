@@ -262,6 +262,33 @@ def test_digits_on_disk_are_taken_in_the_format_they_are_in(tmp_path):
     assert set(tmp_path.rglob("*")) == files
 
 
+def streamed(source):
+    """[(index, image, label)] in the order on disk."""
+    return [
+        (int(index), ops.decode_image(encoded).numpy().tobytes(), int(label))
+        for index, encoded, label in source.stream(None)
+    ]
+
+
+def test_digits_as_tfrecord_are_those_of_scikit_learn(tmp_path):
+    Digits(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
+    indices, *examples = zip(*streamed(datasets.load("digits", str(tmp_path), "test")), strict=True)
+    assert sorted(indices) == list(range(360))
+    assert sorted(zip(*examples, strict=True)) == sorted(sklearn_digits("test"))
+
+
+def test_slices_of_a_streamed_split_partition_it(tmp_path):
+    builder = Digits(data_dir=str(tmp_path), file_format="tfrecord")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
+    examples = []
+    for split in ("test[:10%]", "test[10%:60%]", "test[60%:]"):
+        source = datasets.load("digits", str(tmp_path), split)
+        part = streamed(source)
+        assert sorted(index for index, _, _ in part) == list(range(source.num_examples))
+        examples += [example for _, *example in part]
+    assert sorted(map(tuple, examples)) == sorted(sklearn_digits("test"))
+
+
 def test_array_record_is_read_where_both_formats_are_on_disk(digits_dir, tmp_path):
     Digits(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
     for path in digits_dir.rglob("*.array_record*"):
@@ -310,6 +337,11 @@ def test_an_unknown_split_is_an_error(digits_dir, split):
     assert "train, test" in message
 
 
+@pytest.mark.parametrize("split", ["train[:0]", "train[:0%]", "train[90%:10%]"])
+def test_an_empty_slice_is_an_error(digits_dir, split):
+    assert error_of("digits", digits_dir, split).endswith(f"Received: {split}")
+
+
 @pytest.mark.parametrize("name", ["no_such_data_set", "digitz", "no_such_data_set/config"])
 def test_an_unknown_name_is_an_error(tmp_path, name):
     message = error_of(name, tmp_path, "train")
@@ -317,8 +349,9 @@ def test_an_unknown_name_is_an_error(tmp_path, name):
     assert "digits, folder" in message
 
 
-def test_an_unknown_config_is_an_error(digits_dir):
-    assert "digits/no_such_config" in error_of("digits/no_such_config", digits_dir, "train")
+@pytest.mark.parametrize("name", ["digits/no_such_config", "digits:9.9.9", "Not a name"])
+def test_an_unknown_config_or_version_or_a_malformed_name_is_an_error(digits_dir, name):
+    assert name in error_of(name, digits_dir, "train")
 
 
 class UnlabelledPatches(tfds.core.GeneratorBasedBuilder):

@@ -53,17 +53,25 @@ def folder(image_folder):
     return datasets.load("folder", str(image_folder), "train")
 
 
-@pytest.fixture(scope="module")
-def array_record(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("array_record")
-    builder = Digits(data_dir=str(folder), file_format="array_record")
+def prepared_digits(folder, file_format):
+    builder = Digits(data_dir=str(folder), file_format=file_format)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
     return datasets.load("digits", str(folder), "train[20%:26%]")  # of two shards, both in part
 
 
-@pytest.fixture(scope="module", params=["folder", "array_record"])
+@pytest.fixture(scope="module")
+def array_record(tmp_path_factory):
+    return prepared_digits(tmp_path_factory.mktemp("array_record"), "array_record")
+
+
+@pytest.fixture(scope="module")
+def tfrecord(tmp_path_factory):
+    return prepared_digits(tmp_path_factory.mktemp("tfrecord"), "tfrecord")
+
+
+@pytest.fixture(scope="module", params=["folder", "array_record", "tfrecord"])
 def source(request):
-    """Each way to read by random access: files and records."""
+    """Each way to read: files and records by random access, and records streamed."""
     return request.getfixturevalue(request.param)
 
 
@@ -175,6 +183,22 @@ def test_the_order_of_a_class_sorted_set_mixes_the_classes_in_each_batch():
     times = np.stack([np.bincount(batch, minlength=10) for batch in classes])
     assert sorted(order) == list(range(5000))
     assert 6 < times.min() <= times.max() < 48
+
+
+def test_orders_of_a_long_run_do_not_repeat():
+    # The authors' schedule for CIFAR-10 is of 800 epochs.
+    positions = tf.range(20, dtype=tf.int64)
+    orders = tf.data.Dataset.range(1000).map(
+        lambda epoch: pipeline.epoch_order(50_000, SEED, epoch, positions)
+    )
+    assert len({tuple(order) for order in orders.as_numpy_iterator()}) == 1000
+
+
+def test_neighbours_in_an_order_are_independent():
+    # As many images as CIFAR-10 has: a correlation's deviation is 1/√50,000 = 0.0045.
+    order = pipeline.epoch_order(50_000, SEED, 0, tf.range(50_000, dtype=tf.int64)).numpy()
+    for lag in range(1, 9):
+        assert abs(np.corrcoef(order[:-lag], order[lag:])[0, 1]) < 0.02, lag
 
 
 def test_step_order_names_the_images_of_each_step(folder):
@@ -458,6 +482,10 @@ def write_text(path):
     path.write_text("This is a list of images.\n")
 
 
+def link_to_nothing(path):
+    path.symlink_to(path.parent / "nothing.png")
+
+
 @pytest.fixture(
     params=[
         ("broken.jpg", write_truncated_jpeg),
@@ -465,8 +493,16 @@ def write_text(path):
         ("empty.png", write_nothing),
         ("empty.jpg", write_nothing),
         ("text.png", write_text),
+        ("link.png", link_to_nothing),
     ],
-    ids=["truncated_jpeg", "truncated_png", "zero_byte_png", "zero_byte_jpeg", "text_named_png"],
+    ids=[
+        "truncated_jpeg",
+        "truncated_png",
+        "zero_byte_png",
+        "zero_byte_jpeg",
+        "text_named_png",
+        "broken_link",
+    ],
 )
 def broken(request, image_folder, tmp_path):
     """A folder's source and the path of its one image that cannot be read, in the middle."""
