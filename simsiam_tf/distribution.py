@@ -14,6 +14,8 @@ def build_strategy(config):
 
     Call it once, before TensorFlow has used a device: it may split the CPU into logical devices.
     """
+    # Some kernels add up in the order in which threads finish; a run is defined by its flags.
+    tf.config.experimental.enable_op_determinism()
     keras.config.set_floatx(config.precision)
     keras.config.set_dtype_policy(config.precision)
     gpus = tf.config.list_logical_devices("GPU") if config.cpu_replicas == 1 else []
