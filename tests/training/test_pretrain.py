@@ -123,7 +123,7 @@ def test_export_alone_writes_the_encoder_of_the_newest_checkpoint(program, tiny_
     shutil.rmtree(workdir / "encoder")
     finished = program("train.py", *TINY_RUN, f"--workdir={workdir}", "--export")
     assert finished.returncode == 0, finished.stderr
-    images = tf.random.stateless_uniform([4, 8, 8, 3], [0, 0], 0, 255)
+    images = tf.random.stateless_uniform([4, 16, 16, 3], [0, 0], 0, 255)
     features = [
         tf.saved_model.load(str(run / "encoder")).signatures["serving_default"](images=images)
         for run in (workdir, tiny_run)
