@@ -64,7 +64,11 @@ class Checkpoints:
 
     def __init__(self, workdir, model, optimizer):
         self.directory = os.path.join(workdir, "checkpoints")
-        self.checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+        # By position: TensorFlow does not look into the lists of layers that Keras layers hold.
+        self.checkpoint = tf.train.Checkpoint(
+            model=[variable.value for variable in model.weights],
+            optimizer=[variable.value for variable in optimizer.variables],
+        )
 
     def save(self, step):
         """Writes a checkpoint aside and renames it: what has the name is whole."""
