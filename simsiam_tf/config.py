@@ -115,6 +115,14 @@ def flatten(config):
     return values | {field.name: getattr(config, field.name) for field in settings_of(type(config))}
 
 
+def defaults(config_class):
+    """The default of every setting: {flag name: value}."""
+    values = {field.name: field.default for field in settings_of(config_class)}
+    for group in groups_of(config_class).values():
+        values |= defaults(group)
+    return values
+
+
 def build(config_class, values):
     """A config of `config_class` from {flag name: value}; the inverse of `flatten`."""
     groups = {name: build(group, values) for name, group in groups_of(config_class).items()}
@@ -123,10 +131,22 @@ def build(config_class, values):
     )
 
 
-def to_flagfile(config):
-    """The config as the text of a flagfile that repeats it, one `--name=value` a line."""
-    lines = [f"--{name}={format_value(value)}" for name, value in flatten(config).items()]
+def to_flagfile(settings):
+    """{flag name: value} as the text of a flagfile, one `--name=value` a line."""
+    lines = [f"--{name}={format_value(value)}" for name, value in settings.items()]
     return "\n".join(lines) + "\n"
+
+
+def from_flagfile(config_class, text):
+    """The config of a flagfile; a setting that it does not have keeps its default."""
+    types = {name: type(value) for name, value in defaults(config_class).items()}
+    written = dict(line.removeprefix("--").split("=", 1) for line in text.splitlines())
+    values = {
+        name: value == "true" if types[name] is bool else types[name](value)
+        for name, value in written.items()
+        if name in types
+    }
+    return build(config_class, defaults(config_class) | values)
 
 
 def format_value(value):
@@ -424,11 +444,3 @@ class EvaluationConfig(Config):
         0, "Seed of the classifier, order and crops.", at_least=0, at_most=2**31 - 1
     )
     output: str = setting("", "File for the result as JSON, besides the last line of stdout.")
-
-
-@dataclasses.dataclass(frozen=True)
-class CurvesConfig(Config):
-    """Curves"""
-
-    runs: str = setting("", "Workdirs of the runs to draw, separated by commas.", filled=True)
-    output: str = setting("curves.png", "The picture's file.", filled=True)

@@ -3,6 +3,7 @@
 python -m simsiam_tf.curves --runs=runs/digits,runs/collapsed --output=curves.png
 """
 
+import dataclasses
 import json
 import os
 
@@ -10,7 +11,7 @@ import matplotlib
 
 from simsiam_tf import config as config_lib
 from simsiam_tf import flags
-from simsiam_tf.config import UserError
+from simsiam_tf.config import UserError, setting
 
 _PANELS = {
     "loss": "loss",
@@ -19,8 +20,15 @@ _PANELS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class CurvesConfig(config_lib.Config):
+    """Curves"""
+
+    runs: str = setting("", "Workdirs of the runs to draw, separated by commas.", filled=True)
+    output: str = setting("curves.png", "The picture's file.", filled=True)
+
+
 def main(config):
-    """Draws what a `CurvesConfig` names into its `output`."""
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -55,4 +63,4 @@ def _read_metrics(run):
 
 
 if __name__ == "__main__":
-    flags.run(main, config_lib.CurvesConfig)
+    flags.run(main, CurvesConfig)

@@ -14,7 +14,7 @@ import shutil
 import keras
 import tensorflow as tf
 
-from simsiam_tf.config import UserError
+from simsiam_tf.config import EncoderConfig, UserError
 from simsiam_tf.data import ops, views
 from simsiam_tf.models import resnet
 
@@ -27,6 +27,8 @@ class ServedEncoder(tf.Module):
     def __init__(self, encoder, image_size, crop_ratio):
         super().__init__()
         self.encoder = encoder
+        # By position, for who wants the weights back (`load_weights`).
+        self.weights = [variable.value for variable in encoder.weights]
         self.view = views.build_evaluation_view(image_size, crop_ratio)
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")])
@@ -98,25 +100,15 @@ def load(directory):
     Raises:
       UserError: the folder is missing or holds no such SavedModel.
     """
-    if not os.path.isdir(directory):
-        raise UserError(f"--encoder must be a folder that exists. Received: {directory}")
-    if not tf.saved_model.contains_saved_model(directory):
-        raise UserError(
-            "--encoder must be a SavedModel's folder, with saved_model.pb in it. "
-            f"Received: {directory}"
-        )
+    loaded, description = _load(directory)
     try:
-        loaded = tf.saved_model.load(directory)
         signature = loaded.signatures["serving_default"]
         inputs = set(signature.structured_input_signature[1])
         outputs = set(signature.structured_outputs)
-        path = os.path.join(directory, DESCRIPTION)
-        description = {}
-        if os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                description = json.load(file)
-    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
-        raise UserError(f"--encoder cannot be loaded: {error}. Received: {directory}") from error
+    except KeyError as error:
+        raise UserError(
+            f"--encoder must have the signature serving_default. Received: {directory}"
+        ) from error
     if inputs != {"images"} or "features" not in outputs:
         raise UserError(
             "--encoder's signature serving_default must take images and give features. "
@@ -128,6 +120,46 @@ def load(directory):
 
     encode.keep_alive = loaded  # a signature does not hold its variables
     return encode, description
+
+
+def load_resnet(directory):
+    """The `ResNet` inside an encoder that `save` wrote, to go on working with its weights.
+
+    Raises:
+      UserError: as `load` does, and where the SavedModel is not one of `save`'s.
+    """
+    loaded, description = _load(directory)
+    try:
+        config = EncoderConfig(*(description[key] for key in ("backbone", "width", "stem")))
+        encoder = resnet.ResNet(config, seed=0)
+        encoder.set_weights([variable.numpy() for variable in loaded.weights])
+    except (KeyError, AttributeError, ValueError) as error:
+        raise UserError(
+            "--encoder must be an encoder that this version of the project exported; train.py "
+            f"--export writes a run's anew. Received: {directory}"
+        ) from error
+    return encoder
+
+
+def _load(directory):
+    """The SavedModel in a folder and what its `encoder.json` says."""
+    if not os.path.isdir(directory):
+        raise UserError(f"--encoder must be a folder that exists. Received: {directory}")
+    if not tf.saved_model.contains_saved_model(directory):
+        raise UserError(
+            "--encoder must be a SavedModel's folder, with saved_model.pb in it. "
+            f"Received: {directory}"
+        )
+    path = os.path.join(directory, DESCRIPTION)
+    description = {}
+    try:
+        loaded = tf.saved_model.load(directory)
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                description = json.load(file)
+    except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        raise UserError(f"--encoder cannot be loaded: {error}. Received: {directory}") from error
+    return loaded, description
 
 
 def versions():

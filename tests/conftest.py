@@ -95,13 +95,8 @@ def tiny_run(program, tmp_path_factory):
 
 
 def _builder(config_class):
-    def defaults(config_class):
-        values = {field.name: field.default for field in config_lib.settings_of(config_class)}
-        for group in config_lib.groups_of(config_class).values():
-            values |= defaults(group)
-        return values
-
-    return lambda **settings: config_lib.build(config_class, defaults(config_class) | settings)
+    defaults = config_lib.defaults(config_class)
+    return lambda **settings: config_lib.build(config_class, defaults | settings)
 
 
 @pytest.fixture

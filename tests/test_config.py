@@ -78,9 +78,16 @@ def test_every_setting_has_a_sentence_of_help_and_a_default_that_its_rule_takes(
 
 
 def test_a_flagfile_has_every_digit_of_a_float(pretrain_config):
-    text = config_lib.to_flagfile(pretrain_config(weight_decay=1e-4 / 3, stop_gradient=False))
+    config = pretrain_config(weight_decay=1e-4 / 3, stop_gradient=False)
+    text = config_lib.to_flagfile(config_lib.flatten(config))
     assert f"--weight_decay={1e-4 / 3!r}\n" in text
     assert "--stop_gradient=false\n" in text
+    assert config_lib.from_flagfile(config_lib.PretrainConfig, text) == config
+
+
+def test_a_flagfile_that_lacks_a_setting_gives_its_default(pretrain_config):
+    read = config_lib.from_flagfile(config_lib.PretrainConfig, "--backbone=resnet18\n")
+    assert read == pretrain_config(backbone="resnet18")
 
 
 def test_how_a_run_is_watched_or_executed_does_not_define_it():

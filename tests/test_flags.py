@@ -96,7 +96,8 @@ def test_the_users_own_environment_is_kept(program, monkeypatch):
 def test_every_shipped_flagfile_parses(program, path):
     code = (
         "import sys; from simsiam_tf import config, flags\n"
-        "flags.run(lambda settings: print(config.to_flagfile(settings)), config.PretrainConfig)"
+        "def main(settings): print(config.to_flagfile(config.flatten(settings)))\n"
+        "flags.run(main, config.PretrainConfig)"
     )
     finished = program("-c", code, f"--flagfile={path}")
     assert finished.returncode == 0, finished.stderr

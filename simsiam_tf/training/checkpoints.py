@@ -17,7 +17,10 @@ _STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
 def check_workdir(config):
-    """Refuses a workdir that cannot be written to, or that holds a run of another configuration."""
+    """Refuses a workdir that cannot be written to, or that holds a run of another configuration.
+
+    What its flags do not name, as after an import, may be anything.
+    """
     workdir = config.system.workdir
     try:
         os.makedirs(workdir, exist_ok=True)
@@ -36,9 +39,9 @@ def check_workdir(config):
     settings = config_lib.flatten(config)
     here = {name: config_lib.format_value(value) for name, value in settings.items()}
     differing = [
-        f"--{name}={there.get(name)} there, {here[name]} here"
+        f"--{name}={there[name]} there, {here[name]} here"
         for name in sorted(config_lib.run_defining_names(type(config)))
-        if there.get(name) != here[name]
+        if there.get(name, here[name]) != here[name]
     ]
     if differing:
         raise UserError(
@@ -49,7 +52,8 @@ def check_workdir(config):
 
 def write_flags(config):
     """Writes the resolved flags into the workdir, as a flagfile that repeats the run."""
-    write_whole(os.path.join(config.system.workdir, FLAGFILE), config_lib.to_flagfile(config))
+    text = config_lib.to_flagfile(config_lib.flatten(config))
+    write_whole(os.path.join(config.system.workdir, FLAGFILE), text)
 
 
 def write_whole(path, text):

@@ -40,7 +40,7 @@ def run(config):
     steps_per_epoch = source.num_examples // batch_size
     last_step = steps_per_epoch * config.optimization.epochs
 
-    model, optimizer = _build_model(config, strategy, steps_per_epoch)
+    model, optimizer = build_model(config, strategy, steps_per_epoch)
     checkpoints = Checkpoints(workdir, model, optimizer)
     restored_step = checkpoints.restore()
     first_step = restored_step or 0
@@ -106,7 +106,8 @@ def run(config):
     logging.info("Finished: %s", json.dumps(summary))
 
 
-def _build_model(config, strategy, steps_per_epoch):
+def build_model(config, strategy, steps_per_epoch):
+    """The model of a `PretrainConfig` and its optimizer, both with all their variables."""
     with strategy.scope():
         encoder = resnet.ResNet(config.encoder, config.system.seed)
         model = build_method(config.method, encoder, config.system.seed)
@@ -180,7 +181,7 @@ def _export(config, model, step):
 
 def _export_newest(config, strategy):
     """`--export`: the encoder of the newest checkpoint, without training."""
-    model, optimizer = _build_model(config, strategy, steps_per_epoch=1)
+    model, optimizer = build_model(config, strategy, steps_per_epoch=1)
     step = Checkpoints(config.system.workdir, model, optimizer).restore()
     if step is None:
         raise UserError(

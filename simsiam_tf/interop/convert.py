@@ -1,0 +1,189 @@
+"""What the interop programs do: PyTorch weights in, PyTorch and Detectron2 weights out."""
+
+import dataclasses
+import os
+import re
+
+import tensorflow as tf
+from absl import logging
+
+from simsiam_tf import config as config_lib
+from simsiam_tf import distribution, export
+from simsiam_tf.config import UserError
+from simsiam_tf.interop import files, naming
+from simsiam_tf.models import resnet
+from simsiam_tf.training import pretrain, schedules
+from simsiam_tf.training.checkpoints import FLAGFILE, Checkpoints, check_workdir, write_whole
+
+# torchvision's names → Detectron2's, one after the other.
+_RENAMINGS = [
+    (r"^(conv1|bn1)\.", r"stem.\1."),
+    (r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}"),
+    (r"downsample\.0", "shortcut"),
+    (r"downsample\.1", "shortcut.norm"),
+    (r"bn(\d)", r"conv\1.norm"),
+]
+
+
+def import_torch(config):
+    """Does what an `ImportConfig` says; writes nothing where the file is not as it should be."""
+    for flag, folder in (("output", config.output), ("workdir", config.workdir)):
+        if os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+            raise UserError(f"--{flag} must be a new or an empty folder. Received: {folder}")
+
+    checkpoint = files.read(config.checkpoint, lambda shapes: _check(shapes, config))
+    run = _run_of(checkpoint.shapes, config)
+    if config.workdir:
+        check_workdir(run)
+        model, optimizer = pretrain.build_model(run, tf.distribute.get_strategy(), 1)
+        encoder, variables = model.encoder, naming.model_variables(model)
+    else:
+        encoder = resnet.ResNet(run.encoder, run.system.seed)
+        prefix = naming.encoder_prefix(checkpoint.shapes)
+        variables = {
+            prefix + name: value for name, value in naming.encoder_variables(encoder).items()
+        }
+    for name, variable in variables.items():
+        variable.assign(naming.to_keras(checkpoint.tensors[name]))
+
+    name = os.path.basename(config.checkpoint)
+    facts = {"step": config.step, "method": "", "dataset": "", "imported_from": name}
+    export.save(encoder, run, config.output, facts)
+    logging.info("Exported the %s of %s to %s", encoder.name, config.checkpoint, config.output)
+    if config.workdir:
+        velocities = dict(zip(map(id, model.learned_variables), optimizer.velocities, strict=True))
+        for name, variable in variables.items():
+            if name in checkpoint.momenta and id(variable) in velocities:
+                velocities[id(variable)].assign(naming.to_keras(checkpoint.momenta[name]))
+        optimizer.iterations.assign(config.step)
+        # The flags that the file settles; those of the run are train.py's to add.
+        flags = config_lib.to_flagfile(naming.infer_settings(checkpoint.shapes))
+        write_whole(os.path.join(config.workdir, FLAGFILE), flags)
+        Checkpoints(config.workdir, model, optimizer).save(config.step)
+        logging.info(
+            "train.py --workdir=%s goes on from step %d, %s momentum; the file says %s epochs",
+            config.workdir,
+            config.step,
+            "with" if checkpoint.momenta else "without",
+            "nothing of" if checkpoint.epoch is None else checkpoint.epoch,
+        )
+
+
+def _check(shapes, config):
+    if config.workdir and not naming.encoder_prefix(shapes):
+        raise UserError(
+            "--workdir needs a checkpoint with the projector and the predictor. Received: "
+            f"{config.checkpoint}, an encoder alone"
+        )
+    naming.check(shapes, _run_of(shapes, config))
+
+
+def _run_of(shapes, config):
+    """The `PretrainConfig` of the network that these tensors are."""
+    settings = config_lib.defaults(config_lib.PretrainConfig) | naming.infer_settings(shapes)
+    settings |= {"image_size": config.image_size, "eval_crop_ratio": config.eval_crop_ratio}
+    if config.workdir:
+        settings["workdir"] = config.workdir
+    return config_lib.build(config_lib.PretrainConfig, settings)
+
+
+def export_torch(config):
+    """Does what a `TorchExportConfig` says."""
+    files.check_output(config.output)
+    if config.whole:
+        content = _authors_checkpoint(config)
+    else:
+        content = _tensors_of(naming.encoder_variables(_load_encoder(config.source)))
+    files.write(config.output, content)
+    logging.info("Wrote %s", config.output)
+
+
+def _authors_checkpoint(config):
+    model, optimizer, run = _load_run(config.source.workdir)
+    variables = naming.model_variables(model)
+    velocities = dict(zip(map(id, model.learned_variables), optimizer.velocities, strict=True))
+    # PyTorch numbers the parameters of the encoder, then those of the predictor: the order here.
+    parameters = [name for name in variables if not naming.is_statistic(name)]
+    momenta = {
+        number: {"momentum_buffer": naming.to_torch(velocities[id(variables[name])].numpy())}
+        for number, name in enumerate(parameters)
+        if id(variables[name]) in velocities
+    }
+    groups = [
+        {
+            "params": [
+                number
+                for number, name in enumerate(parameters)
+                if name.startswith("predictor.") == is_predictor
+            ],
+            "lr": schedules.initial_learning_rate(run.optimization),
+            "momentum": run.optimization.momentum,
+            "dampening": 0,
+            "weight_decay": run.optimization.weight_decay,
+            "nesterov": False,
+            "fix_lr": is_predictor and run.optimization.fix_predictor_learning_rate,
+        }
+        for is_predictor in (False, True)
+    ]
+    return {
+        "epoch": config.epoch,
+        "arch": run.encoder.backbone,
+        "state_dict": {f"module.{name}": value for name, value in _tensors_of(variables).items()},
+        "optimizer": {"state": momenta, "param_groups": groups},
+    }
+
+
+def export_detectron2(config):
+    """Does what a `Detectron2ExportConfig` says."""
+    files.check_output(config.output)
+    encoder = _load_encoder(config.source)
+    tensors = _tensors_of(naming.encoder_variables(encoder))
+    if tensors["conv1.weight"].shape[2] != 7:
+        raise UserError(
+            "Detectron2's ResNet starts with a 7x7 convolution: the encoder must have "
+            f"--stem=imagenet. Received: {config.source.encoder or config.source.workdir}"
+        )
+    content = {
+        "model": {detectron2_name(name): value for name, value in tensors.items()},
+        "__author__": "simsiam_tf",
+        "matching_heuristics": True,
+    }
+    files.write_pickle(config.output, content)
+    logging.info("Wrote %s", config.output)
+
+
+def detectron2_name(name):
+    """torchvision's name → Detectron2's: `layer1.0.bn1.bias` → `res2.0.conv1.norm.bias`."""
+    for pattern, replacement in _RENAMINGS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _tensors_of(variables):
+    """{name: array in PyTorch's layout} of {name: variable}."""
+    return {name: naming.to_torch(variable.numpy()) for name, variable in variables.items()}
+
+
+def _load_encoder(config):
+    """The `ResNet` of a `SourceConfig`."""
+    if config.encoder:
+        return export.load_resnet(config.encoder)
+    return _load_run(config.workdir)[0].encoder
+
+
+def _load_run(workdir):
+    """The model and the optimizer of a run's newest checkpoint, and the run's config."""
+    path = os.path.join(workdir, FLAGFILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            run = config_lib.from_flagfile(config_lib.PretrainConfig, file.read())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--workdir must be the folder of a run, with its {FLAGFILE}. Received: {workdir}"
+        ) from error
+    one_device = dataclasses.replace(run.system, strategy="default", cpu_replicas=1)
+    strategy = distribution.build_strategy(one_device)
+    model, optimizer = pretrain.build_model(run, strategy, steps_per_epoch=1)
+    if Checkpoints(workdir, model, optimizer).restore() is None:
+        raise UserError(f"--workdir must hold a checkpoint. Received: {workdir}")
+    return model, optimizer, run

@@ -1,0 +1,18 @@
+"""Writes an encoder, or a whole run, as a PyTorch state dict.
+
+python -m simsiam_tf.interop.export_torch --encoder=DIR --output=FILE.pth
+"""
+
+from simsiam_tf import flags
+from simsiam_tf.interop.settings import TorchExportConfig
+
+
+def main(config):
+    # TensorFlow loads only now, after the flags are checked.
+    from simsiam_tf.interop import convert
+
+    convert.export_torch(config)
+
+
+if __name__ == "__main__":
+    flags.run(main, TorchExportConfig)
