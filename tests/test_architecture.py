@@ -17,7 +17,7 @@ ROOMS = [
     ["training.loop", "training.checkpoints", "training.monitors"],
     ["training.pretrain"],
     ["flags"],
-    ["curves"],
+    ["curves", "interop"],
 ]
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")

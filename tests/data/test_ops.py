@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
+from sklearn.datasets import load_sample_image
 
 from simsiam_tf.data import ops
 
@@ -19,17 +20,10 @@ PILLOW_TOLERANCE = 2 / 255
 
 
 def photograph(height=96, width=128, seed=0):
-    """Gradients, soft blobs and noise with a colour cast: `[height, width, 3]` uint8."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None]
-    image = np.stack([0.75 * x + 0.2 * y, 0.5 * (1 - x) + 0.1 * y, 0.15 + 0.5 * x * y], axis=-1)
-    for _ in range(12):
-        center_y, center_x, radius = rng.uniform([0, 0, 0.05], [1, 1, 0.3])
-        distance = (y - center_y) ** 2 + (x - center_x) ** 2
-        blob = np.exp(-distance / (2 * radius**2))[..., None]
-        image = (1 - blob) * image + blob * rng.uniform(0, 1, 3)
-    image += rng.normal(0, 0.06, image.shape)
-    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    """A piece of one of scikit-learn's two photographs: `[height, width, 3]` uint8."""
+    image = load_sample_image(("china.jpg", "flower.jpg")[seed % 2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
 def as_float(image):

@@ -125,12 +125,13 @@ def project_and_predict(state, images):
 
 
 def train(state, views, rates, predictor_rate):
-    """SimSiam's loss and PyTorch's SGD over `views` `[steps, 2, B, C, H, W]`; yields the losses.
+    """SimSiam's loss and PyTorch's SGD over `views` `[steps, 2, B, C, H, W]`.
 
-    `state` is changed in place. The projector's last bias is frozen, as the reference has it.
+    Yields each step's loss and {name: momentum}; `state` is changed in place. The projector's last
+    bias is frozen, as the reference has it.
     """
     frozen = [name for name in state if "running" in name or name == "encoder.fc.6.bias"]
-    learned = {name: value.requires_grad_() for name, value in state.items() if name not in frozen}
+    learned = {name: value for name, value in state.items() if name not in frozen}
     groups = [
         [value for name, value in learned.items() if name.startswith("predictor") == is_predictor]
         for is_predictor in (False, True)
@@ -140,12 +141,17 @@ def train(state, views, rates, predictor_rate):
     )
     for (first, second), rate in zip(views, rates, strict=True):
         optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, predictor_rate
+        for value in learned.values():
+            value.requires_grad_()
         (z1, p1), (z2, p2) = project_and_predict(state, first), project_and_predict(state, second)
         loss = -functional.cosine_similarity(p1, z2.detach()).mean() / 2
         loss -= functional.cosine_similarity(p2, z1.detach()).mean() / 2
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield float(loss)
-    for value in learned.values():
-        value.requires_grad_(False)
+        for value in learned.values():
+            value.requires_grad_(False)
+        momenta = {
+            name: optimizer.state[value]["momentum_buffer"] for name, value in learned.items()
+        }
+        yield loss.item(), momenta

@@ -1,9 +1,13 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import Reference, load_weights, named_weights, to_torch
+import torch
+import torch_twin
+from reference import Reference, load_weights
 
 from simsiam_tf.config import EncoderConfig, MethodConfig
+from simsiam_tf.interop import naming
 from simsiam_tf.methods import build_method
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.training import optimizers
@@ -32,32 +36,102 @@ def random_views(batch=8, size=16):
     return tf.unstack(tf.random.stateless_normal([2, batch, size, size, 3], [0, 0]))
 
 
-@pytest.mark.usefixtures("float64")
-def test_five_training_steps_are_the_references():
-    # The authors' PyTorch code on ResNet-18; only its momentum, coupled L2, per-view unbiased
-    # statistics and fixed predictor rate together give these numbers.
-    reference = Reference("resnet18")
+def build_reference_model(reference):
     settings = reference.settings
     config = MethodConfig(
         projection_dim=settings["dim"], prediction_hidden_dim=settings["pred_dim"]
     )
     model = build_model(config, settings["arch"], width=64, stem="imagenet")
     load_weights(model, reference)
-    assert len(named_weights(model)) == len(model.weights)
+    return model
+
+
+def first_step(model, views):
+    """z1, z2, p1, p2 of the first pair of views, and the gradient of every learned variable."""
+
+    @tf.function
+    def step(x1, x2):
+        with tf.GradientTape() as tape:
+            loss, _ = model.compute_views_loss([x1, x2])
+        gradients = tape.gradient(loss, model.learned_variables)
+        z = model.projector(
+            model.encoder(tf.concat([x1, x2], 0), training=True, num_views=2),
+            training=True,
+            num_views=2,
+        )
+        p = model.predictor(z, training=True, num_views=2)
+        z1, z2 = tf.split(z, 2)
+        p1, p2 = tf.split(p, 2)
+        return {"z1": z1, "z2": z2, "p1": p1, "p2": p2}, gradients
+
+    outputs, gradients = step(*(tf.constant(view, keras.config.floatx()) for view in views))
+    gradient_of = dict(zip(map(id, model.learned_variables), gradients, strict=True))
+    names = {id(variable): name for name, variable in naming.model_variables(model).items()}
+    return outputs, {names[key]: gradient for key, gradient in gradient_of.items()}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_outputs_and_every_gradient_are_the_references(backbone):
+    # The authors' PyTorch code, in float64.
+    reference = Reference(backbone)
+    model = build_reference_model(reference)
+    outputs, gradients = first_step(model, reference.views()[0])
+    for name, value in outputs.items():
+        expected = reference.numbers[f"step0/{name}"]
+        np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-9, err_msg=name)
+    names = [key for key in reference.numbers if key.startswith("step0/grad_norm/")]
+    assert {name.removeprefix("step0/grad_norm/") for name in names} == gradients.keys()
+    for name, gradient in gradients.items():
+        expected = reference.numbers[f"step0/grad_norm/{name}"]
+        assert float(tf.norm(gradient)) == pytest.approx(expected, rel=1e-6, abs=1e-12), name
+
+
+def test_outputs_in_float32_are_near_the_references():
+    reference = Reference("resnet18")
+    outputs, _ = first_step(build_reference_model(reference), reference.views()[0])
+    for name, value in outputs.items():
+        assert value.dtype == tf.float32
+        np.testing.assert_allclose(value, reference.numbers[f"step0/{name}"], atol=2e-3)
+
+
+@pytest.mark.usefixtures("float64")
+def test_each_of_five_steps_of_resnet50_is_pytorchs():
+    # Five steps of this network amplify a difference of 1e-15 to 1e-3 (docs/parity.md), in PyTorch
+    # as here. So each step starts where PyTorch's last one ended: weights and momentum.
+    reference = Reference("resnet50")
+    settings = reference.settings
+    model = build_reference_model(reference)
     add_optimizer(model, settings["learning_rates"], settings["predictor_learning_rate"])
+    variables = naming.model_variables(model)
+    optimizer = model.optimizer
+    velocities = dict(zip(map(id, model.learned_variables), optimizer.velocities, strict=True))
+    state = {
+        name: torch.from_numpy(naming.to_torch(variable.numpy()))
+        for name, variable in variables.items()
+    }
     train_step = tf.function(model.train_step)
     views = reference.views()
-    losses = [float(train_step({"views": (v[0], v[1])})["loss"]) for v in views]
-
-    np.testing.assert_allclose(losses, reference.numbers["losses"], rtol=1e-6)
-    for name, variable in named_weights(model).items():
-        tensor = to_torch(variable.numpy())
-        norm = reference.numbers[f"final/norm/{name}"]
-        assert np.linalg.norm(tensor) == pytest.approx(norm, rel=1e-6), name
-        first = reference.numbers[f"final/first/{name}"]
-        np.testing.assert_allclose(tensor.ravel()[:4], first, rtol=1e-6, err_msg=name)
-    features = model(views[0, 0])
-    np.testing.assert_allclose(features, reference.numbers["final/eval_features"], rtol=1e-6)
+    steps = torch_twin.train(
+        state,
+        torch.from_numpy(views.transpose(0, 1, 2, 5, 3, 4).copy()),
+        settings["learning_rates"],
+        settings["predictor_learning_rate"],
+    )
+    losses = []
+    for step, (loss, momenta) in enumerate(steps):
+        losses.append(loss)
+        got = train_step({"views": (views[step, 0], views[step, 1])})["loss"]
+        assert float(got) == pytest.approx(loss, rel=1e-6), step
+        for name, variable in variables.items():
+            expected = naming.to_keras(state[name].numpy())
+            difference = np.linalg.norm(variable.numpy() - expected)
+            assert difference <= 1e-6 * np.linalg.norm(expected), (step, name)
+            variable.assign(expected)
+            if name in momenta:
+                velocities[id(variable)].assign(naming.to_keras(momenta[name].numpy()))
+    # The twin is the reference, as far as two runs of PyTorch are each other.
+    np.testing.assert_allclose(losses[:3], reference.numbers["losses"][:3], rtol=1e-6)
 
 
 def test_the_loss_is_the_papers_algorithm_1():
@@ -114,7 +188,9 @@ def test_the_frozen_bias_is_not_learned_and_everything_else_is():
     model = build_model()
     learned = {id(variable) for variable in model.learned_variables}
     frozen = [
-        name for name, variable in named_weights(model).items() if id(variable) not in learned
+        name
+        for name, variable in naming.model_variables(model).items()
+        if id(variable) not in learned
     ]
     assert sorted(name for name in frozen if "running" not in name) == ["encoder.fc.6.bias"]
 

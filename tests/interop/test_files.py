@@ -1,0 +1,185 @@
+"""Reading files of every kind that PyTorch writes, and of the kinds that do harm."""
+
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from simsiam_tf.config import UserError
+from simsiam_tf.interop import files
+
+
+def state_dict():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "module.conv1.weight": torch.randn(4, 3, 7, 7, generator=generator),
+        "module.bn1.running_mean": torch.randn(4, generator=generator),
+        "module.bn1.num_batches_tracked": torch.tensor(3),
+        "module.fc.weight": torch.randn(10, 4, generator=generator),
+    }
+
+
+WANTED = {"conv1.weight": (4, 3, 7, 7), "bn1.running_mean": (4,)}
+
+
+def accept(shapes):
+    assert shapes == WANTED
+
+
+def refuse_nothing(shapes):
+    pass
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda state: state, lambda state: {"state_dict": state, "epoch": 7}],
+    ids=["plain", "authors"],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_is_read_without_module_counters_and_classifier(tmp_path, wrap, zipped):
+    path, state = str(tmp_path / "file.pth"), state_dict()
+    torch.save(wrap(state), path, _use_new_zipfile_serialization=zipped)
+    checkpoint = files.read(path, accept)
+    for name in WANTED:
+        np.testing.assert_array_equal(checkpoint.tensors[name], state[f"module.{name}"].numpy())
+    assert checkpoint.epoch == (7 if "epoch" in wrap(state) else None)
+
+
+def test_safetensors_are_read_likewise(tmp_path):
+    path, state = str(tmp_path / "file.safetensors"), state_dict()
+    save_file({name: value.numpy() for name, value in state.items()}, path)
+    checkpoint = files.read(path, accept)
+    for name in WANTED:
+        np.testing.assert_array_equal(checkpoint.tensors[name], state[f"module.{name}"].numpy())
+
+
+def test_momentum_is_named_in_the_order_of_parameters_and_a_frozen_one_has_none(tmp_path):
+    parameters = [torch.nn.Parameter(torch.randn(size)) for size in (2, 3, 4)]
+    parameters[1].requires_grad = False
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    (parameters[0].sum() + 5 * parameters[2].sum()).backward()
+    optimizer.step()
+    state = dict(zip(["a.weight", "b.bias", "c.weight"], [p.data for p in parameters], strict=True))
+    path = str(tmp_path / "file.pth")
+    torch.save({"state_dict": state, "optimizer": optimizer.state_dict()}, path)
+    momenta = files.read(path, refuse_nothing).momenta
+    assert momenta.keys() == {"a.weight", "c.weight"}
+    np.testing.assert_array_equal(momenta["c.weight"], np.full(4, 5, np.float32))
+
+
+def test_nothing_is_read_before_the_shapes_are_accepted(tmp_path):
+    path = str(tmp_path / "file.pth")
+    torch.save(state_dict(), path)
+    # The tensors' bytes are gone; what describes them is whole.
+    with zipfile.ZipFile(path) as archive:
+        entries = {item: archive.read(item) for item in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for item, data in entries.items():
+            archive.writestr(item, data if "/data/" not in item.filename else b"")
+
+    def refuse(shapes):
+        assert shapes == WANTED
+        raise UserError("not these")
+
+    path_size = os.path.getsize(path)
+    with open(path, "ab") as file:  # as large as it says
+        file.truncate(path_size + 10_000)
+    with pytest.raises(UserError):
+        files.read(path, refuse)
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path, zipped):
+    path, folder = str(tmp_path / "file.pth"), str(tmp_path / "harm")
+    torch.save(state_dict() | {"x": Harmful(folder)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"tensors and plain values alone.*Received: .*file.pth"):
+        files.read(path, refuse_nothing)
+    assert not os.path.exists(folder)
+
+
+def test_a_plain_pickle_is_refused_and_runs_nothing(tmp_path):
+    path, folder = tmp_path / "file.pth", str(tmp_path / "harm")
+    path.write_bytes(pickle.dumps(Harmful(folder)))
+    with pytest.raises(UserError, match="--checkpoint"):
+        files.read(str(path), refuse_nothing)
+    assert not os.path.exists(folder)
+
+
+@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_a_truncated_file_is_one_line_with_its_path(tmp_path, name, share):
+    path, state = tmp_path / name, state_dict()
+    if name.endswith(".pth"):
+        torch.save(state, path)
+    else:
+        save_file({key: value.numpy() for key, value in state.items()}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=f"Received: {path}") as error:
+        files.read(str(path), refuse_nothing)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_smaller_than_its_tensors_is_refused(tmp_path):
+    # One number, shown as ten million by a stride of zero.
+    path = str(tmp_path / "file.pth")
+    torch.save({"conv1.weight": torch.ones(1).expand(10_000_000)}, path)
+    with pytest.raises(UserError, match="as large as its tensors, 40000000 bytes"):
+        files.read(path, refuse_nothing)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "must hold a state dict. Received: a list"),
+        ({"conv1.weight": torch.ones(3, dtype=torch.int8)}, "Received: torch.int8"),
+        ({"a": torch.ones(2), "optimizer": {"state": {}}}, "optimizer must be PyTorch's SGD"),
+        (
+            {
+                "a": torch.ones(2),
+                "optimizer": {
+                    "state": {0: {"momentum_buffer": torch.ones(3)}},
+                    "param_groups": [{"params": [0]}],
+                },
+            },
+            r"momentum of a must have the shape \[2\]. Received: \[3\]",
+        ),
+    ],
+)
+def test_what_is_no_state_dict_of_floats_is_refused(tmp_path, content, message):
+    path = str(tmp_path / "file.pth")
+    torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        files.read(path, refuse_nothing)
+
+
+@pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
+def test_a_missing_package_is_one_line_with_its_cure(tmp_path, monkeypatch, name):
+    package = "torch" if name.endswith(".pth") else "safetensors"
+    (tmp_path / name).write_bytes(b"")
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    with pytest.raises(UserError, match=f"package {package}: pip install -r requirements-interop"):
+        files.read(str(tmp_path / name), refuse_nothing)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"--checkpoint must be a file.*Received: nowhere.pth"):
+        files.read("nowhere.pth", refuse_nothing)
+
+
+def test_an_output_below_a_missing_folder_is_refused_before_work(tmp_path):
+    path = str(tmp_path / "missing" / "file.pth")
+    with pytest.raises(UserError, match=f"--output .*Received: {path}"):
+        files.check_output(path)
