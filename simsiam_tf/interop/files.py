@@ -10,6 +10,7 @@ import pickle
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from simsiam_tf.config import UserError
 from simsiam_tf.interop import naming
@@ -139,16 +140,16 @@ def _read_torch(path, check):
         except pickle.UnpicklingError as error:
             # PyTorch's own text tells how to read it all the same; that would run what it holds.
             raise UserError(
-                "--checkpoint must hold tensors and plain values alone: nothing else is read. "
-                f"Received: {path}"
+                "--checkpoint must be a whole PyTorch file of tensors and plain values: nothing "
+                f"else is read. Received: {path}"
             ) from error
         except Exception as error:  # a damaged file may break PyTorch's reader anywhere
             raise _unreadable(path, error) from error
 
-    described = _parse(path, load(fake_tensor.FakeTensorMode()))
+    content = load(fake_tensor.FakeTensorMode())
+    described = _parse(path, content)
     _check_types(path, {name: str(value.dtype) for name, value in described.tensors.items()})
-    every = [*described.tensors.values(), *described.momenta.values()]
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in every)
+    claimed = max(_stored_bytes(content, torch), _shown_bytes(described))
     if claimed > os.path.getsize(path):
         raise UserError(
             f"--checkpoint must be as large as its tensors, {claimed} bytes. Received: "
@@ -163,6 +164,27 @@ def _read_torch(path, check):
         ),
         checkpoint.epoch,
     )
+
+
+def _stored_bytes(content, torch):
+    """The size of all memory behind the tensors of a file, wanted or not; what is shared, once."""
+    sizes, rest = {}, [content]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict):
+            rest.extend(value.values())
+        elif isinstance(value, list | tuple):
+            rest.extend(value)
+        elif isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            sizes[storage._cdata] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def _shown_bytes(checkpoint):
+    """The size of the wanted tensors as their shapes have it: a stride of zero shows much."""
+    every = [*checkpoint.tensors.values(), *checkpoint.momenta.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in every)
 
 
 def _parse(path, content):
@@ -224,13 +246,14 @@ def _wanted(tensors):
 
 def _check_types(path, types):
     for name, dtype in types.items():
-        if dtype.removeprefix("torch.") not in {
-            "float16", "float32", "float64", "F16", "F32", "F64"
-        }:  # fmt: skip
+        if dtype.removeprefix("torch.").replace("float", "F") not in ("F16", "F32", "F64"):
             raise UserError(
                 f"--checkpoint's tensor {name} must be float16, float32 or float64. "
                 f"Received: {dtype}, {path}"
             )
+    converted = {dtype for dtype in types.values() if dtype not in ("torch.float32", "F32")}
+    if converted:
+        logging.info("%s holds %s; it becomes float32", path, ", ".join(sorted(converted)))
 
 
 def _float32(array):

@@ -85,10 +85,9 @@ def test_nothing_is_read_before_the_shapes_are_accepted(tmp_path):
         assert shapes == WANTED
         raise UserError("not these")
 
-    path_size = os.path.getsize(path)
     with open(path, "ab") as file:  # as large as it says
-        file.truncate(path_size + 10_000)
-    with pytest.raises(UserError):
+        file.truncate(os.path.getsize(path) + 10_000)
+    with pytest.raises(UserError, match="not these"):
         files.read(path, refuse)
 
 
@@ -104,7 +103,7 @@ class Harmful:
 def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path, zipped):
     path, folder = str(tmp_path / "file.pth"), str(tmp_path / "harm")
     torch.save(state_dict() | {"x": Harmful(folder)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"tensors and plain values alone.*Received: .*file.pth"):
+    with pytest.raises(UserError, match=r"tensors and plain values: .*Received: .*file.pth"):
         files.read(path, refuse_nothing)
     assert not os.path.exists(folder)
 
@@ -132,12 +131,29 @@ def test_a_truncated_file_is_one_line_with_its_path(tmp_path, name, share):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_smaller_than_its_tensors_is_refused(tmp_path):
-    # One number, shown as ten million by a stride of zero.
+def test_one_number_that_is_shown_as_many_is_refused(tmp_path):
     path = str(tmp_path / "file.pth")
     torch.save({"conv1.weight": torch.ones(1).expand(10_000_000)}, path)
     with pytest.raises(UserError, match="as large as its tensors, 40000000 bytes"):
         files.read(path, refuse_nothing)
+
+
+def test_a_compressed_heap_of_zeros_is_refused_wherever_it_hides(tmp_path):
+    path = str(tmp_path / "file.pth")
+    torch.save({"state_dict": state_dict(), "more": [torch.zeros(10_000_000)[:1]]}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {item.filename: archive.read(item) for item in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    with pytest.raises(UserError, match=r"as large as its tensors, 4000\d{4} bytes"):
+        files.read(path, refuse_nothing)
+
+
+def test_tensors_that_share_memory_count_once(tmp_path):
+    path, weight = str(tmp_path / "file.pth"), torch.ones(10_000)
+    torch.save({"a": weight, "optimizer_of_another_kind": [weight, weight]}, path)
+    assert files.read(path, refuse_nothing).tensors.keys() == {"a"}
 
 
 @pytest.mark.parametrize(
