@@ -292,14 +292,6 @@ class OptimizationConfig(Config):
         True, "Hold the predictor's rate at its initial value (Table 1c)."
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.warmup_epochs >= self.epochs:
-            raise UserError(
-                "--warmup_epochs must be below --epochs. Received: "
-                f"{self.warmup_epochs} and {self.epochs}"
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class KnnConfig(Config):

@@ -43,7 +43,6 @@ def test_values_at_their_bounds_are_taken():
     ("config_class", "values"),
     [
         (config_lib.ViewsConfig, {"blur_sigma_min": 3.0}),
-        (config_lib.OptimizationConfig, {"warmup_epochs": 100}),
         (config_lib.MonitorConfig, {"knn_data_dir": "x"}),
     ],
 )

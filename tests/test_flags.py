@@ -37,7 +37,7 @@ def test_help_shows_every_flag_under_its_group(program):
         (["--dataset="], ["--dataset", "non-empty"]),
         (["--epoch=3"], ["epoch"]),
         (["extra"], ["extra"]),
-        (["--warmup_epochs=100"], ["--warmup_epochs", "100"]),
+        (["--blur_sigma_min=3"], ["--blur_sigma_min", "3.0"]),
         (["--flagfile=missing.cfg"], ["missing.cfg"]),
     ],
 )

@@ -99,7 +99,7 @@ def export_torch(config):
 
 
 def _authors_checkpoint(config):
-    model, optimizer, run = _load_run(config.source.workdir)
+    model, optimizer, run = load_run(config.source.workdir)
     variables = naming.model_variables(model)
     velocities = dict(zip(map(id, model.learned_variables), optimizer.velocities, strict=True))
     # PyTorch numbers the parameters of the encoder, then those of the predictor: the order here.
@@ -168,10 +168,10 @@ def _load_encoder(config):
     """The `ResNet` of a `SourceConfig`."""
     if config.encoder:
         return export.load_resnet(config.encoder)
-    return _load_run(config.workdir)[0].encoder
+    return load_run(config.workdir)[0].encoder
 
 
-def _load_run(workdir):
+def load_run(workdir):
     """The model and the optimizer of a run's newest checkpoint, and the run's config."""
     path = os.path.join(workdir, FLAGFILE)
     try:

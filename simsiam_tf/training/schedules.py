@@ -7,12 +7,13 @@ def learning_rates(config):
     """The rate of every epoch of an `OptimizationConfig`, a list of floats.
 
     Linear scaling, base · batch / 256; linear warm-up over the first `warmup_epochs`, which end at
-    the full rate; then half a cosine over the remaining epochs.
+    the full rate; then half a cosine over the remaining epochs. A run that is shorter than its
+    warm-up, as a trial of one epoch, is cut off in it.
     """
     initial = initial_learning_rate(config)
     warmup, epochs = config.warmup_epochs, config.epochs
     rates = [initial * (epoch + 1) / warmup for epoch in range(warmup)]
-    return rates + cosine(initial, epochs - warmup)
+    return (rates + cosine(initial, epochs - warmup))[:epochs]
 
 
 def predictor_learning_rates(config):

@@ -38,7 +38,7 @@ def test_a_separable_problem_is_learned(colours):
 
 
 def test_a_batch_larger_than_the_split_is_the_split_and_is_said(colours, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     classifier = train(colours, batch_size=4096, epochs=2)
     assert classifier.kernel.shape == (3, 2)
     assert "whole training split, 40 images" in caplog.text

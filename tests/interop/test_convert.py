@@ -107,6 +107,7 @@ def authors_checkpoint(backbone="resnet18"):
 def test_a_whole_checkpoint_with_its_momentum_comes_back_bit_for_bit(tmp_path):
     checkpoint, workdir = authors_checkpoint(), str(tmp_path / "run")
     import_file(tmp_path, checkpoint, workdir=workdir, step=44)
+    assert int(convert.load_run(workdir)[1].iterations) == 44
     back = export_file({"workdir": workdir}, tmp_path / "out.pth", whole=True, epoch=100)
     assert (back["epoch"], back["arch"]) == (100, "resnet18")
     assert_same_tensors(back["state_dict"], checkpoint["state_dict"])

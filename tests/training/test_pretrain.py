@@ -147,6 +147,7 @@ DIGITS_RUN = [
     "--prediction_hidden_dim=16",
     "--batch_size=64",
     "--base_learning_rate=0.2",
+    "--warmup_epochs=0",
     "--epochs=1",
     "--log_every_steps=1",
     "--knn_every_epochs=0",

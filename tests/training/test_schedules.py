@@ -23,6 +23,11 @@ def test_warm_up_rises_by_equal_steps_to_the_full_rate_and_the_cosine_follows():
     np.testing.assert_allclose(rates[4:], 0.1 * (1 + np.cos(np.pi * np.arange(10) / 10)))
 
 
+def test_a_run_shorter_than_its_warm_up_is_cut_off_in_it():
+    short, long = (OptimizationConfig(warmup_epochs=4, epochs=epochs) for epochs in (1, 40))
+    assert schedules.learning_rates(short) == schedules.learning_rates(long)[:1]
+
+
 def test_the_predictors_rate_is_held_at_the_full_one_or_decays_like_the_others():
     settings = {"batch_size": 256, "epochs": 5, "warmup_epochs": 2}
     held = OptimizationConfig(**settings)
