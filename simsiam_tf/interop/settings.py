@@ -81,4 +81,9 @@ class Detectron2ExportConfig(Config):
     """Export"""
 
     source: SourceConfig
-    output: str = setting("", "The file, .pkl.", filled=True)
+    output: str = setting("", "The file, .pkl: Detectron2 tells its kind by the name.", filled=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.output.endswith(".pkl"):
+            raise UserError(f"--output must end in .pkl. Received: {self.output}")

@@ -244,8 +244,8 @@ def test_the_programs_answer_a_wrong_flag_in_one_line(program):
         "export_torch": "export_torch.py: --encoder or --workdir must be given",
         "export_detectron2": "export_detectron2.py: --encoder or --workdir must be given",
     }.items():
-        flags = ["--checkpoint=no", "--output=no"] if module == "import_torch" else ["--output=no"]
-        finished = program("-m", f"simsiam_tf.interop.{module}", *flags)
+        flags = ["--checkpoint=no"] if module == "import_torch" else []
+        finished = program("-m", f"simsiam_tf.interop.{module}", *flags, "--output=no.pkl")
         assert finished.returncode in (1, 2)
         assert finished.stderr.strip().splitlines()[-1].startswith(line)
         assert "Traceback" not in finished.stderr
