@@ -13,6 +13,16 @@ import typing
 class UserError(ValueError):
     """A mistake that the user can mend: the text is the one line that the programs show."""
 
+    status = 1  # what the program exits with
+
+
+class StoppedError(UserError):
+    """A signal stopped the run, which was saved. The status is the shell's, 128 + its number."""
+
+    def __init__(self, text, number):
+        super().__init__(text)
+        self.status = 128 + number
+
 
 class Purpose(enum.IntEnum):
     """What a random number is for: the last word of every seed, so that no two uses share draws."""

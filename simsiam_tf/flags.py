@@ -19,7 +19,7 @@ _HELP = {"-?", "-h", "-help", "--help", "-helpshort", "--helpshort"}
 def run(main, config_class):
     """Runs a program: command line → `config_class` → `main(config)`, then exits.
 
-    A wrong flag ends with one line and status 2, a `UserError` with one line and status 1.
+    A wrong flag ends with one line and status 2, a `UserError` with one line and its own.
     """
     # TensorFlow's C++ notes would bury the one line that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -41,7 +41,9 @@ def _run_main(main, config):
     try:
         main(config)
     except config_lib.UserError as error:
-        _exit(error, status=1)
+        _exit(error, error.status)
+    except KeyboardInterrupt:  # before there is anything to save
+        _exit("Interrupted; nothing was trained", status=130)
 
 
 def _parse(argv, config_class):

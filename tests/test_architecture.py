@@ -14,7 +14,7 @@ ROOMS = [
     ["distribution", "objectives", "data", "models", "training.schedules", "training.optimizers"],
     ["methods"],
     ["export", "evaluation"],
-    ["training.loop", "training.checkpoints", "training.monitors"],
+    ["training.loop", "training.checkpoints", "training.interruption", "training.monitors"],
     ["training.pretrain"],
     ["flags"],
     ["curves", "interop"],

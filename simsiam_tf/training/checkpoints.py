@@ -1,5 +1,7 @@
 """The folder of a run: its flags, and checkpoints to go on from."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,6 +15,7 @@ from simsiam_tf.config import UserError
 
 FLAGFILE = "flags.cfg"
 _KEEP = 3
+_MANIFEST = "manifest.json"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -64,7 +67,11 @@ def write_whole(path, text):
 
 
 class Checkpoints:
-    """Checkpoints of a model and its optimizer, one folder a step, the newest few kept."""
+    """Checkpoints of a model and its optimizer, one folder a step, the newest few kept.
+
+    Each is a transaction: written aside with the SHA-256 of every file, forced to the disk, then
+    renamed. What has a step's name was whole, and restoring finds whatever changed it since.
+    """
 
     def __init__(self, workdir, model, optimizer):
         self.directory = os.path.join(workdir, "checkpoints")
@@ -75,31 +82,83 @@ class Checkpoints:
         )
 
     def save(self, step):
-        """Writes a checkpoint aside and renames it: what has the name is whole."""
-        folder = os.path.join(self.directory, f"step-{step:09d}")
+        """Writes the checkpoint of a step, unless there is a whole one."""
+        folder = self._folder(step)
         if os.path.isdir(folder):
-            return
+            if _damage(folder) is None:
+                return
+            shutil.rmtree(folder)
         staging = f"{folder}.partial"
         shutil.rmtree(staging, ignore_errors=True)
         os.makedirs(staging)
         self.checkpoint.write(os.path.join(staging, "state"))
+        hashes = {name: _sha256(os.path.join(staging, name)) for name in os.listdir(staging)}
+        with open(os.path.join(staging, _MANIFEST), "w", encoding="utf-8") as file:
+            json.dump(hashes, file, indent=2, sort_keys=True)
+        for name in [*hashes, _MANIFEST, ""]:
+            _force_to_disk(os.path.join(staging, name))
         os.replace(staging, folder)
+        _force_to_disk(self.directory)
         for old in self._steps()[:-_KEEP]:
-            shutil.rmtree(os.path.join(self.directory, f"step-{old:09d}"))
+            shutil.rmtree(self._folder(old))
 
     def restore(self):
-        """Restores the newest checkpoint. Returns its step, or None where there is none."""
+        """Restores the newest whole checkpoint. Returns its step, or None where there is none.
+
+        Raises:
+          UserError: there are checkpoints, and every one is damaged.
+        """
         steps = self._steps()
-        if not steps:
-            return None
-        folder = os.path.join(self.directory, f"step-{steps[-1]:09d}")
-        status = self.checkpoint.read(os.path.join(folder, "state"))
-        status.assert_existing_objects_matched()
-        logging.info("Restored %s", folder)
-        return steps[-1]
+        for step in reversed(steps):
+            folder = self._folder(step)
+            damage = _damage(folder)
+            if damage:
+                logging.error("%s is damaged: %s", folder, damage)
+                continue
+            status = self.checkpoint.read(os.path.join(folder, "state"))
+            status.assert_existing_objects_matched()
+            logging.info("Restored %s", folder)
+            return step
+        if steps:
+            raise UserError(
+                "--workdir must hold a whole checkpoint, or none to begin anew. Received: "
+                f"{self.directory}, all {len(steps)} damaged"
+            )
+        return None
+
+    def _folder(self, step):
+        return os.path.join(self.directory, f"step-{step:09d}")
 
     def _steps(self):
         if not os.path.isdir(self.directory):
             return []
         matches = (_STEP_FOLDER.fullmatch(name) for name in os.listdir(self.directory))
         return sorted(int(match[1]) for match in matches if match)
+
+
+def _damage(folder):
+    """What is wrong with a checkpoint's folder, in words; None where it is whole."""
+    try:
+        with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
+            hashes = json.load(file)
+        changed = [
+            name
+            for name, expected in hashes.items()
+            if _sha256(os.path.join(folder, name)) != expected
+        ]
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
+    return f"{', '.join(changed)} changed since it was written" if changed else None
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _force_to_disk(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

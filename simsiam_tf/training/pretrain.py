@@ -7,11 +7,11 @@ import time
 from absl import logging
 
 from simsiam_tf import distribution, export
-from simsiam_tf.config import UserError
+from simsiam_tf.config import StoppedError, UserError
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.methods import build_method
 from simsiam_tf.models import resnet
-from simsiam_tf.training import loop, optimizers, schedules
+from simsiam_tf.training import interruption, loop, optimizers, schedules
 from simsiam_tf.training.checkpoints import Checkpoints, check_workdir, write_flags, write_whole
 from simsiam_tf.training.monitors import KnnMonitor, Monitor
 
@@ -77,15 +77,24 @@ def run(config):
         return pipeline.step_order(source.num_examples, batch_size, seed, first_step + position)
 
     batches = pipeline.iterate(batches, source, indices_of)
-    for step in loop.run_steps(strategy, model, batches, first_step):
-        monitor.step(step)
-        last = step.number == last_step
-        if knn_monitor and (last or knn_monitor.is_due(step.number, steps_per_epoch)):
-            _run_knn(knn_monitor, monitor, step.number)
-        if step.number % config.system.checkpoint_every_steps == 0 or last:
-            with monitor.pause():
-                monitor.flush()
-                checkpoints.save(step.number)
+    with interruption.noted() as signal:
+        for step in loop.run_steps(strategy, model, batches, first_step):
+            monitor.step(step)
+            last = step.number == last_step
+            if knn_monitor and (last or knn_monitor.is_due(step.number, steps_per_epoch)):
+                _run_knn(knn_monitor, monitor, step.number)
+            stopping = signal() is not None and not last
+            if step.number % config.system.checkpoint_every_steps == 0 or last or stopping:
+                with monitor.pause():
+                    monitor.flush()
+                    checkpoints.save(step.number)
+            if stopping:
+                monitor.close()
+                raise StoppedError(
+                    f"{signal().name}: saved step {step.number} of {last_step} in {workdir}; the "
+                    "same command goes on from there",
+                    signal(),
+                )
     monitor.close()
 
     _export(config, model, last_step)

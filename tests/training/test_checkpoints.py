@@ -59,6 +59,56 @@ def test_a_checkpoint_that_was_not_finished_is_not_one(tmp_path):
     assert checkpoints.restore() is None
 
 
+def flip_a_bit(folder):
+    """In the file that holds the weights."""
+    (path,) = folder.glob("state.data-*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def save_steps(tmp_path, *steps):
+    layer, _, checkpoints = build(tmp_path)
+    for step in steps:
+        layer.bias.assign([step, step])
+        checkpoints.save(step)
+    return [tmp_path / "checkpoints" / f"step-{step:09d}" for step in steps]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_bit,
+        lambda folder: next(folder.glob("state.data-*")).write_bytes(b""),
+        lambda folder: (folder / "state.index").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").unlink(),
+    ],
+    ids=["bit", "truncated", "missing", "manifest", "no manifest"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_restored(tmp_path, caplog, damage):
+    *_, newer = save_steps(tmp_path, 1, 5, 10)
+    damage(newer)
+    layer, _, checkpoints = build(tmp_path)
+    assert checkpoints.restore() == 5
+    np.testing.assert_array_equal(layer.bias.numpy(), [5, 5])
+    assert f"{newer} is damaged" in caplog.text
+    # When the run comes there again, a whole one takes its place.
+    layer.bias.assign([11, 11])
+    checkpoints.save(10)
+    restored, _, checkpoints = build(tmp_path)
+    assert checkpoints.restore() == 10
+    np.testing.assert_array_equal(restored.bias.numpy(), [11, 11])
+
+
+def test_a_run_does_not_begin_anew_where_every_checkpoint_is_damaged(tmp_path):
+    for folder in save_steps(tmp_path, 5, 10):
+        flip_a_bit(folder)
+    _, _, checkpoints = build(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path / 'checkpoints'}, all 2 damaged"):
+        checkpoints.restore()
+
+
 def test_a_workdir_of_another_configuration_is_refused_by_flag_name(tmp_path, pretrain_config):
     write_flags(pretrain_config(workdir=str(tmp_path), epochs=100, seed=1))
     with pytest.raises(UserError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -115,6 +116,42 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert finished.returncode == 0, finished.stderr
     assert "Restored" in finished.stderr
     assert_same_run(workdir, tiny_run)
+
+
+def stop(number, flags, workdir, tfds_dir):
+    """Starts a run, signals it after its first checkpoint, gives its status and last words."""
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *flags, f"--workdir={workdir}"], cwd=ROOT, text=True,
+        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not any((workdir / "checkpoints").glob("step-?????????")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
+
+
+def test_sigterm_saves_the_step_at_hand_and_the_run_ends_as_if_it_had_not_come(
+    tiny_run, tmp_path, program, tfds_dir
+):
+    workdir, flags = tmp_path / "run", [*TINY_RUN, "--checkpoint_every_steps=13"]
+    status, stderr = stop(signal.SIGTERM, flags, workdir, tfds_dir)
+    assert status == 128 + signal.SIGTERM
+    assert "Traceback" not in stderr
+    (step,) = re.findall(r"train.py: SIGTERM: saved step (\d+) of 44 in .*goes on", stderr)
+    assert (workdir / "checkpoints" / f"step-{int(step):09d}").exists()
+    finished = program("train.py", *flags, f"--workdir={workdir}")
+    assert finished.returncode == 0, finished.stderr
+    assert f"Restored {workdir}/checkpoints/step-{int(step):09d}" in finished.stderr
+    assert_same_run(workdir, tiny_run)
+
+
+def test_control_c_stops_a_run_of_two_replicas(tmp_path, tfds_dir):
+    flags = [*TINY_RUN, "--checkpoint_every_steps=1", "--cpu_replicas=2", "--knn_every_epochs=0"]
+    status, stderr = stop(signal.SIGINT, flags, tmp_path / "run", tfds_dir)
+    assert status == 128 + signal.SIGINT
+    assert "SIGINT: saved step" in stderr.splitlines()[-1]
 
 
 def test_export_alone_writes_the_encoder_of_the_newest_checkpoint(program, tiny_run, tmp_path):
