@@ -42,8 +42,8 @@ def _run_main(main, config):
         main(config)
     except config_lib.UserError as error:
         _exit(error, error.status)
-    except KeyboardInterrupt:  # before there is anything to save
-        _exit("Interrupted; nothing was trained", status=130)
+    except KeyboardInterrupt:  # where nothing is being trained
+        _exit("Interrupted", status=130)
 
 
 def _parse(argv, config_class):

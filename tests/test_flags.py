@@ -109,3 +109,12 @@ def test_every_shipped_flagfile_parses(program, path):
 
 def test_the_interpreter_is_one_that_the_readme_names():
     assert (3, 11) <= sys.version_info[:2] <= (3, 13)
+
+
+def test_control_c_outside_of_training_is_one_line_and_status_130(program):
+    code = (
+        "from simsiam_tf import config, flags\n"
+        "def main(settings): raise KeyboardInterrupt\n"
+        "flags.run(main, config.PretrainConfig)"
+    )
+    assert_one_line(program("-c", code), 130, "Interrupted")

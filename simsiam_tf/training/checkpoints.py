@@ -99,8 +99,11 @@ class Checkpoints:
             _force_to_disk(os.path.join(staging, name))
         os.replace(staging, folder)
         _force_to_disk(self.directory)
-        for old in self._steps()[:-_KEEP]:
-            shutil.rmtree(self._folder(old))
+        steps = self._steps()
+        here = steps.index(step) + 1
+        # What is newer than this step was damaged, or the run would have gone on from there.
+        for other in [*steps[: max(here - _KEEP, 0)], *steps[here:]]:
+            shutil.rmtree(self._folder(other))
 
     def restore(self):
         """Restores the newest whole checkpoint. Returns its step, or None where there is none.

@@ -77,13 +77,13 @@ def run(config):
         return pipeline.step_order(source.num_examples, batch_size, seed, first_step + position)
 
     batches = pipeline.iterate(batches, source, indices_of)
-    with interruption.noted() as signal:
+    with interruption.noted() as received:
         for step in loop.run_steps(strategy, model, batches, first_step):
             monitor.step(step)
             last = step.number == last_step
             if knn_monitor and (last or knn_monitor.is_due(step.number, steps_per_epoch)):
                 _run_knn(knn_monitor, monitor, step.number)
-            stopping = signal() is not None and not last
+            stopping = received() is not None and not last
             if step.number % config.system.checkpoint_every_steps == 0 or last or stopping:
                 with monitor.pause():
                     monitor.flush()
@@ -91,9 +91,9 @@ def run(config):
             if stopping:
                 monitor.close()
                 raise StoppedError(
-                    f"{signal().name}: saved step {step.number} of {last_step} in {workdir}; the "
+                    f"{received().name}: saved step {step.number} of {last_step} in {workdir}; the "
                     "same command goes on from there",
-                    signal(),
+                    received(),
                 )
     monitor.close()
 

@@ -101,6 +101,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_restored(tmp_path, 
     np.testing.assert_array_equal(restored.bias.numpy(), [11, 11])
 
 
+def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path):
+    *_, second, third = save_steps(tmp_path, 10, 15, 20)
+    flip_a_bit(second)
+    flip_a_bit(third)
+    _, _, checkpoints = build(tmp_path)
+    assert checkpoints.restore() == 10
+    checkpoints.save(12)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-000000010", "step-000000012"]
+
+
 def test_a_run_does_not_begin_anew_where_every_checkpoint_is_damaged(tmp_path):
     for folder in save_steps(tmp_path, 5, 10):
         flip_a_bit(folder)
