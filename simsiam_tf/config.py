@@ -147,13 +147,17 @@ def to_flagfile(settings):
     return "\n".join(lines) + "\n"
 
 
+def read_flagfile(text):
+    """{flag name: value as text} of what `to_flagfile` wrote."""
+    return dict(line.removeprefix("--").split("=", 1) for line in text.splitlines())
+
+
 def from_flagfile(config_class, text):
     """The config of a flagfile; a setting that it does not have keeps its default."""
     types = {name: type(value) for name, value in defaults(config_class).items()}
-    written = dict(line.removeprefix("--").split("=", 1) for line in text.splitlines())
     values = {
         name: value == "true" if types[name] is bool else types[name](value)
-        for name, value in written.items()
+        for name, value in read_flagfile(text).items()
         if name in types
     }
     return build(config_class, defaults(config_class) | values)

@@ -51,7 +51,7 @@ def import_torch(config):
     export.save(encoder, run, config.output, facts)
     logging.info("Exported the %s of %s to %s", encoder.name, config.checkpoint, config.output)
     if config.workdir:
-        velocities = dict(zip(map(id, model.learned_variables), optimizer.velocities, strict=True))
+        velocities = _velocities(model, optimizer)
         for name, variable in variables.items():
             if name in checkpoint.momenta and id(variable) in velocities:
                 velocities[id(variable)].assign(naming.to_keras(checkpoint.momenta[name]))
@@ -101,7 +101,7 @@ def export_torch(config):
 def _authors_checkpoint(config):
     model, optimizer, run = load_run(config.source.workdir)
     variables = naming.model_variables(model)
-    velocities = dict(zip(map(id, model.learned_variables), optimizer.velocities, strict=True))
+    velocities = _velocities(model, optimizer)
     # PyTorch numbers the parameters of the encoder, then those of the predictor: the order here.
     parameters = [name for name in variables if not naming.is_statistic(name)]
     momenta = {
@@ -131,6 +131,11 @@ def _authors_checkpoint(config):
         "state_dict": {f"module.{name}": value for name, value in _tensors_of(variables).items()},
         "optimizer": {"state": momenta, "param_groups": groups},
     }
+
+
+def _velocities(model, optimizer):
+    """{id of a learned variable: its momentum}; a frozen variable has none."""
+    return dict(zip(map(id, model.learned_variables), optimizer.velocities, strict=True))
 
 
 def export_detectron2(config):

@@ -38,7 +38,7 @@ def check_workdir(config):
     if not os.path.exists(path):
         return
     with open(path, encoding="utf-8") as file:
-        there = dict(line.rstrip("\n").removeprefix("--").split("=", 1) for line in file)
+        there = config_lib.read_flagfile(file.read())
     settings = config_lib.flatten(config)
     here = {name: config_lib.format_value(value) for name, value in settings.items()}
     differing = [
