@@ -26,6 +26,7 @@ from reference import Reference, load_weights
 from sklearn.datasets import load_sample_image
 
 from simsiam_tf import config as config_lib
+from simsiam_tf import schema
 from simsiam_tf.data import ops
 from simsiam_tf.interop import naming
 from simsiam_tf.training import optimizers, pretrain
@@ -90,7 +91,7 @@ def relative(got, expected):
 
 def train_here(reference):
     settings = reference.settings
-    values = config_lib.defaults(config_lib.PretrainConfig) | {
+    values = schema.defaults(config_lib.PretrainConfig) | {
         "backbone": settings["arch"],
         "projection_dim": settings["dim"],
         "prediction_hidden_dim": settings["pred_dim"],
@@ -98,7 +99,7 @@ def train_here(reference):
         "weight_decay": settings["weight_decay"],
         "base_learning_rate": settings["predictor_learning_rate"] * 256 / settings["batch"],
     }
-    config = config_lib.build(config_lib.PretrainConfig, values)
+    config = schema.build(config_lib.PretrainConfig, values)
     model, optimizer = pretrain.build_model(config, tf.distribute.get_strategy(), 1)
     optimizer._learning_rate = optimizers.EpochRates(settings["learning_rates"], 1)
     load_weights(model, reference)

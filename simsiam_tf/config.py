@@ -1,27 +1,9 @@
-"""Every setting of the project: its name, default, bounds and one sentence of help.
-
-Plain frozen dataclasses, checked when they are made. `flags.py` turns each field into a flag of
-the same name, so that a setting is written down once.
-"""
+"""Every setting of the project: its name, default, bounds and one sentence of help."""
 
 import dataclasses
 import enum
-import math
-import typing
 
-
-class UserError(ValueError):
-    """A mistake that the user can mend: the text is the one line that the programs show."""
-
-    status = 1  # what the program exits with
-
-
-class StoppedError(UserError):
-    """A signal stopped the run, which was saved. The status is the shell's, 128 + its number."""
-
-    def __init__(self, text, number):
-        super().__init__(text)
-        self.status = 128 + number
+from simsiam_tf.schema import Config, UserError, setting
 
 
 class Purpose(enum.IntEnum):
@@ -31,153 +13,6 @@ class Purpose(enum.IntEnum):
     VIEWS = 2
     SUBSET = 3
     WEIGHTS = 4
-
-
-def setting(
-    default,
-    help,  # noqa: A002 (the word that flags use)
-    *,
-    at_least=None,
-    at_most=None,
-    above=None,
-    below=None,
-    choices=None,
-    filled=False,
-    defines_run=True,
-):
-    """A field of a config: its default, its sentence of help, and what values it takes.
-
-    `filled=True` asks for text that is not empty.
-
-    `defines_run=False` marks a setting that two halves of one run may differ in: it changes how
-    the run is executed or watched, not what it computes.
-    """
-    rule = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {
-        "help": help,
-        "bounds": {name: bound for name, bound in rule.items() if bound is not None},
-        "choices": choices,
-        "filled": filled,
-        "defines_run": defines_run,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def rule_of(field):
-    """What values a field takes, in words; an empty string where its type says it all."""
-    if field.metadata["choices"]:
-        return "one of " + ", ".join(field.metadata["choices"])
-    if field.metadata["filled"]:
-        return "non-empty"
-    bounds = field.metadata["bounds"].items()
-    return " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds)
-
-
-def accepts(field, value):
-    """Whether `value` is one that the field takes: its choices, its bounds, and no NaN or inf."""
-    if field.metadata["choices"]:
-        return value in field.metadata["choices"]
-    if field.metadata["filled"]:
-        return bool(value.strip())
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    holds = {
-        "at_least": lambda bound: value >= bound,
-        "at_most": lambda bound: value <= bound,
-        "above": lambda bound: value > bound,
-        "below": lambda bound: value < bound,
-    }
-    return all(holds[name](bound) for name, bound in field.metadata["bounds"].items())
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A group of settings. Construction raises `UserError` on a value outside a field's rule."""
-
-    def __post_init__(self):
-        for field in settings_of(type(self)):
-            value = getattr(self, field.name)
-            if not accepts(field, value):
-                raise UserError(f"--{field.name} must be {rule_of(field)}. Received: {value}")
-
-
-def settings_of(config_class):
-    """The fields of a config class that are settings themselves, not groups of settings."""
-    return [field for field in dataclasses.fields(config_class) if "help" in field.metadata]
-
-
-def groups_of(config_class):
-    """The fields of a config class that are groups of settings: {field name: config class}."""
-    hints = typing.get_type_hints(config_class)
-    names = [field.name for field in dataclasses.fields(config_class)]
-    return {name: hints[name] for name in names if _is_group(hints[name])}
-
-
-def _is_group(hint):
-    return isinstance(hint, type) and issubclass(hint, Config)
-
-
-def flatten(config):
-    """All settings of a config and of its groups: {flag name: value}, in the order of `--help`."""
-    values = {}
-    for name in groups_of(type(config)):
-        values |= flatten(getattr(config, name))
-    return values | {field.name: getattr(config, field.name) for field in settings_of(type(config))}
-
-
-def defaults(config_class):
-    """The default of every setting: {flag name: value}."""
-    values = {field.name: field.default for field in settings_of(config_class)}
-    for group in groups_of(config_class).values():
-        values |= defaults(group)
-    return values
-
-
-def build(config_class, values):
-    """A config of `config_class` from {flag name: value}; the inverse of `flatten`."""
-    groups = {name: build(group, values) for name, group in groups_of(config_class).items()}
-    return config_class(
-        **groups, **{field.name: values[field.name] for field in settings_of(config_class)}
-    )
-
-
-def to_flagfile(settings):
-    """{flag name: value} as the text of a flagfile, one `--name=value` a line."""
-    lines = [f"--{name}={format_value(value)}" for name, value in settings.items()]
-    return "\n".join(lines) + "\n"
-
-
-def read_flagfile(text):
-    """{flag name: value as text} of what `to_flagfile` wrote."""
-    return dict(line.removeprefix("--").split("=", 1) for line in text.splitlines())
-
-
-def from_flagfile(config_class, text):
-    """The config of a flagfile; a setting that it does not have keeps its default."""
-    types = {name: type(value) for name, value in defaults(config_class).items()}
-    values = {
-        name: value == "true" if types[name] is bool else types[name](value)
-        for name, value in read_flagfile(text).items()
-        if name in types
-    }
-    return build(config_class, defaults(config_class) | values)
-
-
-def format_value(value):
-    """A setting's value as it is written in a flagfile; floats keep every digit."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return ",".join(value)
-    return repr(value) if isinstance(value, float) else str(value)
-
-
-def run_defining_names(config_class):
-    """The names of the settings that define what a run computes."""
-    names = {field.name for field in settings_of(config_class) if field.metadata["defines_run"]}
-    for group in groups_of(config_class).values():
-        names |= run_defining_names(group)
-    return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +34,27 @@ class DataConfig(Config):
         "train", "Split to train on; a TFDS slice such as train[:90%] too.", filled=True
     )
     eval_split: str = setting("test", "Split to evaluate on.", filled=True)
+    on_bad_image: str = setting(
+        "error",
+        "What an image that cannot be read does: error (stop, and name it) or skip (another sample "
+        "takes its place; it is listed in quarantine.jsonl).",
+        choices=("error", "skip"),
+        defines_run=False,
+    )
+    max_bad_fraction: float = setting(
+        0.05,
+        "Share of the images above which --on_bad_image=skip stops all the same.",
+        at_least=0,
+        at_most=1,
+        defines_run=False,
+    )
+    max_image_pixels: int = setting(
+        120_000_000,
+        "Pixels above which an image counts as one that cannot be read; told from its header, "
+        "before memory is taken for it.",
+        at_least=1,
+        defines_run=False,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,6 +148,12 @@ class OptimizationConfig(Config):
 
     batch_size: int = setting(512, "Images in a global batch, over all replicas.", at_least=2)
     epochs: int = setting(100, "Passes over the training split.", at_least=1)
+    accumulate_steps: int = setting(
+        1,
+        "Parts that a replica's share of a batch is passed through in, one after another, to save "
+        "memory; batch normalization sees a part at a time.",
+        at_least=1,
+    )
     base_learning_rate: float = setting(
         0.05, "Rate for a batch of 256; the rate itself is base * batch_size / 256.", above=0
     )
@@ -350,9 +212,16 @@ class SystemConfig(Config):
 
     strategy: str = setting(
         "auto",
-        "Devices: default (one), mirrored (all GPUs of this machine, or --cpu_replicas), auto "
-        "(mirrored where that is more than one).",
-        choices=("auto", "default", "mirrored"),
+        "Devices: default (one), mirrored (all GPUs of this machine, or --cpu_replicas), "
+        "multi_worker (several machines, from TF_CONFIG or Slurm), tpu, auto (multi_worker where "
+        "TF_CONFIG names a cluster, else mirrored where there are several devices, else default).",
+        choices=("auto", "default", "mirrored", "multi_worker", "tpu"),
+        defines_run=False,
+    )
+    tpu: str = setting(
+        "local",
+        "TPU of --strategy=tpu: local (a TPU VM), or its name or address.",
+        filled=True,
         defines_run=False,
     )
     cpu_replicas: int = setting(
@@ -364,8 +233,16 @@ class SystemConfig(Config):
     )
     precision: str = setting(
         "float32",
-        "Number format of weights and arithmetic; float64 is for exact comparisons.",
-        choices=("float32", "float64"),
+        "Number format of arithmetic; weights, statistics, heads' output and loss stay float32 in "
+        "the mixed ones. float64 is for exact comparisons.",
+        choices=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
+    )
+    steps_per_loop: int = setting(
+        1,
+        "Steps that the devices run before Python looks again; more saves time where steps are "
+        "short, on TPUs above all.",
+        at_least=1,
+        defines_run=False,
     )
     seed: int = setting(0, "Seed of weights, order and views.", at_least=0, at_most=2**31 - 1)
     workdir: str = setting(
@@ -377,6 +254,22 @@ class SystemConfig(Config):
     checkpoint_every_steps: int = setting(
         1000,
         "Steps from one checkpoint to the next; the last step always has one.",
+        at_least=1,
+        defines_run=False,
+    )
+    keep_checkpoints: int = setting(
+        3, "Newest checkpoints that are kept.", at_least=1, defines_run=False
+    )
+    keep_every_steps: int = setting(
+        0,
+        "Keep the checkpoints of multiples of this step for good, besides; 0: none.",
+        at_least=0,
+        defines_run=False,
+    )
+    max_nonfinite_steps: int = setting(
+        10,
+        "Steps in a row whose loss or gradient is not finite, none of which changes a weight, "
+        "before the run stops.",
         at_least=1,
         defines_run=False,
     )

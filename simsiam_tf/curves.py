@@ -9,9 +9,8 @@ import os
 
 import matplotlib
 
-from simsiam_tf import config as config_lib
-from simsiam_tf import flags
-from simsiam_tf.config import UserError, setting
+from simsiam_tf import flags, schema
+from simsiam_tf.schema import UserError, setting
 
 _PANELS = {
     "loss": "loss",
@@ -21,7 +20,7 @@ _PANELS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class CurvesConfig(config_lib.Config):
+class CurvesConfig(schema.Config):
     """Curves"""
 
     runs: str = setting("", "Workdirs of the runs to draw, separated by commas.", filled=True)

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf.config import UserError
+from simsiam_tf.schema import UserError
 
 
 def build_strategy(config):

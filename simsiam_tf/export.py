@@ -14,9 +14,10 @@ import shutil
 import keras
 import tensorflow as tf
 
-from simsiam_tf.config import EncoderConfig, UserError
+from simsiam_tf.config import EncoderConfig
 from simsiam_tf.data import ops, views
 from simsiam_tf.models import resnet
+from simsiam_tf.schema import UserError
 
 DESCRIPTION = "encoder.json"
 

@@ -10,7 +10,7 @@ import typing
 
 from absl import app, flags, logging
 
-from simsiam_tf import config as config_lib
+from simsiam_tf import schema
 
 FLAGS = flags.FLAGS
 _HELP = {"-?", "-h", "-help", "--help", "-helpshort", "--helpshort"}
@@ -40,7 +40,7 @@ def run(main, config_class):
 def _run_main(main, config):
     try:
         main(config)
-    except config_lib.UserError as error:
+    except schema.UserError as error:
         _exit(error, error.status)
     except KeyboardInterrupt:  # where nothing is being trained
         _exit("Interrupted", status=130)
@@ -56,8 +56,8 @@ def _parse(argv, config_class):
             raise flags.Error(
                 f"Every setting is a flag, --name=value. Received: {' '.join(positional)}"
             )
-        return config_lib.build(config_class, FLAGS.flag_values_dict())
-    except (flags.Error, config_lib.UserError, OSError) as error:
+        return schema.build(config_class, FLAGS.flag_values_dict())
+    except (flags.Error, schema.UserError, OSError) as error:
         _exit(error, status=2)
 
 
@@ -69,8 +69,8 @@ def _exit(error, status):
 
 def _help_text(config_class):
     """The program's docstring, then its flags, group by group."""
-    titles = [_title(group) for group in config_lib.groups_of(config_class).values()]
-    if config_lib.settings_of(config_class):
+    titles = [_title(group) for group in schema.groups_of(config_class).values()]
+    if schema.settings_of(config_class):
         titles.insert(0, _title(config_class))
     usage = (sys.modules["__main__"].__doc__ or "").strip()
     return "\n".join([usage, *(FLAGS.module_help(title) for title in titles)])
@@ -91,15 +91,15 @@ _DEFINE = {
 def _define(config_class):
     """Defines a flag for each setting, under its group's title, with the config's own rule."""
     hints = typing.get_type_hints(config_class)
-    for field in config_lib.settings_of(config_class):
-        rule = config_lib.rule_of(field)
+    for field in schema.settings_of(config_class):
+        rule = schema.rule_of(field)
         text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
         define = _DEFINE[hints[field.name]]
         define(field.name, field.default, text, module_name=_title(config_class))
         flags.register_validator(
             field.name,
-            lambda value, field=field: config_lib.accepts(field, value),
+            lambda value, field=field: schema.accepts(field, value),
             message=f"must be {rule}",
         )
-    for group in config_lib.groups_of(config_class).values():
+    for group in schema.groups_of(config_class).values():
         _define(group)

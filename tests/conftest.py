@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from simsiam_tf import config as config_lib
+from simsiam_tf import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,8 +96,8 @@ def tiny_run(program, tmp_path_factory):
 
 
 def _builder(config_class):
-    defaults = config_lib.defaults(config_class)
-    return lambda **settings: config_lib.build(config_class, defaults | settings)
+    defaults = schema.defaults(config_class)
+    return lambda **settings: schema.build(config_class, defaults | settings)
 
 
 @pytest.fixture

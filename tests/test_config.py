@@ -3,12 +3,13 @@ import dataclasses
 import pytest
 
 from simsiam_tf import config as config_lib
-from simsiam_tf.config import UserError
+from simsiam_tf import schema
+from simsiam_tf.schema import UserError
 
 
 def all_settings(config_class):
-    settings = list(config_lib.settings_of(config_class))
-    for group in config_lib.groups_of(config_class).values():
+    settings = list(schema.settings_of(config_class))
+    for group in schema.groups_of(config_class).values():
         settings += all_settings(group)
     return settings
 
@@ -58,9 +59,9 @@ def test_configs_cannot_be_changed():
 
 def test_flatten_and_build_are_inverse(pretrain_config):
     config = pretrain_config(seed=7, hue=0.25, dataset="folder", stop_gradient=False)
-    values = config_lib.flatten(config)
+    values = schema.flatten(config)
     assert (values["seed"], values["hue"], values["stop_gradient"]) == (7, 0.25, False)
-    assert config_lib.build(config_lib.PretrainConfig, values) == config
+    assert schema.build(config_lib.PretrainConfig, values) == config
 
 
 @pytest.mark.parametrize("config_class", [config_lib.PretrainConfig, config_lib.EvaluationConfig])
@@ -73,23 +74,23 @@ def test_setting_names_are_unique_over_a_program(config_class):
 def test_every_setting_has_a_sentence_of_help_and_a_default_that_its_rule_takes(config_class):
     for field in all_settings(config_class):
         assert field.metadata["help"].endswith("."), field.name
-        assert config_lib.accepts(field, field.default) or field.metadata["filled"], field.name
+        assert schema.accepts(field, field.default) or field.metadata["filled"], field.name
 
 
 def test_a_flagfile_has_every_digit_of_a_float(pretrain_config):
     config = pretrain_config(weight_decay=1e-4 / 3, stop_gradient=False)
-    text = config_lib.to_flagfile(config_lib.flatten(config))
+    text = schema.to_flagfile(schema.flatten(config))
     assert f"--weight_decay={1e-4 / 3!r}\n" in text
     assert "--stop_gradient=false\n" in text
-    assert config_lib.from_flagfile(config_lib.PretrainConfig, text) == config
+    assert schema.from_flagfile(config_lib.PretrainConfig, text) == config
 
 
 def test_a_flagfile_that_lacks_a_setting_gives_its_default(pretrain_config):
-    read = config_lib.from_flagfile(config_lib.PretrainConfig, "--backbone=resnet18\n")
+    read = schema.from_flagfile(config_lib.PretrainConfig, "--backbone=resnet18\n")
     assert read == pretrain_config(backbone="resnet18")
 
 
 def test_how_a_run_is_watched_or_executed_does_not_define_it():
-    names = config_lib.run_defining_names(config_lib.PretrainConfig)
+    names = schema.run_defining_names(config_lib.PretrainConfig)
     assert {"seed", "batch_size", "hue", "precision", "dataset"} <= names
     assert not names & {"workdir", "strategy", "cpu_replicas", "log_every_steps", "export"}

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from simsiam_tf import config as config_lib
 from simsiam_tf import distribution
-from simsiam_tf.config import UserError
+from simsiam_tf.schema import UserError
 
 
 def on_each(strategy, function):

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 from simsiam_tf import export
-from simsiam_tf.config import UserError
 from simsiam_tf.data import ops, views
 from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.schema import UserError
 
 SETTINGS = {"width": 4, "stem": "cifar", "backbone": "resnet18", "image_size": 16}
 

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 from simsiam_tf import config as config_lib
+from simsiam_tf import schema
 
 
 def assert_one_line(finished, status, *words):
@@ -20,11 +21,11 @@ def assert_one_line(finished, status, *words):
 def test_help_shows_every_flag_under_its_group(program):
     text = program("train.py", "--help").stdout
     groups = re.split(r"\n(?=[A-Z][^\n]*:\n  --)", text)
-    assert len(groups) == 1 + len(config_lib.groups_of(config_lib.PretrainConfig))
+    assert len(groups) == 1 + len(schema.groups_of(config_lib.PretrainConfig))
     data = next(group for group in groups if group.startswith("Data:"))
     assert "--dataset" in data
     assert "--momentum" not in data
-    for name in config_lib.run_defining_names(config_lib.PretrainConfig):
+    for name in schema.run_defining_names(config_lib.PretrainConfig):
         assert re.search(rf"--(\[no\])?{name}\b", text), name
 
 
@@ -95,8 +96,8 @@ def test_the_users_own_environment_is_kept(program, monkeypatch):
 )
 def test_every_shipped_flagfile_parses(program, path):
     code = (
-        "import sys; from simsiam_tf import config, flags\n"
-        "def main(settings): print(config.to_flagfile(config.flatten(settings)))\n"
+        "import sys; from simsiam_tf import config, flags, schema\n"
+        "def main(settings): print(schema.to_flagfile(schema.flatten(settings)))\n"
         "flags.run(main, config.PretrainConfig)"
     )
     finished = program("-c", code, f"--flagfile={path}")

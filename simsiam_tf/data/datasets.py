@@ -14,8 +14,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from simsiam_tf.config import UserError
 from simsiam_tf.data import digits  # noqa: F401 (TFDS knows the builder once it is imported)
+from simsiam_tf.schema import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 SPLIT_FOLDERS = ("train", "val", "validation", "test")

@@ -9,8 +9,9 @@ import itertools
 
 import tensorflow as tf
 
-from simsiam_tf.config import Purpose, UserError
+from simsiam_tf.config import Purpose
 from simsiam_tf.data import ops
+from simsiam_tf.schema import UserError
 
 _READ_ERRORS = (
     tf.errors.InvalidArgumentError,

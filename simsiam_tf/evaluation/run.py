@@ -7,9 +7,9 @@ import os
 from absl import logging
 
 from simsiam_tf import export
-from simsiam_tf.config import UserError
 from simsiam_tf.data import datasets, views
 from simsiam_tf.evaluation import features, knn, linear
+from simsiam_tf.schema import UserError
 
 
 def run(config):

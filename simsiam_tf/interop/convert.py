@@ -8,10 +8,10 @@ import tensorflow as tf
 from absl import logging
 
 from simsiam_tf import config as config_lib
-from simsiam_tf import distribution, export
-from simsiam_tf.config import UserError
+from simsiam_tf import distribution, export, schema
 from simsiam_tf.interop import files, naming
 from simsiam_tf.models import resnet
+from simsiam_tf.schema import UserError
 from simsiam_tf.training import pretrain, schedules
 from simsiam_tf.training.checkpoints import FLAGFILE, Checkpoints, check_workdir, write_whole
 
@@ -57,7 +57,7 @@ def import_torch(config):
                 velocities[id(variable)].assign(naming.to_keras(checkpoint.momenta[name]))
         optimizer.iterations.assign(config.step)
         # The flags that the file settles; those of the run are train.py's to add.
-        flags = config_lib.to_flagfile(naming.infer_settings(checkpoint.shapes))
+        flags = schema.to_flagfile(naming.infer_settings(checkpoint.shapes))
         write_whole(os.path.join(config.workdir, FLAGFILE), flags)
         Checkpoints(config.workdir, model, optimizer).save(config.step)
         logging.info(
@@ -80,11 +80,11 @@ def _check(shapes, config):
 
 def _run_of(shapes, config):
     """The `PretrainConfig` of the network that these tensors are."""
-    settings = config_lib.defaults(config_lib.PretrainConfig) | naming.infer_settings(shapes)
+    settings = schema.defaults(config_lib.PretrainConfig) | naming.infer_settings(shapes)
     settings |= {"image_size": config.image_size, "eval_crop_ratio": config.eval_crop_ratio}
     if config.workdir:
         settings["workdir"] = config.workdir
-    return config_lib.build(config_lib.PretrainConfig, settings)
+    return schema.build(config_lib.PretrainConfig, settings)
 
 
 def export_torch(config):
@@ -181,7 +181,7 @@ def load_run(workdir):
     path = os.path.join(workdir, FLAGFILE)
     try:
         with open(path, encoding="utf-8") as file:
-            run = config_lib.from_flagfile(config_lib.PretrainConfig, file.read())
+            run = schema.from_flagfile(config_lib.PretrainConfig, file.read())
     except (OSError, ValueError) as error:
         raise UserError(
             f"--workdir must be the folder of a run, with its {FLAGFILE}. Received: {workdir}"

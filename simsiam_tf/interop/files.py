@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from simsiam_tf.config import UserError
 from simsiam_tf.interop import naming
+from simsiam_tf.schema import UserError
 
 _INSTALL = "pip install -r requirements-interop.txt"
 

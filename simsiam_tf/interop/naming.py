@@ -7,9 +7,9 @@ the place of the classifier (`encoder.fc`), and the predictor beside (`predictor
 import keras
 import numpy as np
 
-from simsiam_tf.config import UserError
 from simsiam_tf.methods import build_method
 from simsiam_tf.models import resnet
+from simsiam_tf.schema import UserError
 
 
 def encoder_variables(encoder):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from simsiam_tf.config import Config, UserError, setting
+from simsiam_tf.schema import Config, UserError, setting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import tempfile
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf import config as config_lib
-from simsiam_tf.config import UserError
+from simsiam_tf import schema
+from simsiam_tf.schema import UserError
 
 FLAGFILE = "flags.cfg"
 _KEEP = 3
@@ -38,12 +38,12 @@ def check_workdir(config):
     if not os.path.exists(path):
         return
     with open(path, encoding="utf-8") as file:
-        there = config_lib.read_flagfile(file.read())
-    settings = config_lib.flatten(config)
-    here = {name: config_lib.format_value(value) for name, value in settings.items()}
+        there = schema.read_flagfile(file.read())
+    settings = schema.flatten(config)
+    here = {name: schema.format_value(value) for name, value in settings.items()}
     differing = [
         f"--{name}={there[name]} there, {here[name]} here"
-        for name in sorted(config_lib.run_defining_names(type(config)))
+        for name in sorted(schema.run_defining_names(type(config)))
         if there.get(name, here[name]) != here[name]
     ]
     if differing:
@@ -55,7 +55,7 @@ def check_workdir(config):
 
 def write_flags(config):
     """Writes the resolved flags into the workdir, as a flagfile that repeats the run."""
-    text = config_lib.to_flagfile(config_lib.flatten(config))
+    text = schema.to_flagfile(schema.flatten(config))
     write_whole(os.path.join(config.system.workdir, FLAGFILE), text)
 
 

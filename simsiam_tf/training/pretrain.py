@@ -7,10 +7,10 @@ import time
 from absl import logging
 
 from simsiam_tf import distribution, export
-from simsiam_tf.config import StoppedError, UserError
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.methods import build_method
 from simsiam_tf.models import resnet
+from simsiam_tf.schema import StoppedError, UserError
 from simsiam_tf.training import interruption, loop, optimizers, schedules
 from simsiam_tf.training.checkpoints import Checkpoints, check_workdir, write_flags, write_whole
 from simsiam_tf.training.monitors import KnnMonitor, Monitor

@@ -11,9 +11,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from simsiam_tf.config import UserError
 from simsiam_tf.data import datasets, ops
 from simsiam_tf.data.digits import Digits
+from simsiam_tf.schema import UserError
 
 
 def write_images(root, *names, level=0):

@@ -11,9 +11,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from simsiam_tf.config import UserError, ViewsConfig
+from simsiam_tf.config import ViewsConfig
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.data.digits import Digits
+from simsiam_tf.schema import UserError
 
 NUM_IMAGES = 23
 SEED = 3

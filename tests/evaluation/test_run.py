@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simsiam_tf.config import UserError
 from simsiam_tf.evaluation import run
+from simsiam_tf.schema import UserError
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import torch_twin
 from safetensors.torch import load_file
 
 from simsiam_tf import export
-from simsiam_tf.config import UserError
 from simsiam_tf.data import views
 from simsiam_tf.interop import convert
 from simsiam_tf.interop.settings import (
@@ -20,6 +19,7 @@ from simsiam_tf.interop.settings import (
     SourceConfig,
     TorchExportConfig,
 )
+from simsiam_tf.schema import UserError
 
 
 def random_tensors(shapes, seed=0):

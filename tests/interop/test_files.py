@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from simsiam_tf.config import UserError
 from simsiam_tf.interop import files
+from simsiam_tf.schema import UserError
 
 
 def state_dict():

@@ -3,9 +3,10 @@
 import pytest
 import torch_twin
 
-from simsiam_tf.config import EncoderConfig, UserError
+from simsiam_tf.config import EncoderConfig
 from simsiam_tf.interop import naming
 from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.schema import UserError
 
 ARCHITECTURES = sorted(torch_twin.DEPTHS)
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from simsiam_tf.config import UserError
+from simsiam_tf.schema import UserError
 from simsiam_tf.training import optimizers
 from simsiam_tf.training.checkpoints import Checkpoints, check_workdir, write_flags
 

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, TINY_RUN
 
-from simsiam_tf.config import UserError
+from simsiam_tf.schema import UserError
 from simsiam_tf.training import pretrain
 
 TIMINGS = {"images_per_second", "input_wait_fraction"}

@@ -1,0 +1,169 @@
+"""What a config is: frozen dataclasses of settings, checked when they are made.
+
+`flags.py` turns each field into a flag of the same name, so that a setting is written down once.
+"""
+
+import dataclasses
+import math
+import typing
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the text is the one line that the programs show."""
+
+    status = 1  # what the program exits with
+
+
+class StoppedError(UserError):
+    """A signal stopped the run, which was saved. The status is the shell's, 128 + its number."""
+
+    def __init__(self, text, number):
+        super().__init__(text)
+        self.status = 128 + number
+
+
+def setting(
+    default,
+    help,  # noqa: A002 (the word that flags use)
+    *,
+    at_least=None,
+    at_most=None,
+    above=None,
+    below=None,
+    choices=None,
+    filled=False,
+    defines_run=True,
+):
+    """A field of a config: its default, its sentence of help, and what values it takes.
+
+    `filled=True` asks for text that is not empty.
+
+    `defines_run=False` marks a setting that two halves of one run may differ in: it changes how
+    the run is executed or watched, not what it computes.
+    """
+    rule = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    metadata = {
+        "help": help,
+        "bounds": {name: bound for name, bound in rule.items() if bound is not None},
+        "choices": choices,
+        "filled": filled,
+        "defines_run": defines_run,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def rule_of(field):
+    """What values a field takes, in words; an empty string where its type says it all."""
+    if field.metadata["choices"]:
+        return "one of " + ", ".join(field.metadata["choices"])
+    if field.metadata["filled"]:
+        return "non-empty"
+    bounds = field.metadata["bounds"].items()
+    return " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds)
+
+
+def accepts(field, value):
+    """Whether `value` is one that the field takes: its choices, its bounds, and no NaN or inf."""
+    if field.metadata["choices"]:
+        return value in field.metadata["choices"]
+    if field.metadata["filled"]:
+        return bool(value.strip())
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    holds = {
+        "at_least": lambda bound: value >= bound,
+        "at_most": lambda bound: value <= bound,
+        "above": lambda bound: value > bound,
+        "below": lambda bound: value < bound,
+    }
+    return all(holds[name](bound) for name, bound in field.metadata["bounds"].items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A group of settings. Construction raises `UserError` on a value outside a field's rule."""
+
+    def __post_init__(self):
+        for field in settings_of(type(self)):
+            value = getattr(self, field.name)
+            if not accepts(field, value):
+                raise UserError(f"--{field.name} must be {rule_of(field)}. Received: {value}")
+
+
+def settings_of(config_class):
+    """The fields of a config class that are settings themselves, not groups of settings."""
+    return [field for field in dataclasses.fields(config_class) if "help" in field.metadata]
+
+
+def groups_of(config_class):
+    """The fields of a config class that are groups of settings: {field name: config class}."""
+    hints = typing.get_type_hints(config_class)
+    names = [field.name for field in dataclasses.fields(config_class)]
+    return {name: hints[name] for name in names if _is_group(hints[name])}
+
+
+def _is_group(hint):
+    return isinstance(hint, type) and issubclass(hint, Config)
+
+
+def flatten(config):
+    """All settings of a config and of its groups: {flag name: value}, in the order of `--help`."""
+    values = {}
+    for name in groups_of(type(config)):
+        values |= flatten(getattr(config, name))
+    return values | {field.name: getattr(config, field.name) for field in settings_of(type(config))}
+
+
+def defaults(config_class):
+    """The default of every setting: {flag name: value}."""
+    values = {field.name: field.default for field in settings_of(config_class)}
+    for group in groups_of(config_class).values():
+        values |= defaults(group)
+    return values
+
+
+def build(config_class, values):
+    """A config of `config_class` from {flag name: value}; the inverse of `flatten`."""
+    groups = {name: build(group, values) for name, group in groups_of(config_class).items()}
+    return config_class(
+        **groups, **{field.name: values[field.name] for field in settings_of(config_class)}
+    )
+
+
+def to_flagfile(settings):
+    """{flag name: value} as the text of a flagfile, one `--name=value` a line."""
+    lines = [f"--{name}={format_value(value)}" for name, value in settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def read_flagfile(text):
+    """{flag name: value as text} of what `to_flagfile` wrote."""
+    return dict(line.removeprefix("--").split("=", 1) for line in text.splitlines())
+
+
+def from_flagfile(config_class, text):
+    """The config of a flagfile; a setting that it does not have keeps its default."""
+    types = {name: type(value) for name, value in defaults(config_class).items()}
+    values = {
+        name: value == "true" if types[name] is bool else types[name](value)
+        for name, value in read_flagfile(text).items()
+        if name in types
+    }
+    return build(config_class, defaults(config_class) | values)
+
+
+def format_value(value):
+    """A setting's value as it is written in a flagfile; floats keep every digit."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def run_defining_names(config_class):
+    """The names of the settings that define what a run computes."""
+    names = {field.name for field in settings_of(config_class) if field.metadata["defines_run"]}
+    for group in groups_of(config_class).values():
+        names |= run_defining_names(group)
+    return names
