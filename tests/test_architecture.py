@@ -81,18 +81,20 @@ def test_evaluation_takes_an_encoder_never_a_method(module):
     assert not [name for name in imports_of(module) if name.startswith("methods")]
 
 
-def test_flags_imports_only_config():
+def test_flags_imports_only_the_schema():
     assert imports_of("flags") == {"schema"}
 
 
-def test_config_needs_nothing_but_the_standard_library():
+@pytest.mark.parametrize("module", ["schema", "config"])
+def test_a_config_needs_nothing_but_the_standard_library(module):
     roots = set()
-    for node in ast.walk(ast.parse(source_of("config"))):
+    for node in ast.walk(ast.parse(source_of(module))):
         if isinstance(node, ast.Import):
             roots |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             roots.add(node.module.split(".")[0])
-    assert roots <= {"dataclasses", "enum", "math", "typing"}
+    assert roots <= {"dataclasses", "enum", "math", "typing", "simsiam_tf"}
+    assert imports_of(module) <= {"schema"}
 
 
 @pytest.mark.parametrize(
