@@ -1,6 +1,9 @@
-"""Devices: the strategy that a flag names, and what replicas say to each other."""
+"""Devices: the strategy that a flag names, and what replicas and workers say to each other."""
 
 import contextlib
+import json
+import os
+import re
 
 import keras
 import tensorflow as tf
@@ -8,39 +11,125 @@ from absl import logging
 
 from simsiam_tf.schema import UserError
 
+_TASK = re.compile(r"/job:(\w+)/replica:\d+/task:(\d+)")
+
 
 def build_strategy(config):
     """The `tf.distribute` strategy and number format of a `SystemConfig`.
 
-    Call it once, before TensorFlow has used a device: it may split the CPU into logical devices.
+    Call it once, before TensorFlow has used a device: it may split the CPU into logical devices or
+    join a cluster.
     """
     # Some kernels add up in the order in which threads finish; a run is defined by its flags.
     tf.config.experimental.enable_op_determinism()
-    keras.config.set_floatx(config.precision)
+    keras.config.set_floatx("float64" if config.precision == "float64" else "float32")
     keras.config.set_dtype_policy(config.precision)
-    gpus = tf.config.list_logical_devices("GPU") if config.cpu_replicas == 1 else []
-    devices = [f"GPU:{index}" for index in range(len(gpus))]
-    if config.cpu_replicas > 1:
-        devices = _split_cpu(config.cpu_replicas)
     name = config.strategy
-    if name == "auto":
-        name = "mirrored" if len(devices) > 1 else "default"
-    if name == "default" and config.cpu_replicas > 1:
+    if name == "auto" and len(_cluster_of_environment()) > 1:
+        name = "multi_worker"
+    if config.cpu_replicas > 1 and name not in ("auto", "mirrored"):
         raise UserError(
             "--cpu_replicas above 1 needs --strategy=mirrored (or auto). Received: "
-            f"--strategy=default --cpu_replicas={config.cpu_replicas}"
+            f"--strategy={name} --cpu_replicas={config.cpu_replicas}"
         )
-    if name == "default":
-        strategy = tf.distribute.get_strategy()
+    if name == "multi_worker":
+        strategy = _join_cluster()
+    elif name == "tpu":
+        strategy = _connect_to_tpu(config.tpu)
     else:
-        strategy = tf.distribute.MirroredStrategy(devices or ["CPU:0"])
+        strategy = _local_strategy(name, config.cpu_replicas)
     logging.info(
-        "Strategy %s on %d replica(s): %s",
-        name,
+        "%s on %d replica(s), this is %s",
+        type(strategy).__name__.strip("_"),
         strategy.num_replicas_in_sync,
-        ", ".join(devices) or "CPU",
+        worker_name(strategy),
     )
     return strategy
+
+
+def _local_strategy(name, cpu_replicas):
+    if cpu_replicas > 1:
+        devices = _split_cpu(cpu_replicas)
+    else:
+        count = len(tf.config.list_logical_devices("GPU"))
+        devices = [f"GPU:{index}" for index in range(count)]
+    if name == "default" or (name == "auto" and len(devices) < 2):
+        return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy(devices or ["CPU:0"])
+
+
+def _cluster_of_environment():
+    """The workers that TF_CONFIG names, chief first: {"worker-0": address}; empty without it."""
+    text = os.environ.get("TF_CONFIG", "")
+    try:
+        cluster = json.loads(text or "{}").get("cluster", {})
+        addresses = {job: list(cluster.get(job, [])) for job in ("chief", "worker")}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            'TF_CONFIG must be as TensorFlow has it: {"cluster": {"worker": ["host:port", ...]}, '
+            f'"task": {{"type": "worker", "index": 0}}}}. Received: {text}'
+        ) from error
+    return {
+        f"{job}-{index}": address
+        for job, found in addresses.items()
+        for index, address in enumerate(found)
+    }
+
+
+def _join_cluster():
+    """One worker of several: TF_CONFIG says which, or else Slurm's variables."""
+    resolvers = tf.distribute.cluster_resolver
+    try:
+        if _cluster_of_environment():
+            resolver = resolvers.TFConfigClusterResolver()
+        elif "SLURM_PROCID" in os.environ:
+            resolver = _slurm_resolver()
+        else:
+            raise UserError(
+                "--strategy=multi_worker needs TF_CONFIG, or a start by Slurm's srun. Received: "
+                "neither"
+            )
+        cluster = resolver.cluster_spec().as_dict()
+        logging.info("Waiting for all workers of %s", cluster)
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except (ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"--strategy=multi_worker cannot join its cluster: {error}. Received: "
+            f"TF_CONFIG={os.environ.get('TF_CONFIG', 'none')}"
+        ) from error
+
+
+def _slurm_resolver():
+    """The cluster of an srun step; a task has the GPUs that Slurm lets it see."""
+    resolvers = tf.distribute.cluster_resolver
+    # The resolver divides a node's GPUs among its tasks itself, and fails where there are none: one
+    # made-up GPU for each task keeps it out of that.
+    tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
+    slurm = resolvers.SlurmClusterResolver(gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False)
+    cluster = slurm.cluster_spec()
+    return resolvers.SimpleClusterResolver(
+        cluster,
+        task_type=slurm.task_type,
+        task_id=slurm.task_id,
+        num_accelerators={"GPU": len(tf.config.list_physical_devices("GPU"))},
+        rpc_layer="grpc",
+    )
+
+
+def _connect_to_tpu(name):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        raise UserError(
+            f"--strategy=tpu found no TPU that it could start ({str(error).split('. ')[0]}). "
+            f"Received: --tpu={name}"
+        ) from error
 
 
 def _split_cpu(count):
@@ -56,6 +145,81 @@ def _split_cpu(count):
             f"whose CPU is split into {found}"
         )
     return [f"CPU:{index}" for index in range(count)]
+
+
+def has_several_workers(strategy):
+    """Whether the strategy spans several processes, of which this is one."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def worker_name(strategy):
+    """What this process is called: "worker-0" where it is the only one."""
+    if not has_several_workers(strategy):
+        return "worker-0"
+    resolver = strategy.cluster_resolver
+    return f"{resolver.task_type}-{resolver.task_id}"
+
+
+def is_chief(strategy):
+    """Whether this process is the one that writes the run's files."""
+    if not has_several_workers(strategy):
+        return True
+    first = "chief" if "chief" in strategy.cluster_resolver.cluster_spec().jobs else "worker"
+    return worker_name(strategy) == f"{first}-0"
+
+
+def gather_over_workers(strategy, value):
+    """An int of each worker → all of them, a list on each; every worker waits for the others."""
+    if not has_several_workers(strategy):
+        return [value]
+
+    @tf.function
+    def gather():
+        def replica():
+            here = tf.fill([1], tf.constant(value, tf.int64))
+            return tf.distribute.get_replica_context().all_gather(here, axis=0)
+
+        return strategy.experimental_local_results(strategy.run(replica))[0]
+
+    return gather().numpy().tolist()
+
+
+@contextlib.contextmanager
+def chief_first(strategy):
+    """A context that the chief passes through before the other workers enter it."""
+    if not is_chief(strategy):
+        gather_over_workers(strategy, 0)
+    yield
+    if is_chief(strategy):
+        gather_over_workers(strategy, 0)
+
+
+@contextlib.contextmanager
+def lost_workers_named(strategy):
+    """A context that ends with a `UserError` that names the worker which the others have lost."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        lost = sorted({f"{job}-{task}" for job, task in _TASK.findall(error.message)})
+        if not has_several_workers(strategy) or not lost:
+            raise
+        cluster = strategy.cluster_resolver.cluster_spec()
+        places = ", ".join(
+            f"{name} at {cluster.task_address(name.split('-')[0], int(name.split('-')[1]))}"
+            for name in lost
+        )
+        raise UserError(
+            f"Lost {places}; its own log says why. The same command on every worker goes on from "
+            "the newest checkpoint"
+        ) from error
+
+
+def any_worker(flag):
+    """Whether a bool is true on any worker, in replica context: one collective of a number."""
+    if not has_several_workers(tf.distribute.get_strategy()):
+        return flag
+    count = tf.distribute.get_replica_context().all_reduce("SUM", tf.cast(flag, tf.int32))
+    return count > 0
 
 
 def num_replicas():

@@ -54,8 +54,12 @@ def save(encoder, config, directory, facts):
       directory: where to; a folder.
       facts: more entries of `encoder.json`, a dict.
     """
-    # A fresh copy: no replica, strategy or training graph goes into the file.
+    # A fresh copy, with arithmetic as precise as its weights: no replica, strategy, training graph
+    # or mixed precision goes into the file.
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(encoder.variable_dtype)
     copy = resnet.ResNet(config.encoder, config.system.seed)
+    keras.config.set_dtype_policy(policy)
     copy.set_weights(encoder.get_weights())
     size, ratio = config.views.image_size, config.views.eval_crop_ratio
     served = ServedEncoder(copy, size, ratio)

@@ -20,14 +20,14 @@ class Mlp(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training=False, num_views=1):
-        """`[num_views · B, input]` → `[num_views · B, output]`."""
+        """`[num_views · B, input]` → `[num_views · B, output]`, in the weights' precision."""
         for index, linear in enumerate(self.linears):
             x = linear(x)
             if index < len(self.norms):
                 x = self.norms[index](x, training=training, num_views=num_views)
             if index < len(self.linears) - 1:
                 x = tf.nn.relu(x)
-        return x
+        return tf.cast(x, self.variable_dtype)
 
 
 def build_projector(config, input_dim, seed):

@@ -32,14 +32,15 @@ class BatchNormalization(keras.layers.Layer):
         self.epsilon = epsilon
 
     def build(self, input_shape):
-        shape = input_shape[-1:]
+        # Statistics and what is made of them keep the weights' precision, whatever x has.
+        weight = {"shape": input_shape[-1:], "autocast": False}
         if self.affine:
             self.gamma = self.add_weight(
-                name="gamma", shape=shape, initializer="zeros" if self.zero_gamma else "ones"
+                name="gamma", initializer="zeros" if self.zero_gamma else "ones", **weight
             )
-            self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros")
+            self.beta = self.add_weight(name="beta", initializer="zeros", **weight)
         # Every replica computes the same update, so the first one's is the one to keep.
-        statistic = {"shape": shape, "trainable": False, "aggregation": "only_first_replica"}
+        statistic = {"trainable": False, "aggregation": "only_first_replica"} | weight
         self.running_mean = self.add_weight(name="running_mean", initializer="zeros", **statistic)
         self.running_variance = self.add_weight(
             name="running_variance", initializer="ones", **statistic
@@ -51,20 +52,21 @@ class BatchNormalization(keras.layers.Layer):
         training: normalise by the batch and move the running statistics, else by the latter.
         num_views: how many views were concatenated.
         """
-        channels = x.shape[-1]
+        dtype, channels = x.dtype, x.shape[-1]
+        x = tf.cast(x, self.variable_dtype)
         if self.affine:
             gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         else:
             gamma, beta = tf.ones([channels], x.dtype), tf.zeros([channels], x.dtype)
         if not training:
             scale = gamma * tf.math.rsqrt(self.running_variance + self.epsilon)
-            return (x - self.running_mean) * scale + beta
+            return tf.cast((x - self.running_mean) * scale + beta, dtype)
         shape = tf.shape(x)
         images, positions = shape[0] // num_views, tf.reduce_prod(shape[1:-1])
         by_view = tf.reshape(x, [num_views, images, positions, channels])
         y, mean, variance = _normalize(by_view, gamma, beta, self.epsilon)
         self._move_running_statistics(mean, variance, images * positions)
-        return tf.reshape(y, shape)
+        return tf.cast(tf.reshape(y, shape), dtype)
 
     def _move_running_statistics(self, mean, variance, count):
         count = tf.cast(count * distribution.num_replicas(), variance.dtype)

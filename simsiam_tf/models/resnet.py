@@ -136,4 +136,4 @@ class ResNet(keras.layers.Layer):
             x = layer(x)
         for block in self.blocks:
             x = block(x, training=training, num_views=num_views)
-        return tf.reduce_mean(x, axis=(1, 2))
+        return tf.reduce_mean(tf.cast(x, self.variable_dtype), axis=(1, 2))

@@ -1,5 +1,6 @@
 """The folder of a run: its flags, and checkpoints to go on from."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,9 +15,22 @@ from simsiam_tf import schema
 from simsiam_tf.schema import UserError
 
 FLAGFILE = "flags.cfg"
-_KEEP = 3
 _MANIFEST = "manifest.json"
+_UNFINISHED = ".partial"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
+
+
+@contextlib.contextmanager
+def writing_to(workdir):
+    """A context in which a disk that is full, read-only or gone is a `UserError`."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(error.message.split())
+        raise UserError(
+            f"--workdir cannot be written to ({reason}). The newest checkpoint there is whole: "
+            f"with room and permission to write, the same command goes on. Received: {workdir}"
+        ) from error
 
 
 def check_workdir(config):
@@ -67,13 +81,22 @@ def write_whole(path, text):
 
 
 class Checkpoints:
-    """Checkpoints of a model and its optimizer, one folder a step, the newest few kept.
+    """Checkpoints of a model and its optimizer, one folder a step.
 
     Each is a transaction: written aside with the SHA-256 of every file, forced to the disk, then
     renamed. What has a step's name was whole, and restoring finds whatever changed it since.
     """
 
-    def __init__(self, workdir, model, optimizer):
+    def __init__(self, workdir, model, optimizer, keep=3, keep_every=0):
+        """Args:
+        workdir: the run's folder.
+        model: a Keras model.
+        optimizer: a Keras optimizer, built.
+        keep: how many of the newest are kept.
+        keep_every: those of multiples of this step are kept besides; 0: none.
+        """
+        self.keep = keep
+        self.keep_every = keep_every
         self.directory = os.path.join(workdir, "checkpoints")
         # By position: TensorFlow does not look into the lists of layers that Keras layers hold.
         self.checkpoint = tf.train.Checkpoint(
@@ -88,22 +111,38 @@ class Checkpoints:
             if _damage(folder) is None:
                 return
             shutil.rmtree(folder)
-        staging = f"{folder}.partial"
-        shutil.rmtree(staging, ignore_errors=True)
+        self._discard_unfinished()
+        staging = f"{folder}{_UNFINISHED}"
         os.makedirs(staging)
-        self.checkpoint.write(os.path.join(staging, "state"))
-        hashes = {name: _sha256(os.path.join(staging, name)) for name in os.listdir(staging)}
-        with open(os.path.join(staging, _MANIFEST), "w", encoding="utf-8") as file:
-            json.dump(hashes, file, indent=2, sort_keys=True)
-        for name in [*hashes, _MANIFEST, ""]:
-            _force_to_disk(os.path.join(staging, name))
+        try:
+            self.checkpoint.write(os.path.join(staging, "state"))
+            hashes = {name: _sha256(os.path.join(staging, name)) for name in os.listdir(staging)}
+            with open(os.path.join(staging, _MANIFEST), "w", encoding="utf-8") as file:
+                json.dump(hashes, file, indent=2, sort_keys=True)
+            for name in [*hashes, _MANIFEST, ""]:
+                _force_to_disk(os.path.join(staging, name))
+        except (OSError, tf.errors.OpError):  # a full disk: leave the room to others
+            self._discard_unfinished()
+            raise
         os.replace(staging, folder)
         _force_to_disk(self.directory)
+        for other in self._outdated(step):
+            shutil.rmtree(self._folder(other))
+
+    def _discard_unfinished(self):
+        for name in os.listdir(self.directory) if os.path.isdir(self.directory) else ():
+            if name.endswith(_UNFINISHED):
+                shutil.rmtree(os.path.join(self.directory, name))
+
+    def _outdated(self, step):
+        """The steps of the checkpoints that need not be kept beside that of `step`."""
         steps = self._steps()
         here = steps.index(step) + 1
+        old = steps[: max(here - self.keep, 0)]
+        if self.keep_every:
+            old = [other for other in old if other % self.keep_every]
         # What is newer than this step was damaged, or the run would have gone on from there.
-        for other in [*steps[: max(here - _KEEP, 0)], *steps[here:]]:
-            shutil.rmtree(self._folder(other))
+        return old + steps[here:]
 
     def restore(self):
         """Restores the newest whole checkpoint. Returns its step, or None where there is none.

@@ -6,7 +6,10 @@
 import dataclasses
 import time
 
+import keras
 import tensorflow as tf
+
+from simsiam_tf import distribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,33 +17,66 @@ class Step:
     """What one step left behind."""
 
     number: int  # of steps done, this one included
-    batch: dict  # the first replica's share
-    metrics: dict  # {name: scalar tensor}, the mean over all replicas; reading one waits for it
-    waited: float  # seconds that the loop waited for the batch
+    metrics: dict  # {name: float}, the mean over all replicas
+    indices: list  # of this worker's samples
+    waited: float  # seconds that the devices waited for the batch
+    stopping: bool  # whether a worker was told to stop
 
 
-def run_steps(strategy, model, batches, first_step):
-    """Trains on each batch in turn; yields a `Step` after each.
+def _now():
+    """Seconds, in a graph; tf.timestamp refuses to work where operations are deterministic."""
+    return tf.numpy_function(time.perf_counter, [], tf.float64)
+
+
+def run_steps(strategy, model, batches, *, first_step, loop_end, stop_wanted=lambda: False):
+    """Trains on each batch in turn; yields a `Step` for each, a loop at a time.
 
     Args:
       strategy: the `tf.distribute.Strategy` that the model was built under.
       model: a `SelfSupervisedModel` with its optimizer.
-      batches: an iterable of distributed batches.
+      batches: a distributed data set of the steps from `first_step` on.
       first_step: how many steps were done before.
+      loop_end: steps done → steps done after the next loop, which runs without Python; no more
+        than were done ends the training.
+      stop_wanted: whether this worker was told to stop. Several workers tell each other at the
+        start of a loop, so that all of them stop after the same one.
     """
-
-    @tf.function(reduce_retracing=True)
-    def train_step(batch):
-        metrics = strategy.run(model.train_step, args=(batch,))
-        # The same on every replica.
-        return tf.nest.map_structure(first_replica, metrics)
+    names = []  # of the metrics, known once the step is traced
 
     def first_replica(value):
         return strategy.experimental_local_results(value)[0]
 
-    started = time.perf_counter()
-    for number, batch in enumerate(batches, start=first_step + 1):
-        waited = time.perf_counter() - started
-        metrics = train_step(batch)
-        yield Step(number, tf.nest.map_structure(first_replica, batch), metrics, waited)
-        started = time.perf_counter()
+    def replica_step(batch):
+        metrics = model.train_step(batch)
+        names[:] = metrics
+        return tf.stack([tf.cast(value, keras.config.floatx()) for value in metrics.values()])
+
+    @tf.function(reduce_retracing=True)
+    def run_loop(iterator, count, stop):
+        stopping = first_replica(strategy.run(distribution.any_worker, args=(stop,)))
+        rows = tf.TensorArray(keras.config.floatx(), count, infer_shape=False)
+        indices = tf.TensorArray(tf.int64, count, infer_shape=False)
+        waits = tf.TensorArray(tf.float64, count)
+        for index in tf.range(count):
+            started = _now()
+            with tf.control_dependencies([started]):
+                batch = iterator.get_next()
+            arrived = tf.concat(strategy.experimental_local_results(batch["index"]), axis=0)
+            with tf.control_dependencies([arrived]):
+                waits = waits.write(index, _now() - started)
+            indices = indices.write(index, arrived)
+            row = first_replica(strategy.run(replica_step, args=(batch,)))
+            rows = rows.write(index, row)  # the same on every replica
+        return rows.stack(), indices.stack(), waits.stack(), stopping
+
+    iterator = iter(batches)
+    done = first_step
+    while (end := loop_end(done)) > done:
+        *columns, stopping = run_loop(iterator, tf.constant(end - done), tf.constant(stop_wanted()))
+        if not distribution.has_several_workers(strategy):
+            stopping = stop_wanted()
+        lines = zip(*(column.numpy().tolist() for column in columns), strict=True)
+        for number, (row, indices, waited) in enumerate(lines, start=done + 1):
+            metrics = dict(zip(names, row, strict=True))
+            yield Step(number, metrics, indices, waited, bool(stopping) and number == end)
+        done = end

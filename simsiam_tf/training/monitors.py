@@ -1,6 +1,9 @@
 """What a run shows of itself: metrics.jsonl, TensorBoard, the terminal."""
 
+import contextlib
+import itertools
 import json
+import logging as standard_logging
 import os
 import sys
 import time
@@ -12,12 +15,37 @@ from tqdm import tqdm
 from simsiam_tf import export
 from simsiam_tf.data import views
 from simsiam_tf.evaluation import features, knn
+from simsiam_tf.schema import UserError
 from simsiam_tf.training.checkpoints import write_whole
 
 METRICS = "metrics.jsonl"
 COLLAPSED_STD = 0.3
 _VIEW_PAIRS = 8
 _ENCODE_AT_ONCE = 256
+
+
+@contextlib.contextmanager
+def log_file(path):
+    """A context in which the log goes to a file too, its end with a `UserError` included."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handler = standard_logging.FileHandler(path, encoding="utf-8")
+    handler.handleError = lambda record: None  # a full disk is told of by whoever needs the disk
+    handler.setFormatter(logging.get_absl_handler().python_handler.formatter)
+    for log_filter in logging.get_absl_handler().filters:
+        handler.addFilter(log_filter)
+    root = standard_logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    except UserError as error:
+        logger = logging.get_absl_logger()
+        handler.handle(
+            logger.makeRecord(logger.name, logging.ERROR, __file__, 0, str(error), (), None)
+        )
+        raise
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 class Monitor:
@@ -62,7 +90,6 @@ class Monitor:
             disable=not sys.stderr.isatty(),
             bar_format="{desc} {n_fmt}/{total_fmt} steps |{bar:20}|{postfix}, {remaining} left",
         )
-        self.views_are_due = True
         self.last_logged = restored_step or 0
         self.waited = self.paused = 0.0
         self.started = time.perf_counter()
@@ -70,16 +97,16 @@ class Monitor:
     def step(self, step):
         """Takes note of a `loop.Step`; writes a line where one is due."""
         self.waited += step.waited
-        if self.views_are_due:
-            self._write_view_pairs(step)
         self.progress.update()
-        if step.number % self.log_every_steps == 0 or step.number == self.last_step:
+        if step.metrics["void"]:
+            self._write_void(step)
+        elif step.number % self.log_every_steps == 0 or step.number == self.last_step:
             self._write_step(step)
         if step.number % self.steps_per_epoch == 0:
             self._look_for_collapse(step.number)
 
     def _write_step(self, step):
-        values = {name: float(value) for name, value in step.metrics.items()}
+        values = {name: value for name, value in step.metrics.items() if name != "void"}
         # The rate that the step was made with.
         epoch = (step.number - 1) // self.steps_per_epoch
         seconds = time.perf_counter() - self.started - self.paused
@@ -113,14 +140,32 @@ class Monitor:
         self.waited = self.paused = 0.0
         self.started = time.perf_counter()
 
-    def _write_view_pairs(self, step):
-        """A grid of view pairs as the network sees them: a row for each image."""
-        columns = [views.denormalize(view[:_VIEW_PAIRS]) for view in step.batch["views"]]
+    def _write_void(self, step):
+        """A step that changed nothing, since its loss or gradient was not finite."""
+        self._write_line(step.number, {"nonfinite": True, "indices": step.indices})
+        self.warn(
+            step.number,
+            f"Step {step.number} changed no weight: its loss or gradient is not finite. Its "
+            f"samples: {', '.join(map(str, step.indices))}",
+        )
+
+    def void_steps_in_a_row(self, step):
+        """How many steps up to this one changed nothing."""
+        void = {line["step"] for line in self.lines if "nonfinite" in line}
+        return next(count for count in itertools.count() if step - count not in void)
+
+    def view_pairs(self, step, batch_views):
+        """A grid of view pairs as the network sees them: a row for each image.
+
+        Args:
+          step: of the run.
+          batch_views: a tuple of `[B, H, W, 3]`, normalised.
+        """
+        columns = [views.denormalize(view[:_VIEW_PAIRS]) for view in batch_views]
         rows = tf.concat(columns, axis=2)
         grid = tf.concat(tf.unstack(rows), axis=0)
-        with self.summaries.as_default(step.number):
+        with self.summaries.as_default(step):
             tf.summary.image("view_pairs", grid[tf.newaxis])
-        self.views_are_due = False
 
     def _look_for_collapse(self, step):
         """Warns where every line of the epoch has a std under 0.3."""
@@ -163,7 +208,7 @@ class Monitor:
         return next((line[name] for line in self.lines if name in line), default)
 
     def flush(self):
-        """Puts on disk what was written; to be called before a checkpoint is saved."""
+        """Forces to disk what was written; to be called before a checkpoint is saved."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self.summaries.flush()
@@ -175,11 +220,14 @@ class Monitor:
         self.summaries.close()
         self.progress.close()
 
-    def _write(self, step, values):
+    def _write_line(self, step, values):
         line = {"step": step, "epoch": self._epoch(step), **values}
         self.lines.append(line)
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
+
+    def _write(self, step, values):
+        self._write_line(step, values)
         with self.summaries.as_default(step):
             for name, value in values.items():
                 tf.summary.scalar(name, value)
@@ -211,9 +259,16 @@ def _reopen_metrics(path, restored_step):
     with open(path, encoding="utf-8") as file:
         # A line that was cut off by a kill has no end.
         texts = [text for text in file if text.endswith("\n")]
-    kept = [text for text in texts if json.loads(text)["step"] <= restored_step]
-    write_whole(path, "".join(kept))
-    return [json.loads(text) for text in kept]
+    try:
+        lines = [json.loads(text) for text in texts]
+        kept = [index for index, line in enumerate(lines) if line["step"] <= restored_step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} must hold a JSON object with a step in every line. Received: {error}; mend or "
+            "remove that line"
+        ) from error
+    write_whole(path, "".join(texts[index] for index in kept))
+    return [lines[index] for index in kept]
 
 
 class KnnMonitor:

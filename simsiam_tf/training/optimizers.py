@@ -25,7 +25,10 @@ class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class SGD(keras.optimizers.Optimizer):
-    """g ← g + λw; v ← μv + g; w ← w − rate·v (PyTorch's form of momentum, coupled L2)."""
+    """g ← g + λw; v ← μv + g; w ← w − rate·v (PyTorch's form of momentum, coupled L2).
+
+    Where a gradient is NaN, weight and velocity stay as they are.
+    """
 
     def __init__(
         self,
@@ -64,8 +67,9 @@ class SGD(keras.optimizers.Optimizer):
         else:
             rate = tf.cast(learning_rate, variable.dtype)
         gradient = self.direction(tf.cast(gradient, variable.dtype), variable)
-        self.assign(velocity, self.momentum * velocity + gradient)
-        self.assign_sub(variable, rate * velocity)
+        void = tf.math.is_nan(gradient)
+        self.assign(velocity, tf.where(void, velocity, self.momentum * velocity + gradient))
+        self.assign_sub(variable, tf.where(void, tf.zeros_like(velocity), rate * velocity))
 
     def direction(self, gradient, variable):
         """What enters the momentum: the gradient with its L2 penalty."""

@@ -1,7 +1,11 @@
 """What `train.py` does, from top to bottom."""
 
+import contextlib
+import functools
 import json
 import os
+import signal
+import tempfile
 import time
 
 from absl import logging
@@ -12,92 +16,127 @@ from simsiam_tf.methods import build_method
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import StoppedError, UserError
 from simsiam_tf.training import interruption, loop, optimizers, schedules
-from simsiam_tf.training.checkpoints import Checkpoints, check_workdir, write_flags, write_whole
-from simsiam_tf.training.monitors import KnnMonitor, Monitor
+from simsiam_tf.training.checkpoints import (
+    Checkpoints,
+    check_workdir,
+    write_flags,
+    write_whole,
+    writing_to,
+)
+from simsiam_tf.training.monitors import KnnMonitor, Monitor, log_file
 
 SUMMARY = "summary.json"
 
 
 def run(config):
     """Pre-trains an encoder as a `PretrainConfig` says; goes on where an earlier start stopped."""
-    started = time.perf_counter()
     check_workdir(config)
-    workdir, seed = config.system.workdir, config.system.seed
-    summary_path = os.path.join(workdir, SUMMARY)
-    if os.path.exists(summary_path) and not config.system.export:
+    workdir = config.system.workdir
+    if os.path.exists(os.path.join(workdir, SUMMARY)) and not config.system.export:
         logging.info("The run in %s is finished; its encoder is %s/encoder", workdir, workdir)
         return
 
     strategy = distribution.build_strategy(config.system)
-    if config.system.export:
-        _export_newest(config, strategy)
-        return
+    log_path = os.path.join(workdir, "logs", f"{distribution.worker_name(strategy)}.log")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(log_file(log_path))
+        stack.enter_context(distribution.lost_workers_named(strategy))
+        # Only what the chief writes stays.
+        is_chief = distribution.is_chief(strategy)
+        output = workdir if is_chief else stack.enter_context(tempfile.TemporaryDirectory())
+        if config.system.export:
+            _export_newest(config, strategy)
+        else:
+            _train(config, strategy, output)
+        distribution.gather_over_workers(strategy, 0)  # none leaves before the chief has written
 
-    source = datasets.load(config.data.dataset, config.data.data_dir, config.data.train_split)
-    knn_sources = _load_knn_sources(config, source)
+
+def _train(config, strategy, output):
+    """The run itself. What it writes for people goes to the folder `output`."""
+    started = time.perf_counter()
+    workdir, seed = config.system.workdir, config.system.seed
+    is_chief = distribution.is_chief(strategy)
+    with distribution.chief_first(strategy):  # it may download
+        data = config.data
+        source = datasets.load(data.dataset, data.data_dir, data.train_split)
+        knn_sources = _load_knn_sources(config, source) if is_chief else None
     batch_size = config.optimization.batch_size
-    _check_batch(batch_size, source, strategy.num_replicas_in_sync)
+    _check_batch(config.optimization, source, strategy.num_replicas_in_sync)
     steps_per_epoch = source.num_examples // batch_size
     last_step = steps_per_epoch * config.optimization.epochs
 
     model, optimizer = build_model(config, strategy, steps_per_epoch)
-    checkpoints = Checkpoints(workdir, model, optimizer)
+    checkpoints = Checkpoints(
+        workdir, model, optimizer, config.system.keep_checkpoints, config.system.keep_every_steps
+    )
     restored_step = checkpoints.restore()
     first_step = restored_step or 0
-    write_flags(config)
+    _check_agreement(strategy, first_step, workdir)
 
-    monitor = Monitor(
-        workdir,
-        restored_step=restored_step,
-        last_step=last_step,
-        steps_per_epoch=steps_per_epoch,
-        batch_size=batch_size,
-        log_every_steps=config.monitor.log_every_steps,
-        learning_rates=schedules.learning_rates(config.optimization),
-        predictor_learning_rates=schedules.predictor_learning_rates(config.optimization),
+    build_views = views.build_views(config.views)
+    batches_from = functools.partial(
+        pipeline.training_batches, source, build_views, batch_size=batch_size, seed=seed
     )
+    batches = strategy.distribute_datasets_from_function(
+        lambda context: batches_from(first_step=first_step, last_step=last_step, context=context)
+    )
+
+    with writing_to(workdir):
+        if is_chief:
+            write_flags(config)
+        monitor = Monitor(
+            output,
+            restored_step=restored_step,
+            last_step=last_step,
+            steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size,
+            log_every_steps=config.monitor.log_every_steps,
+            learning_rates=schedules.learning_rates(config.optimization),
+            predictor_learning_rates=schedules.predictor_learning_rates(config.optimization),
+        )
     knn_monitor = KnnMonitor(model.encoder, *knn_sources, config) if knn_sources else None
     if knn_monitor and restored_step is None:
         _run_knn(knn_monitor, monitor, step=0)  # the random network, for comparison
+    if is_chief and first_step < last_step:
+        first_batch = batches_from(first_step=first_step, last_step=first_step + 1)
+        monitor.view_pairs(first_step, next(iter(first_batch))["views"])
 
-    build_views = views.build_views(config.views)
-    batches = strategy.distribute_datasets_from_function(
-        lambda context: pipeline.training_batches(
-            source,
-            build_views,
-            batch_size=batch_size,
-            seed=seed,
-            first_step=first_step,
-            last_step=last_step,
-            context=context,
-        )
-    )
+    knn_every = config.monitor.knn_every_epochs * steps_per_epoch
+    save_every = config.system.checkpoint_every_steps
 
-    def indices_of(position):
-        return pipeline.step_order(source.num_examples, batch_size, seed, first_step + position)
+    def loop_end(done):
+        """Python is needed to log, to look at the encoder and to save it."""
+        periods = [period for period in (save_every, knn_every) if period]
+        due = [(done // period + 1) * period for period in periods]
+        return min(done + config.system.steps_per_loop, last_step, *due)
 
-    batches = pipeline.iterate(batches, source, indices_of)
     with interruption.noted() as received:
-        for step in loop.run_steps(strategy, model, batches, first_step):
-            monitor.step(step)
+        steps = loop.run_steps(
+            strategy,
+            model,
+            batches,
+            first_step=first_step,
+            loop_end=loop_end,
+            stop_wanted=lambda: received() is not None,
+        )
+        for step in steps:
+            with writing_to(workdir):
+                monitor.step(step)
+            _check_void_steps(monitor, step.number, config.system.max_nonfinite_steps)
             last = step.number == last_step
-            if knn_monitor and (last or knn_monitor.is_due(step.number, steps_per_epoch)):
+            if knn_monitor and (last or step.number % knn_every == 0):
                 _run_knn(knn_monitor, monitor, step.number)
-            stopping = received() is not None and not last
-            if step.number % config.system.checkpoint_every_steps == 0 or last or stopping:
-                with monitor.pause():
+            stopping = step.stopping and not last
+            if is_chief and (last or stopping or step.number % save_every == 0):
+                with monitor.pause(), writing_to(workdir):
                     monitor.flush()
                     checkpoints.save(step.number)
             if stopping:
-                monitor.close()
-                raise StoppedError(
-                    f"{received().name}: saved step {step.number} of {last_step} in {workdir}; the "
-                    "same command goes on from there",
-                    received(),
-                )
+                _stop(strategy, monitor, received(), step.number, last_step, workdir)
     monitor.close()
+    if not is_chief:
+        return
 
-    _export(config, model, last_step)
     summary = {
         "steps": last_step,
         "epochs": config.optimization.epochs,
@@ -111,7 +150,9 @@ def run(config):
         "replicas": strategy.num_replicas_in_sync,
         "versions": export.versions(),
     }
-    write_whole(summary_path, json.dumps(summary, indent=2))
+    with writing_to(workdir):
+        _export(config, model, last_step)
+        write_whole(os.path.join(workdir, SUMMARY), json.dumps(summary, indent=2))
     logging.info("Finished: %s", json.dumps(summary))
 
 
@@ -120,6 +161,7 @@ def build_model(config, strategy, steps_per_epoch):
     with strategy.scope():
         encoder = resnet.ResNet(config.encoder, config.system.seed)
         model = build_method(config.method, encoder, config.system.seed)
+        model.accumulate_steps = config.optimization.accumulate_steps
         settings = config.optimization
         fixed = model.predictor_variables if settings.fix_predictor_learning_rate else ()
         optimizer = optimizers.SGD(
@@ -158,22 +200,60 @@ def _load_knn_sources(config, train):
         return None
 
 
-def _check_batch(batch_size, source, num_replicas):
-    if batch_size % num_replicas:
+def _check_batch(settings, source, num_replicas):
+    batch_size, parts = settings.batch_size, num_replicas * settings.accumulate_steps
+    among = f"{num_replicas} replica(s)"
+    if settings.accumulate_steps > 1:
+        among += f" of --accumulate_steps={settings.accumulate_steps} parts"
+    if batch_size % parts:
         raise UserError(
-            f"--batch_size must be divisible by the number of replicas, {num_replicas}. "
+            f"--batch_size must be divisible by {parts}, as it is shared by {among}. "
             f"Received: {batch_size}"
         )
-    if batch_size // num_replicas < 2:
+    if batch_size // parts < 2:
         raise UserError(
-            "--batch_size must leave two images or more to each replica. "
-            f"Received: {batch_size} for {num_replicas} replicas"
+            f"--batch_size must leave two images or more to each part of it. "
+            f"Received: {batch_size} for {among}"
         )
     if batch_size > source.num_examples:
         raise UserError(
             f"--batch_size must be at most the number of images, {source.num_examples} in "
             f"{source.name}. Received: {batch_size}"
         )
+
+
+def _check_agreement(strategy, first_step, workdir):
+    """All workers must go on from the same step, or they would train different things."""
+    found = distribution.gather_over_workers(strategy, first_step)
+    if len(set(found)) > 1:
+        raise UserError(
+            "--workdir must be one folder that all workers share: the newest checkpoint that each "
+            f"finds there is of step {', '.join(map(str, found))}. Received: {workdir}"
+        )
+
+
+def _check_void_steps(monitor, step, most):
+    count = monitor.void_steps_in_a_row(step)
+    if count >= most:
+        monitor.close()
+        raise UserError(
+            f"The loss or gradient of {count} steps in a row was not finite, of step {step} last. "
+            "They changed no weight, and the checkpoints are good. Lower the rate, or look at "
+            f"the samples that metrics.jsonl lists. Received: --max_nonfinite_steps={most}"
+        )
+
+
+def _stop(strategy, monitor, received, step, last_step, workdir):
+    """Ends a run whose step is saved, or is being saved by the chief."""
+    monitor.close()
+    distribution.gather_over_workers(strategy, step)
+    number = received or signal.SIGTERM
+    told = number.name if received else "Another worker was told to stop"
+    raise StoppedError(
+        f"{told}: saved step {step} of {last_step} in {workdir}; the same command goes on from "
+        "there",
+        number,
+    )
 
 
 def _run_knn(knn_monitor, monitor, step):
@@ -196,4 +276,6 @@ def _export_newest(config, strategy):
         raise UserError(
             f"--export needs a checkpoint; train first. Received: --workdir={config.system.workdir}"
         )
-    _export(config, model, step)
+    if distribution.is_chief(strategy):
+        with writing_to(config.system.workdir):
+            _export(config, model, step)

@@ -10,8 +10,10 @@ from simsiam_tf.training import loop, optimizers, pretrain
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("num_replicas", [1, 2])
-def test_five_steps_of_the_loop_are_the_references(num_replicas, two_replicas, pretrain_config):
+@pytest.mark.parametrize(("num_replicas", "steps_per_loop"), [(1, 1), (2, 3)])
+def test_five_steps_of_the_loop_are_the_references(
+    num_replicas, steps_per_loop, two_replicas, pretrain_config
+):
     # Only the reference's momentum, coupled L2, per-view unbiased statistics over all replicas and
     # fixed predictor rate together give these numbers.
     reference = Reference("resnet18")
@@ -31,19 +33,27 @@ def test_five_steps_of_the_loop_are_the_references(num_replicas, two_replicas, p
     optimizer._learning_rate = optimizers.EpochRates(settings["learning_rates"], 1)
     load_weights(model, reference)
 
-    def share(context, pair):
-        number = context.replica_id_in_sync_group
-        return {"views": tuple(np.split(view, num_replicas)[number] for view in pair)}
-
-    batches = (
-        strategy.experimental_distribute_values_from_function(
-            lambda context, pair=pair: tf.nest.map_structure(tf.constant, share(context, pair))
-        )
-        for pair in reference.views()
+    pairs = reference.views()  # [steps, views, batch, ...]
+    num_steps, _, batch_size = pairs.shape[:3]
+    samples = pairs.swapaxes(1, 2).reshape(
+        num_steps * batch_size, *pairs.shape[1:2], *pairs.shape[3:]
     )
-    steps = list(loop.run_steps(strategy, model, batches, first_step=0))
+    data = tf.data.Dataset.from_tensor_slices(samples).enumerate()
+    data = data.map(lambda index, views: {"views": tuple(tf.unstack(views)), "index": index})
+    data = data.batch(batch_size // num_replicas, drop_remainder=True)
+    steps = list(
+        loop.run_steps(
+            strategy,
+            model,
+            strategy.distribute_datasets_from_function(lambda context: data),
+            first_step=0,
+            loop_end=lambda done: min(done + steps_per_loop, num_steps),
+        )
+    )
 
-    losses = [float(step.metrics["loss"]) for step in steps]
+    losses = [step.metrics["loss"] for step in steps]
+    assert [step.number for step in steps] == [1, 2, 3, 4, 5]
+    assert [step.indices[0] for step in steps] == [batch_size * step for step in range(5)]
     np.testing.assert_allclose(losses, numbers["losses"], rtol=1e-6)
     for name, variable in naming.model_variables(model).items():
         tensor = naming.to_torch(variable.numpy())

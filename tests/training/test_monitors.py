@@ -1,12 +1,15 @@
+import contextlib
 import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 from tensorflow.python.summary.summary_iterator import summary_iterator
 
+from simsiam_tf.schema import UserError
 from simsiam_tf.training.loop import Step
-from simsiam_tf.training.monitors import Monitor
+from simsiam_tf.training.monitors import Monitor, log_file
 
 
 def build(workdir, restored_step=None, **settings):
@@ -22,11 +25,10 @@ def build(workdir, restored_step=None, **settings):
     )
 
 
-def take_steps(monitor, first, last, std=0.9):
-    batch = {"views": tuple(tf.zeros([8, 4, 4, 3]) + value for value in (-9.0, 9.0))}
+def take_steps(monitor, first, last, std=0.9, void=()):
     for number in range(first, last + 1):
-        metrics = {"loss": tf.constant(-number / 10), "feature_std": tf.constant(std)}
-        monitor.step(Step(number, batch, metrics, waited=0.0))
+        metrics = {"loss": -number / 10, "feature_std": std, "void": float(number in void)}
+        monitor.step(Step(number, metrics, indices=[3, 4], waited=0.0, stopping=False))
 
 
 def lines_of(workdir):
@@ -106,6 +108,8 @@ def test_one_healthy_line_in_an_epoch_is_no_collapse(tmp_path, caplog):
 
 def test_tensorboard_has_the_scalars_both_rates_and_the_view_pairs(tmp_path):
     monitor = build(tmp_path)
+    black_and_white = tuple(tf.zeros([9, 4, 4, 3]) + value for value in (-9.0, 9.0))
+    monitor.view_pairs(0, black_and_white)
     take_steps(monitor, 1, 6)
     monitor.knn(6, 81.5)
     monitor.close()
@@ -121,8 +125,51 @@ def test_tensorboard_has_the_scalars_both_rates_and_the_view_pairs(tmp_path):
     np.testing.assert_allclose(scalars("knn_top1"), [81.5])
     ((step, value),) = events["view_pairs"]
     width, height, png = value.tensor.string_val
-    assert (step, int(width), int(height)) == (1, 8, 32)
+    assert (step, int(width), int(height)) == (0, 8, 32)
     grid = tf.io.decode_png(png).numpy()
     # The first view is black as denormalised, the second white: side by side, a row an image.
     assert (grid[:, :4] == 0).all()
     assert (grid[:, 4:] == 255).all()
+
+
+def test_a_step_that_changed_nothing_is_a_line_with_its_samples_and_a_warning(tmp_path, caplog):
+    monitor = build(tmp_path)
+    take_steps(monitor, 1, 4, void=(2, 3))
+    monitor.close()
+    lines = lines_of(tmp_path)
+    assert [(line["step"], line.get("nonfinite"), line.get("indices")) for line in lines] == [
+        (2, True, [3, 4]),
+        (3, True, [3, 4]),
+        (4, None, None),
+    ]
+    assert "Step 3 changed no weight: its loss or gradient is not finite. Its samples: 3, 4" in (
+        caplog.text
+    )
+
+
+def test_void_steps_in_a_row_are_counted_over_a_restart(tmp_path):
+    monitor = build(tmp_path)
+    take_steps(monitor, 1, 5, void=(1, 3, 4, 5))
+    assert monitor.void_steps_in_a_row(2) == 0
+    assert monitor.void_steps_in_a_row(5) == 3
+    monitor.close()
+    monitor = build(tmp_path, restored_step=4)
+    take_steps(monitor, 5, 5, void=(5,))
+    assert monitor.void_steps_in_a_row(5) == 3
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"st\x00p": 4}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl must hold .* mend or remove"):
+        build(tmp_path, restored_step=4)
+
+
+def test_the_log_file_has_the_log_and_the_line_that_a_run_ended_with(tmp_path):
+    path = tmp_path / "logs" / "worker-0.log"
+    for number in (1, 2):
+        with contextlib.suppress(UserError), log_file(str(path)):
+            logging.warning("start %d", number)
+            raise UserError(f"end {number}")
+    logging.warning("afterwards")
+    lines = [line.split("] ")[1] for line in path.read_text().splitlines()]
+    assert lines == ["start 1", "end 1", "start 2", "end 2"]

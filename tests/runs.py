@@ -1,0 +1,35 @@
+"""What a finished run left behind, for comparing runs."""
+
+import json
+
+import numpy as np
+import tensorflow as tf
+
+TIMINGS = {"images_per_second", "input_wait_fraction"}
+
+
+def lines_of(workdir):
+    """The metrics without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in TIMINGS} for line in lines]
+
+
+def losses_of(workdir):
+    return np.array([line["loss"] for line in lines_of(workdir) if "loss" in line])
+
+
+def weights_of(workdir):
+    """{name: array} of the newest checkpoint: weights, velocities, step count."""
+    folder = max((workdir / "checkpoints").iterdir())
+    reader = tf.train.load_checkpoint(str(folder / "state"))
+    names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def assert_same_run(workdir, other):
+    assert lines_of(workdir) == lines_of(other)
+    ours, theirs = weights_of(workdir), weights_of(other)
+    assert len(ours) > 100
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)

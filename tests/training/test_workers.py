@@ -1,0 +1,138 @@
+"""Several processes on one machine, run and interrupted as a cluster runs and interrupts them."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY_RUN
+
+from runs import losses_of, weights_of
+
+FLAGS = [
+    *TINY_RUN,
+    "--precision=float64",
+    "--epochs=3",
+    "--log_every_steps=1",
+    "--checkpoint_every_steps=5",
+    "--knn_every_epochs=3",
+]
+STATISTICS_THAT_ARE_ZERO = 1e-12  # a running mean of what sums to zero is rounding alone
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+@pytest.fixture
+def start_workers(tmp_path, tfds_dir):
+    """() → the two processes of a new start in `tmp_path / "run"`."""
+    started = []
+
+    def start():
+        addresses = [f"localhost:{port}" for port in free_ports(2)]
+        workers = []
+        for index in range(2):
+            task = {"type": "worker", "index": index}
+            cluster = {"cluster": {"worker": addresses}, "task": task}
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, "train.py", *FLAGS, f"--workdir={tmp_path / 'run'}"],
+                    cwd=ROOT,
+                    text=True,
+                    stderr=subprocess.PIPE,
+                    env=os.environ
+                    | {"TFDS_DATA_DIR": str(tfds_dir), "TF_CONFIG": json.dumps(cluster)},
+                )
+            )
+        started.extend(workers)
+        return workers
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def wait_for_step(workdir, step, workers):
+    while not (workdir / "checkpoints" / f"step-{step:09d}").exists():
+        for worker in workers:
+            assert worker.poll() is None, worker.communicate()[1]
+        time.sleep(0.01)
+
+
+def end_of(worker, timeout):
+    """(exit status, the last line that it wrote)."""
+    _, stderr = worker.communicate(timeout=timeout)
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("train.py: ")]
+    return worker.returncode, lines[-1] if lines else stderr
+
+
+def test_two_workers_stop_together_survive_a_kill_and_end_with_the_weights_of_one_process(
+    start_workers, program, tmp_path
+):
+    workdir = tmp_path / "run"
+
+    # A notice to one of them stops both, at the same step.
+    workers = start_workers()
+    wait_for_step(workdir, 5, workers)
+    workers[1].send_signal(signal.SIGTERM)
+    ends = [end_of(worker, timeout=60) for worker in workers]
+    assert [status for status, _ in ends] == [128 + signal.SIGTERM] * 2
+    assert "Another worker was told to stop: saved step" in ends[0][1]
+    assert "SIGTERM: saved step" in ends[1][1]
+    steps = {re.search(r"saved step (\d+) of 66", line)[1] for _, line in ends}
+    assert len(steps) == 1
+    stopped = int(steps.pop())
+    assert (workdir / "checkpoints" / f"step-{stopped:09d}").exists()
+
+    # One that is lost is named by the other, which stops.
+    workers = start_workers()
+    killed_at = (stopped // 5 + 2) * 5
+    wait_for_step(workdir, killed_at, workers)
+    workers[1].kill()
+    status, line = end_of(workers[0], timeout=60)
+    assert status == 1
+    assert "Lost worker-1 at localhost:" in line
+    assert "The same command on every worker goes on" in line
+
+    # Started again, they finish what one process does alone.
+    workers = start_workers()
+    ends = [end_of(worker, timeout=200) for worker in workers]
+    assert [status for status, _ in ends] == [0, 0], ends
+    alone = tmp_path / "alone"
+    finished = program("train.py", *FLAGS, f"--workdir={alone}")
+    assert finished.returncode == 0, finished.stderr
+    np.testing.assert_allclose(losses_of(workdir), losses_of(alone), rtol=1e-7)
+    ours, theirs = weights_of(workdir), weights_of(alone)
+    assert len(ours) > 100
+    for name, value in ours.items():
+        np.testing.assert_allclose(
+            value,
+            theirs[name],
+            rtol=1e-7,
+            atol=max(1e-7 * np.abs(theirs[name]).max(), STATISTICS_THAT_ARE_ZERO),
+            err_msg=name,
+        )
+
+    # Only the chief writes what is the run's; each has a log.
+    assert {path.name for path in workdir.iterdir()} == {
+        "flags.cfg", "checkpoints", "metrics.jsonl", "tensorboard", "encoder", "summary.json",
+        "logs",
+    }  # fmt: skip
+    assert len(list((workdir / "tensorboard").iterdir())) == 3  # one file a start
+    first, second = ((workdir / "logs" / f"worker-{index}.log").read_text() for index in (0, 1))
+    assert "Lost worker-1" in first
+    assert "SIGTERM: saved step" in second
+    assert "kNN" in first
+    assert "kNN" not in second
