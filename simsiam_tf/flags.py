@@ -5,6 +5,7 @@ are answered at once.
 """
 
 import os
+import stat
 import sys
 import typing
 
@@ -23,6 +24,8 @@ def run(main, config_class):
     """
     # TensorFlow's C++ notes would bury the one line that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Whatever a program writes, others may not change.
+    os.umask(os.umask(0) | stat.S_IWOTH)
     # What other libraries have to say is shown from a warning on.
     logging.get_absl_handler().addFilter(
         lambda record: (

@@ -33,3 +33,15 @@ def assert_same_run(workdir, other):
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+def assert_same_training(workdir, other, rtol):
+    """The same losses and weights but for rounding."""
+    np.testing.assert_allclose(losses_of(workdir), losses_of(other), rtol=rtol)
+    ours, theirs = weights_of(workdir), weights_of(other)
+    assert len(ours) > 100
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        # A running mean of what sums to zero is rounding alone.
+        tolerance = max(rtol * np.abs(theirs[name]).max(), 1e-12)
+        np.testing.assert_allclose(value, theirs[name], rtol, tolerance, err_msg=name)

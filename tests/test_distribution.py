@@ -49,6 +49,69 @@ def test_one_device_with_replicas_is_refused():
         distribution.build_strategy(config_lib.SystemConfig(strategy="default", cpu_replicas=2))
 
 
+SLURM = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "node[7-8]",
+         "SLURM_STEP_TASKS_PER_NODE": "2,1"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rank", "place"), [("0", "node7:8888"), ("1", "node7:8889"), ("2", "node8:8888")]
+)
+def test_slurm_says_who_the_workers_are(monkeypatch, rank, place):
+    for name, value in (SLURM | {"SLURM_PROCID": rank}).items():
+        monkeypatch.setenv(name, value)
+    resolver = distribution._slurm_resolver()
+    cluster = resolver.cluster_spec()
+    assert cluster.as_dict() == {"worker": ["node7:8888", "node7:8889", "node8:8888"]}
+    assert cluster.task_address(resolver.task_type, resolver.task_id) == place
+    assert resolver.num_accelerators() == {"GPU": 0}  # those that this task sees
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ('{"cluster": {"worker": ["a:1"]}}', {"worker-0": "a:1"}),
+        (
+            '{"cluster": {"worker": ["a:1"], "chief": ["b:1"], "ps": ["c:1"]}}',
+            {"chief-0": "b:1", "worker-0": "a:1"},
+        ),
+    ],
+)
+def test_the_environment_names_the_workers(monkeypatch, text, expected):
+    monkeypatch.setenv("TF_CONFIG", text)
+    assert distribution._cluster_of_environment() == expected
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cluster": [1]}', '{"cluster": {"worker": 3}}'])
+def test_a_tf_config_of_another_shape_is_refused(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match="TF_CONFIG must be as TensorFlow has it"):
+        distribution.build_strategy(config_lib.SystemConfig())
+
+
+def test_several_workers_need_someone_to_say_who_they_are(monkeypatch):
+    for name in ("TF_CONFIG", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"needs TF_CONFIG, or a start by Slurm's srun"):
+        distribution.build_strategy(config_lib.SystemConfig(strategy="multi_worker"))
+
+
+def test_a_tpu_that_is_not_there_is_told_of_in_one_sentence(program, tmp_path):
+    finished = program("train.py", "--strategy=tpu", f"--workdir={tmp_path}")
+    assert finished.returncode == 1
+    line = finished.stderr.splitlines()[-1]
+    assert line.startswith("train.py: --strategy=tpu found no TPU that it could start (")
+    assert line.endswith("). Received: --tpu=local")
+    assert "Traceback" not in finished.stderr
+
+
+def test_only_the_chief_writes_and_a_single_process_is_it():
+    strategy = tf.distribute.get_strategy()
+    assert distribution.is_chief(strategy)
+    assert distribution.worker_name(strategy) == "worker-0"
+    assert distribution.gather_over_workers(strategy, 7) == [7]
+
+
 def test_more_replicas_than_the_cpu_was_split_into_are_refused():
     with pytest.raises(UserError, match="Received: a process whose CPU is split into 2"):
         distribution.build_strategy(config_lib.SystemConfig(cpu_replicas=3))

@@ -119,3 +119,17 @@ def test_control_c_outside_of_training_is_one_line_and_status_130(program):
         "flags.run(main, config.PretrainConfig)"
     )
     assert_one_line(program("-c", code), 130, "Interrupted")
+
+
+def test_what_a_program_writes_is_not_for_others_to_change(program, tmp_path):
+    code = (
+        "import os, sys; from simsiam_tf import config, flags\n"
+        "os.umask(0)\n"
+        "def main(settings): os.makedirs(settings.system.workdir); "
+        "open(settings.system.workdir + '/file', 'w')\n"
+        "flags.run(main, config.PretrainConfig)"
+    )
+    finished = program("-c", code, f"--workdir={tmp_path / 'run'}")
+    assert finished.returncode == 0, finished.stderr
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "run", tmp_path / "run" / "file")]
+    assert modes == [0o775, 0o664]

@@ -172,7 +172,7 @@ def build_model(config, strategy, steps_per_epoch):
             constant_rate=schedules.initial_learning_rate(settings),
         )
         optimizer.build(model.learned_variables)
-        model.compile(optimizer=optimizer)
+        model.compile(optimizer=optimizer, auto_scale_loss=False)  # the model scales it itself
     return model, optimizer
 
 

@@ -29,7 +29,7 @@ def add_optimizer(model, rates=(0.05,), predictor_rate=0.05):
         constant_rate=predictor_rate,
     )
     optimizer.build(model.learned_variables)
-    model.compile(optimizer=optimizer)
+    model.compile(optimizer=optimizer, auto_scale_loss=False)
 
 
 def random_views(batch=8, size=16):

@@ -1,4 +1,5 @@
 import os
+import resource
 
 import keras
 import numpy as np
@@ -6,15 +7,20 @@ import pytest
 
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import optimizers
-from simsiam_tf.training.checkpoints import Checkpoints, check_workdir, write_flags
+from simsiam_tf.training.checkpoints import (
+    Checkpoints,
+    check_workdir,
+    write_flags,
+    writing_to,
+)
 
 
-def build(workdir, value=0.0):
+def build(workdir, value=0.0, **settings):
     layer = keras.layers.Dense(2, kernel_initializer=keras.initializers.Constant(value))
     layer.build((None, 3))
     optimizer = optimizers.SGD(optimizers.EpochRates([0.1], 1), 0.9, 0.0)
     optimizer.build(layer.trainable_variables)
-    return layer, optimizer, Checkpoints(str(workdir), layer, optimizer)
+    return layer, optimizer, Checkpoints(str(workdir), layer, optimizer, **settings)
 
 
 def step_once(layer, optimizer):
@@ -47,6 +53,40 @@ def test_the_newest_checkpoint_is_restored_and_three_are_kept(tmp_path):
     restored_layer, _, restored = build(tmp_path)
     assert restored.restore() == 1000
     np.testing.assert_array_equal(restored_layer.bias.numpy(), [1000, 1000])
+
+
+def test_more_are_kept_where_that_is_asked_for_and_every_nth_for_good(tmp_path):
+    _, _, checkpoints = build(tmp_path, keep=2, keep_every=10)
+    for step in (5, 10, 15, 20, 25, 30, 35, 38):
+        checkpoints.save(step)
+    kept = [
+        int(name.removeprefix("step-")) for name in sorted(os.listdir(tmp_path / "checkpoints"))
+    ]
+    assert kept == [10, 20, 30, 35, 38]
+
+
+def test_what_an_interrupted_save_left_behind_goes_with_the_next(tmp_path):
+    left = tmp_path / "checkpoints" / "step-000000003.partial"
+    left.mkdir(parents=True)
+    (left / "state.index").write_text("half")
+    _, _, checkpoints = build(tmp_path)
+    checkpoints.save(5)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000000005"]
+
+
+def test_a_save_that_fails_leaves_what_was_there_and_no_rest(tmp_path):
+    _, _, checkpoints = build(tmp_path)
+    checkpoints.save(5)
+    # As on a full disk: no file of the process may grow over 10 bytes.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written to"), writing_to(str(tmp_path)):
+            checkpoints.save(10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000000005"]
+    assert checkpoints.restore() == 5
 
 
 def test_a_checkpoint_that_was_not_finished_is_not_one(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, TINY_RUN
 
-from runs import assert_same_run, lines_of, losses_of
+from runs import assert_same_run, assert_same_training, lines_of, losses_of, weights_of
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import pretrain
 
@@ -164,24 +164,81 @@ DIGITS_RUN = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("precision", "num_steps", "tolerance"), [("float64", 22, 1e-8), ("float32", 5, 1e-4)]
-)
-def test_two_replicas_have_the_losses_of_one_over_an_epoch_of_digits(
-    program, tmp_path, precision, num_steps, tolerance
-):
-    losses = []
+def train_digits(program, workdir, *flags):
+    finished = program("train.py", *DIGITS_RUN, f"--workdir={workdir}", *flags)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stderr
+
+
+def test_four_and_two_replicas_have_the_losses_and_weights_of_one_over_66_steps(program, tmp_path):
+    flags = ["--precision=float64", "--epochs=3"]
+    for replicas in (1, 2, 4):
+        log = train_digits(program, tmp_path / str(replicas), *flags, f"--cpu_replicas={replicas}")
+        assert f"on {replicas} replica(s)" in log
+    for replicas in (2, 4):
+        assert_same_training(tmp_path / str(replicas), tmp_path / "1", rtol=1e-7)
+
+
+def test_two_replicas_have_the_losses_of_one_over_five_steps_in_float32(program, tmp_path):
     for replicas in (1, 2):
-        workdir = tmp_path / str(replicas)
-        finished = program(
-            "train.py", *DIGITS_RUN, f"--precision={precision}",
-            f"--cpu_replicas={replicas}", f"--workdir={workdir}",
-        )  # fmt: skip
-        assert finished.returncode == 0, finished.stderr
-        assert f"on {replicas} replica(s)" in finished.stderr
-        losses.append(losses_of(workdir))
-    assert len(losses[0]) == len(losses[1]) == 22
-    assert np.abs(losses[0] - losses[1])[:num_steps].max() < tolerance
+        train_digits(program, tmp_path / str(replicas), f"--cpu_replicas={replicas}")
+    one, two = losses_of(tmp_path / "1"), losses_of(tmp_path / "2")
+    assert len(one) == len(two) == 22
+    assert np.abs(one - two)[:5].max() < 1e-4
+
+
+def test_a_run_goes_on_with_another_number_of_replicas(program, tmp_path):
+    flags = ["--precision=float64", "--checkpoint_every_steps=9"]
+    train_digits(program, tmp_path / "one", *flags)
+    elastic = tmp_path / "elastic"
+    shutil.copytree(tmp_path / "one", elastic)
+    for newer in ("summary.json", "checkpoints/step-000000018", "checkpoints/step-000000022"):
+        path = elastic / newer
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    log = train_digits(program, elastic, *flags, "--strategy=mirrored", "--cpu_replicas=2")
+    assert "step-000000009" in log
+    assert_same_training(elastic, tmp_path / "one", rtol=1e-7)
+
+
+def test_loops_of_several_steps_leave_what_loops_of_one_leave(program, tiny_run, tmp_path):
+    # 4 divides neither the epoch's 22 steps nor the 13 from one checkpoint to the next.
+    finished = program(
+        "train.py", *TINY_RUN, f"--workdir={tmp_path}", "--steps_per_loop=4",
+        "--checkpoint_every_steps=13",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert_same_run(tmp_path, tiny_run)
+
+
+def test_a_run_whose_loss_is_not_finite_stops_with_good_checkpoints(program, tmp_path):
+    finished = program(
+        "train.py", *TINY_RUN, "--base_learning_rate=1e30", "--checkpoint_every_steps=2",
+        "--knn_every_epochs=0", "--max_nonfinite_steps=4", f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert_ends_with_one_line(finished, "of 4 steps in a row was not finite", "--max_nonfinite")
+    void = [line for line in lines_of(tmp_path) if line.get("nonfinite")]
+    assert [line["step"] - void[0]["step"] for line in void] == [0, 1, 2, 3]
+    assert all(len(line["indices"]) == 64 for line in void)
+    assert all(np.isfinite(value).all() for value in weights_of(tmp_path).values())
+
+
+def test_a_disk_without_room_ends_with_one_line_and_the_checkpoints_intact(
+    program, tiny_run, tmp_path
+):
+    # TensorBoard's file and the checkpoint of 1.6 MB may not grow over 1 MB, as on a full disk.
+    code = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__')"
+    )
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    (workdir / "summary.json").unlink()
+    (whole,) = (workdir / "checkpoints").iterdir()
+    earlier = whole.rename(whole.with_name("step-000000030"))
+    finished = program("-c", code, *TINY_RUN, f"--workdir={workdir}")
+    assert_ends_with_one_line(finished, "--workdir cannot be written to (", "goes on", workdir)
+    assert list((workdir / "checkpoints").iterdir()) == [earlier]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,184 @@
+"""The one training step: void steps, accumulation, mixed precision, XLA."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_simsiam import add_optimizer, build_model, random_views
+
+from simsiam_tf.methods.base import LossScale, SelfSupervisedModel
+
+
+def state_of(model):
+    """Every weight, statistic and velocity; not the count of steps, which goes on."""
+    count, *velocities = model.optimizer.variables
+    assert count.name == "iteration"
+    return [variable.numpy() for variable in [*model.weights, *velocities]]
+
+
+def assert_same_state(before, after):
+    for old, new in zip(before, after, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def share_of(views, count):
+    """This replica's share of whole views."""
+    number = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return tuple(tf.stack(tf.split(view, count))[number] for view in views)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_a_step_with_nan_on_one_replica_changes_nothing_and_the_next_one_trains(
+    num_replicas, two_replicas
+):
+    strategy = two_replicas if num_replicas == 2 else tf.distribute.get_strategy()
+    with strategy.scope():
+        model = build_model(width=8)
+        add_optimizer(model, rates=(0.1,))
+
+    @tf.function
+    def step(x1, x2):
+        def replica():
+            return model.train_step({"views": share_of((x1, x2), num_replicas)})
+
+        metrics = strategy.run(replica)
+        return {
+            name: strategy.experimental_local_results(value)[0] for name, value in metrics.items()
+        }
+
+    x1, x2 = random_views()
+    assert step(x1, x2)["void"] == 0
+    before = state_of(model)
+    spoilt = tf.tensor_scatter_nd_update(x2, [[7, 0, 0, 0]], [float("nan")])  # the last image
+    metrics = step(x1, spoilt)
+    assert metrics["void"] > 0
+    assert np.isnan(metrics["loss"])
+    assert_same_state(before, state_of(model))
+    assert int(model.optimizer.iterations.numpy()) == 2
+    metrics = step(x1, x2)
+    assert metrics["void"] == 0
+    changed = [(old != new).any() for old, new in zip(before, state_of(model), strict=True)]
+    assert sum(changed) > 0.9 * len(changed)
+
+
+class Bottomless(SelfSupervisedModel):
+    """A finite loss whose gradient is not: the root's at zero."""
+
+    def __init__(self):
+        super().__init__(encoder=None)
+        self.w = self.add_weight(shape=(2,), initializer="ones")
+
+    def compute_views_loss(self, views):
+        return tf.sqrt(0 * tf.reduce_sum(self.w)) + 0 * tf.reduce_mean(views[0]), {}
+
+
+def test_a_gradient_that_is_not_finite_is_enough_for_a_void_step():
+    model = Bottomless()
+    add_optimizer(model)
+    metrics = model.train_step({"views": random_views()})
+    assert metrics["loss"] == 0
+    assert metrics["void"] == 1
+    np.testing.assert_array_equal(model.w, [1, 1])
+
+
+@pytest.mark.usefixtures("float64")
+def test_accumulation_is_the_mean_gradient_of_its_parts_with_statistics_of_each():
+    views = [tf.cast(view, tf.float64) for view in random_views(batch=12)]
+    whole = build_model()
+    whole.accumulate_steps = 3
+    add_optimizer(whole)
+    metrics = tf.function(whole.train_step)({"views": tuple(views)})
+
+    # By hand: three passes, three gradients, one update.
+    parts = build_model()
+    add_optimizer(parts)
+    gradients, losses = [], []
+    for start in (0, 4, 8):
+        with tf.GradientTape() as tape:
+            loss, _ = parts.compute_views_loss([view[start : start + 4] for view in views])
+        gradients.append(tape.gradient(loss, parts.learned_variables))
+        losses.append(loss)
+    means = [sum(found) / 3 for found in zip(*gradients, strict=True)]
+    parts.optimizer.apply(means, parts.learned_variables)
+    assert float(metrics["loss"]) == pytest.approx(float(sum(losses) / 3), rel=1e-12)
+    for ours, theirs in zip(whole.get_weights(), parts.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture
+def mixed(request):
+    """Everything that is built meanwhile has the policy of the parameter."""
+    keras.config.set_dtype_policy(request.param)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("mixed", ["mixed_bfloat16", "mixed_float16"], indirect=True)
+def test_mixed_precision_computes_in_half_and_keeps_weights_heads_and_loss_whole(mixed):
+    model = build_model(width=8)
+    add_optimizer(model, rates=(0.1,))
+    views = random_views(batch=16)
+    assert {variable.dtype for variable in model.weights} == {"float32"}
+    convolution = model.encoder.stem.conv(views[0])
+    assert convolution.dtype in (tf.bfloat16, tf.float16)
+    features = model.encoder(views[0], training=True)
+    assert features.dtype == tf.float32  # a mean over positions, taken of whole numbers
+    assert model.projector(features, training=True).dtype == tf.float32
+    loss, _ = model.compute_views_loss(views)
+    assert loss.dtype == tf.float32
+
+    keras.config.set_dtype_policy("float32")
+    whole = build_model(width=8)
+    add_optimizer(whole, rates=(0.1,))
+    for _ in range(3):
+        for _ in range(10):  # float16 looks for its scale first
+            metrics = model.train_step({"views": views})
+            if metrics["void"] == 0:
+                break
+        half_loss = metrics["loss"]
+        whole_loss = whole.train_step({"views": views})["loss"]
+    assert float(half_loss) == pytest.approx(float(whole_loss), abs=0.02)
+    assert float(half_loss) != float(whole_loss)
+
+
+@pytest.mark.parametrize("mixed", ["mixed_float16"], indirect=True)
+def test_float16_scales_its_loss_by_the_same_factor_that_gradients_are_divided_by(mixed):
+    model, views = build_model(width=8), random_views(batch=16)
+    found = {}
+    for scale in (2.0**3, 2.0**15):
+        model.loss_scale.value.assign(scale)
+        found[scale], _ = model._accumulate_gradients(views)
+    norms = {scale: float(tf.linalg.global_norm(value)) for scale, value in found.items()}
+    assert norms[2.0**15] == pytest.approx(norms[2.0**3], rel=0.05)
+
+
+def test_the_loss_scale_halves_with_a_void_step_and_doubles_after_2000_others():
+    scale = LossScale()
+    assert float(scale.value) == 2**15
+    scale.update(tf.constant(True))
+    assert float(scale.value) == 2**14
+    for _ in range(1999):
+        scale.update(tf.constant(False))
+    assert float(scale.value) == 2**14
+    scale.update(tf.constant(False))
+    assert float(scale.value) == 2**15
+    scale.good_steps.assign(1999)
+    scale.update(tf.constant(True))  # the count begins anew
+    scale.update(tf.constant(False))
+    assert float(scale.value) == 2**14
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_step_compiles_under_xla_and_computes_the_same():
+    views = tuple(tf.cast(view, tf.float64) for view in random_views(batch=4, size=8))
+    states, losses = [], []
+    for jit_compile in (False, True):
+        model = build_model(width=2)
+        add_optimizer(model, rates=(0.1, 0.1))
+        step = tf.function(model.train_step, jit_compile=jit_compile)
+        losses.append([float(step({"views": views})["loss"]) for _ in range(2)])
+        states.append(state_of(model))
+        assert step.experimental_get_tracing_count() == 1
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-10)
+    for plain, compiled in zip(*states, strict=True):
+        np.testing.assert_allclose(plain, compiled, rtol=1e-8, atol=1e-11)
