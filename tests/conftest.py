@@ -19,8 +19,7 @@ from simsiam_tf import schema
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A small run that has every part: 22 steps an epoch. Much narrower ones (4 channels) were seen to
-# differ in the last bit from run to run, whatever TensorFlow is told of determinism.
+# A small run that has every part: 22 steps an epoch.
 TINY_RUN = [
     "--image_size=16",
     "--backbone=resnet18",

@@ -29,6 +29,11 @@ class ConvNorm(keras.layers.Layer):
         self, input_channels, channels, kernel_size, strides, seed, zero_gamma=False, *, name
     ):
         super().__init__(name=name.replace(".", "_"))
+        # oneDNN's gradient of a strided 1x1 kernel writes past its buffer where the input has fewer
+        # than 8 channels (AVX2) or 16 (AVX-512), github.com/uxlfoundation/oneDNN/issues/6035. What
+        # the stride leaves out is cut away before, then.
+        self.skip = strides if kernel_size == 1 and input_channels < 16 else 1
+        strides //= self.skip
         padding = kernel_size // 2
         self.pad = keras.layers.ZeroPadding2D(padding) if strides > 1 and padding else None
         self.conv = keras.layers.Conv2D(
@@ -45,6 +50,7 @@ class ConvNorm(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training=False, num_views=1):
+        x = x[:, :: self.skip, :: self.skip] if self.skip > 1 else x
         x = self.pad(x) if self.pad else x
         return self.norm(self.conv(x), training=training, num_views=num_views)
 

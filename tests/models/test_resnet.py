@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from simsiam_tf.config import EncoderConfig
-from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.models.resnet import ConvNorm, ResNet
 
 # torchvision 0.20: parameters of each model without its last layer (fc).
 TORCHVISION_PARAMETERS = {
@@ -87,3 +87,25 @@ def test_weights_are_a_function_of_the_seed_and_differ_between_layers():
     np.testing.assert_array_equal(kernels(1), kernels(1))
     assert not np.array_equal(kernels(1)[0], kernels(2)[0])
     assert not np.array_equal(*kernels(1))
+
+
+@pytest.mark.parametrize("channels", [1, 4, 7, 15])
+def test_the_gradient_of_a_narrow_strided_1x1_convolution_is_right_and_repeatable(channels):
+    # oneDNN's own is neither (github.com/uxlfoundation/oneDNN/issues/6035).
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.standard_normal((64, 16, 16, channels)), tf.float32)
+    layer = ConvNorm(channels, 2 * channels, 1, 2, seed=0, name="downsample")
+    dy = tf.constant(rng.standard_normal((64, 8, 8, 2 * channels)), tf.float32)
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x) * dy)  # inference mode: a factor of 1 but for epsilon
+        return tape.gradient(loss, layer.conv.kernel)
+
+    got = [gradient().numpy() for _ in range(20)]
+    for again in got[1:]:
+        np.testing.assert_array_equal(again, got[0])
+    kept = np.float64(x)[:, ::2, ::2]
+    expected = np.einsum("nhwi,nhwo->io", kept, np.float64(dy)) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(got[0][0, 0], expected, rtol=1e-4, atol=1e-4)
