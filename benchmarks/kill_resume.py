@@ -40,9 +40,10 @@ FILES_OF_A_CHECKPOINT = 3
 POLL_SECONDS = 0.001
 START_SECONDS = 900  # a start that takes longer hangs
 TIMINGS = {"images_per_second", "input_wait_fraction"}
-# How often each moment is taken; the export has its turn once a run, when the training is over.
+# How often each moment is taken; the export has its turn once a run, when few steps are left.
 MOMENTS = {"start-up": 0.1, "between saves": 0.35, "saving": 0.4, "just saved": 0.15}
 EXPORT = "export"
+FEW_STEPS = 6
 
 
 def main(arguments):
@@ -182,15 +183,15 @@ class Trial:
             if not self.kills_left or (before == self.last_step and export_was_killed):
                 return None
             self.kills_left -= 1
-        kind = EXPORT
-        if before < self.last_step:
-            kind = rng.choices(list(MOMENTS), MOMENTS.values())[0]
+        kind = rng.choices(list(MOMENTS), MOMENTS.values())[0]
+        if before >= self.last_step - FEW_STEPS and not export_was_killed:
+            kind = EXPORT
         saves = 1 if kind == "between saves" else rng.randint(1, 3)
         longest = {
             "start-up": self.startup_seconds,
             "between saves": 1.0,  # several steps and saves
             "saving": rng.choice([0.0, 0.02, 1.2 * self.saving_seconds]),
-            "just saved": rng.choice([0.0, 0.02]),  # what is old is deleted then
+            "just saved": rng.choice([0.0, 0.005]),  # what is old is deleted then
             EXPORT: 1.5,
         }[kind]
         return {
