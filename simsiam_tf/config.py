@@ -13,6 +13,7 @@ class Purpose(enum.IntEnum):
     VIEWS = 2
     SUBSET = 3
     WEIGHTS = 4
+    SUBSTITUTE = 5
 
 
 @dataclasses.dataclass(frozen=True)

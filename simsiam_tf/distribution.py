@@ -194,14 +194,22 @@ def chief_first(strategy):
         gather_over_workers(strategy, 0)
 
 
+def lost_workers(strategy, error):
+    """The names of the other workers that a TensorFlow error is about."""
+    if not has_several_workers(strategy):
+        return []
+    named = {f"{job}-{task}" for job, task in _TASK.findall(error.message)}
+    return sorted(named - {worker_name(strategy)})
+
+
 @contextlib.contextmanager
 def lost_workers_named(strategy):
     """A context that ends with a `UserError` that names the worker which the others have lost."""
     try:
         yield
     except tf.errors.OpError as error:
-        lost = sorted({f"{job}-{task}" for job, task in _TASK.findall(error.message)})
-        if not has_several_workers(strategy) or not lost:
+        lost = lost_workers(strategy, error)
+        if not lost:
             raise
         cluster = strategy.cluster_resolver.cluster_spec()
         places = ", ".join(

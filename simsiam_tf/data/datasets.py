@@ -1,8 +1,8 @@
 """Data sets by name: the only code that reads data.
 
 A `Source` hands out encoded images by index. Folders and TFDS's ArrayRecord files are read by
-random access, so that the n-th sample of an epoch is a lookup; TFDS's TFRecord files, which know no
-random access, are streamed.
+random access, so that the n-th sample of an epoch is a lookup; TFDS's TFRecord files, where a
+lookup passes over all that comes before, are streamed.
 """
 
 import dataclasses
@@ -26,15 +26,16 @@ _SHARDS_READ_AT_ONCE = 16
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Encoded images with labels, and how to read them. One of `read` and `stream` is given."""
+    """Encoded images with labels, and how to read them: as a stream, where there is one."""
 
     name: str  # as messages call it
     num_examples: int
     class_names: tuple[str, ...]  # empty: unlabelled, every label is UNLABELLED
     describe: typing.Callable[[int], str]  # index → where that image is, for error messages
     # indices int64 [k] → (encoded string [k], label int32 [k]), in a graph
-    read: typing.Callable | None = None
+    read: typing.Callable
     read_at_once: int = 1  # how many indices `read` best takes
+    # For who reads everything, where `read` is slow:
     # seed int32 [2], or None for the order on disk → data set of (index, encoded, label)
     stream: typing.Callable | None = None
 
@@ -210,7 +211,10 @@ def _load_tfds(builder, split):
         _SHUFFLE_BUFFER,
         builder.data_dir,
     )
-    return Source(**common, stream=_record_streamer(info.file_instructions, parse))
+    shards = _shards(info.file_instructions)
+    return Source(
+        **common, read=_record_reader(shards, parse), stream=_record_streamer(shards, parse)
+    )
 
 
 def _key_of(features, kind):
@@ -230,36 +234,48 @@ def _array_record_reader(builder, split, parse):
     return read
 
 
-def _record_streamer(instructions, parse):
-    """TFRecord files: shards in a seeded order, interleaved, through a seeded shuffle buffer."""
+def _shards(instructions):
+    """What a split takes of each TFRecord file: columns of paths, skip, take and first index."""
     takes = [
         instruction.examples_in_shard if instruction.take == -1 else instruction.take
         for instruction in instructions
     ]
-    firsts = np.cumsum([0, *takes[:-1]])
-    shards = list(
-        zip(
-            [str(instruction.filename) for instruction in instructions],
-            [instruction.skip for instruction in instructions],
-            takes,
-            firsts,
-            strict=True,
-        )
+    return (
+        tf.constant([str(instruction.filename) for instruction in instructions]),
+        tf.constant([instruction.skip for instruction in instructions], tf.int64),
+        tf.constant(takes, tf.int64),
+        tf.constant(np.cumsum([0, *takes[:-1]]), tf.int64),
     )
+
+
+def _record_reader(shards, parse):
+    """TFRecord files, a record at a time: all before it in its file are passed over."""
+    paths, skips, _, firsts = shards
+
+    def fetch(index):
+        shard = tf.searchsorted(firsts, [index], side="right")[0] - 1
+        before = skips[shard] + index - firsts[shard]
+        return tf.data.TFRecordDataset(paths[shard]).skip(before).take(1).get_single_element()
+
+    return lambda indices: parse(tf.map_fn(fetch, indices, fn_output_signature=tf.string))
+
+
+def _record_streamer(shards, parse):
+    """TFRecord files: shards in a seeded order, interleaved, through a seeded shuffle buffer."""
+    num_shards = len(shards[0])
 
     def open_shard(path, skip, take, first):
         records = tf.data.TFRecordDataset(path).skip(skip).take(take)
         return records.enumerate(first)
 
     def stream(seed):
-        paths, *numbers = zip(*shards, strict=True)
-        columns = [tf.constant(paths), *(tf.constant(column, tf.int64) for column in numbers)]
+        columns = shards
         if seed is not None:
-            order = tf.argsort(tf.random.stateless_uniform([len(shards)], seed))
-            columns = [tf.gather(column, order) for column in columns]
-        records = tf.data.Dataset.from_tensor_slices(tuple(columns)).interleave(
+            order = tf.argsort(tf.random.stateless_uniform([num_shards], seed))
+            columns = tuple(tf.gather(column, order) for column in columns)
+        records = tf.data.Dataset.from_tensor_slices(columns).interleave(
             open_shard,
-            cycle_length=min(len(shards), _SHARDS_READ_AT_ONCE),
+            cycle_length=min(num_shards, _SHARDS_READ_AT_ONCE),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )

@@ -8,21 +8,10 @@ import math
 
 import tensorflow as tf
 
+from simsiam_tf.data.decoding import decode_image  # noqa: F401
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 _CROP_TRIES = 10
-
-
-def decode_image(encoded):
-    """A JPEG, PNG or BMP file's bytes, a scalar string → `[H, W, 3]` uint8.
-
-    JPEG is decoded with the accurate inverse transform, as Pillow does.
-    """
-    image = tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-    )
-    return tf.ensure_shape(image, [None, None, 3])
 
 
 def random_resized_crop(image, seed, size, min_area, max_area=1.0, aspect=(3 / 4, 4 / 3)):

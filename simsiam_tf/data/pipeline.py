@@ -2,27 +2,34 @@
 
 Order and views are pure functions of (seed, epoch, index). So the state of the pipeline is the
 step's number: a run that goes on from step n asks for step n, and whoever reads a share of the
-global batch finds the same samples and views in it, however many share it.
+global batch finds the same samples and views in it, however many share it. Where an image cannot be
+read, so is the one that takes its place.
 """
 
 import itertools
 
 import tensorflow as tf
 
-from simsiam_tf.config import Purpose
-from simsiam_tf.data import ops
-from simsiam_tf.schema import UserError
+from simsiam_tf.config import DataConfig, Purpose
+from simsiam_tf.data.decoding import decode_image
+from simsiam_tf.data.quarantine import READ_ERRORS, explain
 
-_READ_ERRORS = (
-    tf.errors.InvalidArgumentError,
-    tf.errors.NotFoundError,
-    tf.errors.PermissionDeniedError,
-    tf.errors.DataLossError,
-    tf.errors.UnknownError,
-)
+_MAX_SUBSTITUTES = 31  # all of which may be bad too
+_BATCHES_AT_ONCE = 2  # the next begins while the last images of one are at work
 
 
-def training_batches(source, views, *, batch_size, seed, first_step, last_step, context=None):
+def training_batches(
+    source,
+    views,
+    *,
+    batch_size,
+    seed,
+    first_step,
+    last_step,
+    context=None,
+    max_pixels=DataConfig.max_image_pixels,
+    quarantine=None,
+):
     """The batches of steps first_step … last_step − 1, one replica's share at a time.
 
     Each epoch is a full permutation; its last, partial batch is dropped.
@@ -35,6 +42,9 @@ def training_batches(source, views, *, batch_size, seed, first_step, last_step, 
       first_step: number of the first step.
       last_step: number of the step after the last.
       context: a `tf.distribute.InputContext`; None: everything is this process's share.
+      max_pixels: of an image; a larger one counts as one that cannot be read.
+      quarantine: a `Quarantine`, which notes the images that cannot be read; others take their
+        place. None: such an image is an error of the iterator.
 
     Returns:
       A `tf.data.Dataset` of {"views": a tuple of [b, size, size, 3] float32, "label": int32 [b],
@@ -46,18 +56,100 @@ def training_batches(source, views, *, batch_size, seed, first_step, last_step, 
     share = context.input_pipeline_id if context else 0
     share_size = batch_size // num_shares
     positions = (share * share_size, (share + 1) * share_size)
-    build = _read_in_order if source.read else _stream_in_order
-    examples = build(source, batch_size, positions, seed, first_step, last_step)
+    order = _stream_in_order if source.stream else _in_order
+    examples = order(source, batch_size, positions, seed, first_step, last_step)
+    # What is left of an epoch was dropped as indices, before anything was read.
+    size = batch_size // replicas
+    examples = examples.batch(size, drop_remainder=True)
 
-    def to_views(epoch, index, encoded, label):
-        image = ops.decode_image(encoded)
+    def to_example(epoch, index, encoded, label):
         views_seed = fold_in([seed, Purpose.VIEWS], epoch, index)
+        image = decode_image(encoded, max_pixels)
         return {"views": views(image, views_seed), "label": label, "index": index}
 
-    batches = examples.map(to_views, num_parallel_calls=tf.data.AUTOTUNE)
-    # What is left of an epoch was dropped as indices, before anything was read.
-    batches = batches.batch(batch_size // replicas, drop_remainder=True)
+    def make_batch(epochs, indices, *streamed):
+        examples = _read(source, epochs, indices, *streamed)
+        examples = examples.map(to_example, num_parallel_calls=tf.data.AUTOTUNE)
+        if quarantine is None:
+            return examples.batch(size, drop_remainder=True)
+        # An iterator that ignores errors costs its setup: one for a batch, not one for an image.
+        examples = examples.ignore_errors()
+        nothing = tf.nest.map_structure(_no_rows, examples.element_spec)
+        batch = examples.batch(size).concatenate(tf.data.Dataset.from_tensors(nothing)).take(1)
+        return batch.map(lambda batch: (epochs, indices, batch))
+
+    def complete(epochs, indices, batch):
+        fill = _filler(source, to_example, seed, quarantine)
+        is_complete = tf.equal(tf.size(batch["index"]), size)
+        batch = tf.cond(is_complete, lambda: batch, lambda: fill(epochs, indices, batch))
+        return tf.nest.map_structure(
+            lambda rows: tf.ensure_shape(rows, [size, *rows.shape[1:]]), batch
+        )
+
+    batches = examples.interleave(
+        make_batch,
+        cycle_length=_BATCHES_AT_ONCE,
+        num_parallel_calls=_BATCHES_AT_ONCE,
+        deterministic=True,
+    )
+    if quarantine is not None:
+        batches = batches.map(complete, num_parallel_calls=_BATCHES_AT_ONCE)
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _read(source, epochs, indices, *streamed):
+    """The samples of a batch, a data set of (epoch, index, encoded, label)."""
+    if streamed:
+        return tf.data.Dataset.from_tensor_slices((epochs, indices, *streamed))
+    chunks = tf.data.Dataset.from_tensor_slices((epochs, indices)).batch(source.read_at_once)
+    return chunks.map(
+        lambda epochs, indices: (epochs, indices, *source.read(indices)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    ).unbatch()
+
+
+def _no_rows(spec):
+    return tf.zeros([0, *(size or 0 for size in spec.shape)], spec.dtype)
+
+
+def _filler(source, to_example, seed, quarantine):
+    """What puts substitutes where a batch lacks samples: (epochs, indices, batch) → the batch."""
+
+    def substitute(epoch, index):
+        """The first that can be read of the images drawn for a sample of an epoch."""
+        drawn = tf.random.stateless_uniform(
+            [_MAX_SUBSTITUTES],
+            fold_in([seed, Purpose.SUBSTITUTE], epoch, index),
+            maxval=source.num_examples,
+            dtype=tf.int64,
+        )
+
+        def candidate(place, index):
+            encoded, label = source.read(index[tf.newaxis])
+            return place, to_example(epoch, index, encoded[0], label[0])
+
+        candidates = tf.data.Dataset.from_tensor_slices(drawn).enumerate().map(candidate)
+        place, example = candidates.ignore_errors().take(1).get_single_element()
+        tried = tf.concat([[index], drawn[: place + 1]], axis=0)
+        # Stateless, else `enable_op_determinism` would run the pipeline one by one; it is not
+        # pruned, as the batch needs what it returns.
+        read = tf.numpy_function(quarantine.note, [tried], tf.int64, stateful=False)
+        return example | {"index": tf.ensure_shape(read, [])}
+
+    def fill(epochs, indices, batch):
+        def row(epoch, index):
+            places = tf.where(batch["index"] == index)[:, 0]  # one or none: a batch is of an epoch
+            return tf.cond(
+                tf.size(places) > 0,
+                lambda: tf.nest.map_structure(lambda rows: rows[places[0]], batch),
+                lambda: substitute(epoch, index),
+            )
+
+        rows = tf.data.Dataset.from_tensor_slices((epochs, indices))
+        rows = rows.map(row, num_parallel_calls=tf.data.AUTOTUNE)
+        return rows.batch(tf.size(indices, tf.int64)).get_single_element()
+
+    return fill
 
 
 def step_order(num_examples, batch_size, seed, step):
@@ -85,8 +177,8 @@ def fold_in(seed, *words):
     return seed
 
 
-def _read_in_order(source, batch_size, positions, seed, first_step, last_step):
-    """(epoch, index, encoded, label), each sample looked up."""
+def _in_order(source, batch_size, positions, seed, first_step, last_step):
+    """(epoch, index), sample by sample."""
     first, last = positions
 
     def order(step):
@@ -94,16 +186,11 @@ def _read_in_order(source, batch_size, positions, seed, first_step, last_step):
         epoch = step // (source.num_examples // batch_size)
         return tf.fill(tf.shape(indices), epoch), indices
 
-    def read(epoch, indices):
-        return (epoch, indices, *source.read(indices))
-
-    steps = tf.data.Dataset.range(first_step, last_step).map(order)
-    chunks = steps.unbatch().batch(source.read_at_once)
-    return chunks.map(read, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+    return tf.data.Dataset.range(first_step, last_step).map(order).unbatch()
 
 
 def _stream_in_order(source, batch_size, positions, seed, first_step, last_step):
-    """The same from a source that is only streamed; steps already done are skipped undecoded."""
+    """(epoch, index, encoded, label) from a stream; steps already done are skipped undecoded."""
     steps_per_epoch = source.num_examples // batch_size
     first_epoch, steps_done = divmod(first_step, steps_per_epoch)
     last_epoch = -(-last_step // steps_per_epoch)
@@ -128,7 +215,16 @@ def _stream_in_order(source, batch_size, positions, seed, first_step, last_step)
     return tf.data.Dataset.range(first_epoch, last_epoch).flat_map(one_epoch)
 
 
-def evaluation_batches(source, view, batch_size, *, seed=0, limit=None):
+def evaluation_batches(
+    source,
+    view,
+    batch_size,
+    *,
+    seed=0,
+    limit=None,
+    max_pixels=DataConfig.max_image_pixels,
+    skip_bad=False,
+):
     """Every image once, or a fixed random subset of `limit`, in a fixed order.
 
     Args:
@@ -137,27 +233,31 @@ def evaluation_batches(source, view, batch_size, *, seed=0, limit=None):
       batch_size: of the result; the last one may be smaller.
       seed: of the subset.
       limit: how many images at most.
+      max_pixels: of an image; a larger one counts as one that cannot be read.
+      skip_bad: whether an image that cannot be read is left out, or an error of the iterator.
 
     Returns:
       A `tf.data.Dataset` of (images [b, size, size, 3] float32, labels int32 [b]).
     """
     count = min(limit or source.num_examples, source.num_examples)
-    if source.read:
+    if source.stream:
+        subset_seed = fold_in([seed, Purpose.SUBSET]) if count < source.num_examples else None
+        examples = source.stream(subset_seed, lambda records: records.take(count))
+        examples = examples.map(lambda index, encoded, label: (encoded, label))
+    else:
         order = (
             tf.data.Dataset.range(count)
             .batch(source.read_at_once)
             .map(lambda positions: evaluation_order(source, positions, seed=seed, limit=limit))
         )
         examples = order.map(source.read, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
-    else:
-        subset_seed = fold_in([seed, Purpose.SUBSET]) if count < source.num_examples else None
-        examples = source.stream(subset_seed, lambda records: records.take(count))
-        examples = examples.map(lambda index, encoded, label: (encoded, label))
-    batches = examples.map(
-        lambda encoded, label: (view(ops.decode_image(encoded)), label),
+    examples = examples.map(
+        lambda encoded, label: (view(decode_image(encoded, max_pixels)), label),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    return batches.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    if skip_bad:
+        examples = examples.ignore_errors()
+    return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_order(source, positions, *, seed=0, limit=None):
@@ -167,13 +267,22 @@ def evaluation_order(source, positions, *, seed=0, limit=None):
     return epoch_order(source.num_examples, seed, 0, positions, Purpose.SUBSET)
 
 
-def iterate(batches, source, indices_of):
-    """The batches one by one; an image that cannot be read is a `UserError` that names it.
+def iterate(
+    batches,
+    source,
+    indices_of,
+    *,
+    max_pixels=DataConfig.max_image_pixels,
+    quarantine=None,
+):
+    """The batches one by one; a failure to read them is a `UserError` that names an image.
 
     Args:
       batches: an iterable, of `training_batches` or `evaluation_batches`, distributed or not.
       source: the `datasets.Source` they come from.
       indices_of: position of a batch in `batches` → indices of the (global) batch.
+      max_pixels: as the batches were made with.
+      quarantine: as the batches were made with.
     """
     iterator = iter(batches)
     for position in itertools.count():
@@ -181,23 +290,11 @@ def iterate(batches, source, indices_of):
             batch = next(iterator)
         except StopIteration:
             return
-        except _READ_ERRORS as error:
-            raise _explain(error, source, indices_of(position)) from error
+        except READ_ERRORS as error:
+            indices = indices_of(position)
+            if quarantine is not None:
+                raise quarantine.explain(error, indices) from error
+            raise explain(error, source, indices, max_pixels) from error
+        if quarantine is not None:
+            quarantine.check()
         yield batch
-
-
-def _explain(error, source, indices):
-    """The `UserError` for a failure of the pipeline: reads the batch's images again, one by one."""
-    for index in indices.numpy() if source.read else ():
-        try:
-            ops.decode_image(source.read(tf.constant([index], tf.int64))[0][0])
-        except _READ_ERRORS as cause:
-            return UserError(
-                f"An image cannot be read: {source.describe(index)} ({_reason(cause)}). "
-                "Remove or replace it"
-            )
-    return UserError(f"An image of {source.name} cannot be read ({_reason(error)})")
-
-
-def _reason(error):
-    return error.message.split("}} ")[-1].split(" [Op:")[0].split("[[")[0].strip()

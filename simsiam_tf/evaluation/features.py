@@ -4,12 +4,15 @@ import sys
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tqdm import tqdm
 
-from simsiam_tf.data import pipeline
+from simsiam_tf.config import DataConfig
+from simsiam_tf.data import pipeline, quarantine
+from simsiam_tf.schema import UserError
 
 
-def extract(encode, source, view, batch_size, *, seed=0, limit=None):
+def extract(encode, source, view, batch_size, *, seed=0, limit=None, data=None):
     """The features of every image of a source, or of a fixed random subset.
 
     Args:
@@ -19,12 +22,27 @@ def extract(encode, source, view, batch_size, *, seed=0, limit=None):
       batch_size: images that are encoded at once.
       seed: of the subset.
       limit: size of the subset; None: all.
+      data: a `DataConfig`, which says what becomes of an image that cannot be read; None: the
+        defaults.
 
     Returns:
-      features float32 `[N, F]`, labels int32 `[N]`; NumPy arrays.
+      features float32 `[N, F]`, labels int32 `[N]`; NumPy arrays. N is smaller by the images that
+      cannot be read, where `--on_bad_image=skip` leaves them out.
+
+    Raises:
+      UserError: an image cannot be read, or by `--on_bad_image=skip`, too many cannot be.
     """
-    batches = pipeline.evaluation_batches(source, view, batch_size, seed=seed, limit=limit)
+    data = data or DataConfig()
     count = min(limit or source.num_examples, source.num_examples)
+    batches = pipeline.evaluation_batches(
+        source,
+        view,
+        batch_size,
+        seed=seed,
+        limit=limit,
+        max_pixels=data.max_image_pixels,
+        skip_bad=data.on_bad_image == "skip",
+    )
 
     def indices_of(position):
         positions = tf.range(position * batch_size, min((position + 1) * batch_size, count))
@@ -40,8 +58,21 @@ def extract(encode, source, view, batch_size, *, seed=0, limit=None):
         leave=False,
         disable=not sys.stderr.isatty(),
     ) as progress:
-        for images, batch_labels in pipeline.iterate(batches, source, indices_of):
+        for images, batch_labels in pipeline.iterate(
+            batches, source, indices_of, max_pixels=data.max_image_pixels
+        ):
             features.append(encode(images).numpy().astype(np.float32))
             labels.append(batch_labels.numpy())
             progress.update(len(labels[-1]))
+    num_left_out = count - sum(map(len, labels))
+    if num_left_out:
+        quarantine.check_fraction(num_left_out, count, data.max_bad_fraction)
+        logging.warning(
+            "%d of %d images of %s cannot be read and are left out",
+            num_left_out,
+            count,
+            source.name,
+        )
+    if not labels:
+        raise UserError(f"No image of {source.name} can be read")
     return np.concatenate(features), np.concatenate(labels)

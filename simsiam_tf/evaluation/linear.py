@@ -14,7 +14,7 @@ from simsiam_tf.training import optimizers, schedules
 _FEW_STEPS = 1000
 
 
-def train_classifier(encode, feature_dim, source, views, config, seed):
+def train_classifier(encode, feature_dim, source, views, config, seed, quarantine):
     """Trains a fully connected layer on the frozen encoder, by SGD with LARS.
 
     Args:
@@ -25,6 +25,7 @@ def train_classifier(encode, feature_dim, source, views, config, seed):
       views: (image, seed) → a tuple of one view for `encode`.
       config: a `LinearConfig`; a batch larger than the source becomes the source.
       seed: of the weights, the order and the crops.
+      quarantine: the source's `Quarantine`, which says what an image that cannot be read does.
 
     Returns:
       The classifier, features `[b, feature_dim]` → logits `[b, classes]`.
@@ -69,7 +70,14 @@ def train_classifier(encode, feature_dim, source, views, config, seed):
         return loss
 
     batches = pipeline.training_batches(
-        source, views, batch_size=batch_size, seed=seed, first_step=0, last_step=num_steps
+        source,
+        views,
+        batch_size=batch_size,
+        seed=seed,
+        first_step=0,
+        last_step=num_steps,
+        max_pixels=quarantine.data.max_image_pixels,
+        quarantine=quarantine,
     )
 
     def indices_of(step):
@@ -82,7 +90,8 @@ def train_classifier(encode, feature_dim, source, views, config, seed):
         leave=False,
         disable=not sys.stderr.isatty(),
     ) as progress:
-        for step, batch in enumerate(pipeline.iterate(batches, source, indices_of)):
+        batches = pipeline.iterate(batches, source, indices_of, quarantine=quarantine)
+        for step, batch in enumerate(batches):
             (images,) = batch["views"]
             loss = train_step(encode(images), batch["label"])
             progress.update()

@@ -8,6 +8,7 @@ from absl import logging
 
 from simsiam_tf import export
 from simsiam_tf.data import datasets, views
+from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import features, knn, linear
 from simsiam_tf.schema import UserError
 
@@ -40,15 +41,21 @@ def run(config):
         train.num_examples,
         test.num_examples,
     )
-    test_features, test_labels = features.extract(encode, test, view, config.feature_batch_size)
+
+    def extract(source):
+        return features.extract(encode, source, view, config.feature_batch_size, data=data)
+
+    test_features, test_labels = extract(test)
     if config.protocol == "knn":
-        bank, bank_labels = features.extract(encode, train, view, config.feature_batch_size)
+        bank, bank_labels = extract(train)
+        num_train = len(bank)
         settings = config.knn
         scores = knn.class_votes(
             bank, bank_labels, test_features, num_classes, settings.knn_k, settings.knn_temperature
         )
     else:
         settings = config.linear
+        quarantine = Quarantine(train, data)
         classifier = linear.train_classifier(
             encode,
             test_features.shape[1],
@@ -56,15 +63,17 @@ def run(config):
             views.build_linear_view(image_size, settings.crop_min_area, settings.flip_probability),
             settings,
             config.seed,
+            quarantine,
         )
+        num_train = train.num_examples - quarantine.num_bad
         scores = classifier(test_features)
 
     result = {
         "protocol": config.protocol,
         "top1": knn.top_k_accuracy(scores, test_labels, 1),
         "top5": knn.top_k_accuracy(scores, test_labels, min(5, num_classes)),
-        "num_train": train.num_examples,
-        "num_test": test.num_examples,
+        "num_train": num_train,
+        "num_test": len(test_features),
         "num_classes": num_classes,
         "dataset": data.dataset,
         "train_split": data.train_split,

@@ -318,4 +318,5 @@ class KnnMonitor:
             _ENCODE_AT_ONCE,
             seed=self.config.system.seed,
             limit=limit,
+            data=self.config.data,
         )

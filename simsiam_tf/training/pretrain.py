@@ -12,6 +12,7 @@ from absl import logging
 
 from simsiam_tf import distribution, export
 from simsiam_tf.data import datasets, pipeline, views
+from simsiam_tf.data.quarantine import FILE_NAME, READ_ERRORS, Quarantine
 from simsiam_tf.methods import build_method
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import StoppedError, UserError
@@ -73,9 +74,16 @@ def _train(config, strategy, output):
     first_step = restored_step or 0
     _check_agreement(strategy, first_step, workdir)
 
-    build_views = views.build_views(config.views)
+    list_path = os.path.join(workdir, FILE_NAME)
+    quarantine = Quarantine(source, data, path=list_path if is_chief else None)
     batches_from = functools.partial(
-        pipeline.training_batches, source, build_views, batch_size=batch_size, seed=seed
+        pipeline.training_batches,
+        source,
+        views.build_views(config.views),
+        batch_size=batch_size,
+        seed=seed,
+        max_pixels=data.max_image_pixels,
+        quarantine=quarantine,
     )
     batches = strategy.distribute_datasets_from_function(
         lambda context: batches_from(first_step=first_step, last_step=last_step, context=context)
@@ -119,8 +127,10 @@ def _train(config, strategy, output):
             loop_end=loop_end,
             stop_wanted=lambda: received() is not None,
         )
-        for step in steps:
+        indices_of = functools.partial(pipeline.step_order, source.num_examples, batch_size, seed)
+        for step in _read_errors_named(steps, first_step, quarantine, indices_of, strategy):
             with writing_to(workdir):
+                quarantine.check()
                 monitor.step(step)
             _check_void_steps(monitor, step.number, config.system.max_nonfinite_steps)
             last = step.number == last_step
@@ -141,6 +151,7 @@ def _train(config, strategy, output):
         "steps": last_step,
         "epochs": config.optimization.epochs,
         "images": source.num_examples,
+        "bad_images": quarantine.num_bad,
         "loss": monitor.latest("loss"),
         "feature_std": monitor.latest("feature_std"),
         "knn_top1": monitor.latest("knn_top1"),
@@ -230,6 +241,24 @@ def _check_agreement(strategy, first_step, workdir):
             "--workdir must be one folder that all workers share: the newest checkpoint that each "
             f"finds there is of step {', '.join(map(str, found))}. Received: {workdir}"
         )
+
+
+def _read_errors_named(steps, first_step, quarantine, indices_of, strategy):
+    """The steps; where images cannot be read, nor others in their place, a `UserError` says so."""
+    steps = iter(steps)
+    done = first_step
+    while True:
+        try:
+            step = next(steps, None)
+        except READ_ERRORS as error:
+            if distribution.lost_workers(strategy, error):
+                raise
+            quarantine.check()
+            raise quarantine.explain(error, indices_of(done)) from error
+        if step is None:
+            return
+        done = step.number
+        yield step
 
 
 def _check_void_steps(monitor, step, most):

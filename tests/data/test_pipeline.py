@@ -577,7 +577,7 @@ def test_a_record_that_is_no_image_is_an_error_of_the_user_for_streams_too():
         records = tf.data.Dataset.from_tensor_slices([encoded_image(), b"not an image"])
         return transform(records).enumerate().map(lambda index, encoded: (index, encoded, 0))
 
-    source = datasets.Source("two records", 2, (), str, stream=stream)
+    source = datasets.Source("two records", 2, (), str, read=None, stream=stream)
     batches = pipeline.evaluation_batches(source, pixels, 1)
     with pytest.raises(UserError, match="two records") as raised:
         list(pipeline.iterate(batches, source, lambda position: None))

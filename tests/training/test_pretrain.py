@@ -91,15 +91,19 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
     assert_same_run(workdir, tiny_run)
 
 
+def wait_for_checkpoint(process, workdir):
+    while not any((workdir / "checkpoints").glob("step-?????????")):
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
 def stop(number, flags, workdir, tfds_dir):
     """Starts a run, signals it after its first checkpoint, gives its status and last words."""
     process = subprocess.Popen(
         [sys.executable, "train.py", *flags, f"--workdir={workdir}"], cwd=ROOT, text=True,
         env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)}, stderr=subprocess.PIPE,
     )  # fmt: skip
-    while not any((workdir / "checkpoints").glob("step-?????????")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for_checkpoint(process, workdir)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     return process.returncode, stderr
@@ -170,13 +174,37 @@ def train_digits(program, workdir, *flags):
     return finished.stderr
 
 
-def test_four_and_two_replicas_have_the_losses_and_weights_of_one_over_66_steps(program, tmp_path):
-    flags = ["--precision=float64", "--epochs=3"]
-    for replicas in (1, 2, 4):
-        log = train_digits(program, tmp_path / str(replicas), *flags, f"--cpu_replicas={replicas}")
-        assert f"on {replicas} replica(s)" in log
-    for replicas in (2, 4):
-        assert_same_training(tmp_path / str(replicas), tmp_path / "1", rtol=1e-7)
+@pytest.fixture(scope="module")
+def one_replica(program, tmp_path_factory):
+    """The workdir of a run of 66 steps in float64."""
+    workdir = tmp_path_factory.mktemp("replicas") / "one"
+    train_digits(program, workdir, *LONG_RUN)
+    return workdir
+
+
+LONG_RUN = ["--precision=float64", "--epochs=3", "--checkpoint_every_steps=22"]
+
+
+def test_four_replicas_have_the_losses_and_weights_of_one_over_66_steps(
+    program, one_replica, tmp_path
+):
+    log = train_digits(program, tmp_path, *LONG_RUN, "--cpu_replicas=4")
+    assert "on 4 replica(s)" in log
+    assert_same_training(tmp_path, one_replica, rtol=1e-7)
+
+
+def test_a_run_of_one_replica_goes_on_with_two_and_ends_with_the_same_weights(
+    program, one_replica, tmp_path
+):
+    workdir = tmp_path / "elastic"
+    shutil.copytree(one_replica, workdir)
+    (workdir / "summary.json").unlink()
+    for newer in ("step-000000044", "step-000000066"):
+        shutil.rmtree(workdir / "checkpoints" / newer)
+    log = train_digits(program, workdir, *LONG_RUN, "--strategy=mirrored", "--cpu_replicas=2")
+    assert "on 2 replica(s)" in log
+    assert "checkpoints/step-000000022" in log
+    assert_same_training(workdir, one_replica, rtol=1e-7)
 
 
 def test_two_replicas_have_the_losses_of_one_over_five_steps_in_float32(program, tmp_path):
@@ -185,19 +213,6 @@ def test_two_replicas_have_the_losses_of_one_over_five_steps_in_float32(program,
     one, two = losses_of(tmp_path / "1"), losses_of(tmp_path / "2")
     assert len(one) == len(two) == 22
     assert np.abs(one - two)[:5].max() < 1e-4
-
-
-def test_a_run_goes_on_with_another_number_of_replicas(program, tmp_path):
-    flags = ["--precision=float64", "--checkpoint_every_steps=9"]
-    train_digits(program, tmp_path / "one", *flags)
-    elastic = tmp_path / "elastic"
-    shutil.copytree(tmp_path / "one", elastic)
-    for newer in ("summary.json", "checkpoints/step-000000018", "checkpoints/step-000000022"):
-        path = elastic / newer
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    log = train_digits(program, elastic, *flags, "--strategy=mirrored", "--cpu_replicas=2")
-    assert "step-000000009" in log
-    assert_same_training(elastic, tmp_path / "one", rtol=1e-7)
 
 
 def test_loops_of_several_steps_leave_what_loops_of_one_leave(program, tiny_run, tmp_path):
@@ -291,6 +306,48 @@ def test_an_image_that_cannot_be_read_is_named(program, photographs, tmp_path):
         "--epochs=4",
     )  # fmt: skip
     assert_ends_with_one_line(finished, victim)
+
+
+def small_run_of(folder, workdir):
+    return {
+        "dataset": "folder", "data_dir": str(folder), "workdir": str(workdir), "image_size": 8,
+        "backbone": "resnet18", "width": 8, "stem": "cifar", "projection_dim": 16,
+        "prediction_hidden_dim": 8, "batch_size": 8, "epochs": 2,
+    }  # fmt: skip
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_listed_where_that_is_asked_for(
+    pretrain_config, photographs, tmp_path
+):
+    folder, workdir = tmp_path / "photographs", tmp_path / "run"
+    shutil.copytree(photographs, folder)
+    victim = folder / "10.JPG"
+    victim.write_bytes(victim.read_bytes()[:400])
+    settings = small_run_of(folder, workdir) | {"on_bad_image": "skip"}
+    with pytest.raises(UserError, match=r"--max_bad_fraction .* Received: 1 of 20"):
+        pretrain.run(pretrain_config(**settings, max_bad_fraction=0.01))
+    shutil.rmtree(workdir)
+    pretrain.run(pretrain_config(**settings, max_bad_fraction=0.05))
+    (line,) = (workdir / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == str(victim)
+    assert "JPEG" in json.loads(line)["reason"]
+    assert json.loads((workdir / "summary.json").read_text())["bad_images"] == 1
+
+
+def test_a_data_folder_that_vanishes_ends_the_run_with_one_line(photographs, tmp_path, tfds_dir):
+    folder, workdir = tmp_path / "photographs", tmp_path / "run"
+    shutil.copytree(photographs, folder)
+    flags = [*FOLDER_RUN, f"--data_dir={folder}", "--epochs=3000", "--checkpoint_every_steps=1"]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *flags, f"--workdir={workdir}"], cwd=ROOT, text=True,
+        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_checkpoint(process, workdir)
+    shutil.rmtree(folder)
+    _, stderr = process.communicate(timeout=60)
+    finished = subprocess.CompletedProcess([], process.returncode, "", stderr)
+    assert_ends_with_one_line(finished, "An image cannot be read", folder)
+    assert any((workdir / "checkpoints").glob("step-?????????"))
 
 
 @pytest.mark.parametrize(
