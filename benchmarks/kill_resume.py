@@ -32,6 +32,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import TINY_RUN
 
+from runs import lines_of
+
 import tensorflow as tf  # isort: skip
 
 CHECKPOINT_EVERY = 2
@@ -39,7 +41,6 @@ STEPS_PER_EPOCH = 22
 FILES_OF_A_CHECKPOINT = 3
 POLL_SECONDS = 0.001
 START_SECONDS = 900  # a start that takes longer hangs
-TIMINGS = {"images_per_second", "input_wait_fraction"}
 # How often each moment is taken; the export has its turn once a run, when few steps are left.
 MOMENTS = {"start-up": 0.1, "between saves": 0.35, "saving": 0.4, "just saved": 0.15}
 EXPORT = "export"
@@ -358,13 +359,6 @@ def tensors_of(workdir, part):
     names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
     tensors = {name: reader.get_tensor(name) for name in names}
     return {name: (str(t.dtype), t.shape, t.tobytes()) for name, t in tensors.items()}
-
-
-def lines_of(workdir):
-    """The lines of the metrics without what depends on the clock."""
-    texts = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    lines = [json.loads(text).items() for text in texts]
-    return [json.dumps({k: value for k, value in line if k not in TIMINGS}) for line in lines]
 
 
 def report(result):

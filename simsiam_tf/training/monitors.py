@@ -20,7 +20,7 @@ from simsiam_tf.training.checkpoints import write_whole
 
 METRICS = "metrics.jsonl"
 COLLAPSED_STD = 0.3
-_VIEW_PAIRS = 8
+VIEW_PAIRS = 8
 _ENCODE_AT_ONCE = 256
 
 
@@ -154,17 +154,15 @@ class Monitor:
         void = {line["step"] for line in self.lines if "nonfinite" in line}
         return next(count for count in itertools.count() if step - count not in void)
 
-    def view_pairs(self, step, batch_views):
-        """A grid of view pairs as the network sees them: a row for each image.
+    def view_pairs(self, batch_views):
+        """A grid of view pairs as the network sees them first: a row for each image.
 
         Args:
-          step: of the run.
-          batch_views: a tuple of `[B, H, W, 3]`, normalised.
+          batch_views: a tuple of `[B, H, W, 3]`, normalised; B is best `VIEW_PAIRS`.
         """
-        columns = [views.denormalize(view[:_VIEW_PAIRS]) for view in batch_views]
-        rows = tf.concat(columns, axis=2)
+        rows = tf.concat([views.denormalize(view) for view in batch_views], axis=2)
         grid = tf.concat(tf.unstack(rows), axis=0)
-        with self.summaries.as_default(step):
+        with self.summaries.as_default(0):
             tf.summary.image("view_pairs", grid[tf.newaxis])
 
     def _look_for_collapse(self, step):

@@ -24,7 +24,7 @@ from simsiam_tf.training.checkpoints import (
     write_whole,
     writing_to,
 )
-from simsiam_tf.training.monitors import KnnMonitor, Monitor, log_file
+from simsiam_tf.training.monitors import VIEW_PAIRS, KnnMonitor, Monitor, log_file
 
 SUMMARY = "summary.json"
 
@@ -76,17 +76,18 @@ def _train(config, strategy, output):
 
     list_path = os.path.join(workdir, FILE_NAME)
     quarantine = Quarantine(source, data, path=list_path if is_chief else None)
-    batches_from = functools.partial(
+    batches_of = functools.partial(
         pipeline.training_batches,
         source,
         views.build_views(config.views),
-        batch_size=batch_size,
         seed=seed,
         max_pixels=data.max_image_pixels,
         quarantine=quarantine,
     )
     batches = strategy.distribute_datasets_from_function(
-        lambda context: batches_from(first_step=first_step, last_step=last_step, context=context)
+        lambda context: batches_of(
+            batch_size=batch_size, first_step=first_step, last_step=last_step, context=context
+        )
     )
 
     with writing_to(workdir):
@@ -105,9 +106,8 @@ def _train(config, strategy, output):
     knn_monitor = KnnMonitor(model.encoder, *knn_sources, config) if knn_sources else None
     if knn_monitor and restored_step is None:
         _run_knn(knn_monitor, monitor, step=0)  # the random network, for comparison
-    if is_chief and first_step < last_step:
-        first_batch = batches_from(first_step=first_step, last_step=first_step + 1)
-        monitor.view_pairs(first_step, next(iter(first_batch))["views"])
+    if is_chief and restored_step is None:
+        _show_views(monitor, batches_of, quarantine, seed)
 
     knn_every = config.monitor.knn_every_epochs * steps_per_epoch
     save_every = config.system.checkpoint_every_steps
@@ -231,6 +231,20 @@ def _check_batch(settings, source, num_replicas):
             f"--batch_size must be at most the number of images, {source.num_examples} in "
             f"{source.name}. Received: {batch_size}"
         )
+
+
+def _show_views(monitor, batches_of, quarantine, seed):
+    """The views of a few images, as the first step has them."""
+    source = quarantine.source
+    few = min(VIEW_PAIRS, source.num_examples)
+    batches = batches_of(batch_size=few, first_step=0, last_step=1)
+    (batch,) = pipeline.iterate(
+        batches,
+        source,
+        lambda step: pipeline.step_order(source.num_examples, few, seed, step),
+        quarantine=quarantine,
+    )
+    monitor.view_pairs(batch["views"])
 
 
 def _check_agreement(strategy, first_step, workdir):

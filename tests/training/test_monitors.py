@@ -108,8 +108,8 @@ def test_one_healthy_line_in_an_epoch_is_no_collapse(tmp_path, caplog):
 
 def test_tensorboard_has_the_scalars_both_rates_and_the_view_pairs(tmp_path):
     monitor = build(tmp_path)
-    black_and_white = tuple(tf.zeros([9, 4, 4, 3]) + value for value in (-9.0, 9.0))
-    monitor.view_pairs(0, black_and_white)
+    black_and_white = tuple(tf.zeros([8, 4, 4, 3]) + value for value in (-9.0, 9.0))
+    monitor.view_pairs(black_and_white)
     take_steps(monitor, 1, 6)
     monitor.knn(6, 81.5)
     monitor.close()
