@@ -25,7 +25,7 @@ def build_strategy(config):
     keras.config.set_floatx("float64" if config.precision == "float64" else "float32")
     keras.config.set_dtype_policy(config.precision)
     name = config.strategy
-    if name == "auto" and len(_cluster_of_environment()) > 1:
+    if name == "auto" and len(_workers_of_environment()) > 1:
         name = "multi_worker"
     if config.cpu_replicas > 1 and name not in ("auto", "mirrored"):
         raise UserError(
@@ -58,43 +58,33 @@ def _local_strategy(name, cpu_replicas):
     return tf.distribute.MirroredStrategy(devices or ["CPU:0"])
 
 
-def _cluster_of_environment():
-    """The workers that TF_CONFIG names, chief first: {"worker-0": address}; empty without it."""
+def _workers_of_environment():
+    """The addresses of the workers that TF_CONFIG names; empty where there is none."""
     text = os.environ.get("TF_CONFIG", "")
     try:
         cluster = json.loads(text or "{}").get("cluster", {})
-        addresses = {job: list(cluster.get(job, [])) for job in ("chief", "worker")}
+        return [*cluster.get("chief", []), *cluster.get("worker", [])]
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(
             'TF_CONFIG must be as TensorFlow has it: {"cluster": {"worker": ["host:port", ...]}, '
             f'"task": {{"type": "worker", "index": 0}}}}. Received: {text}'
         ) from error
-    return {
-        f"{job}-{index}": address
-        for job, found in addresses.items()
-        for index, address in enumerate(found)
-    }
 
 
 def _join_cluster():
     """One worker of several: TF_CONFIG says which, or else Slurm's variables."""
-    resolvers = tf.distribute.cluster_resolver
+    if not (_workers_of_environment() or "SLURM_STEP_NUM_TASKS" in os.environ):
+        raise UserError(
+            "--strategy=multi_worker needs TF_CONFIG, or a start by Slurm's srun. Received: neither"
+        )
     try:
-        if _cluster_of_environment():
-            resolver = resolvers.TFConfigClusterResolver()
-        elif "SLURM_PROCID" in os.environ:
-            resolver = _slurm_resolver()
+        if _workers_of_environment():
+            resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
         else:
-            raise UserError(
-                "--strategy=multi_worker needs TF_CONFIG, or a start by Slurm's srun. Received: "
-                "neither"
-            )
-        cluster = resolver.cluster_spec().as_dict()
-        logging.info("Waiting for all workers of %s", cluster)
+            resolver = _slurm_resolver()
+        logging.info("Waiting for all workers of %s", resolver.cluster_spec().as_dict())
         return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except (ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"--strategy=multi_worker cannot join its cluster: {error}. Received: "
             f"TF_CONFIG={os.environ.get('TF_CONFIG', 'none')}"
