@@ -1,0 +1,98 @@
+"""Small files of every kind of image that is decoded: one picture, 37 rows by 53 columns."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+HEIGHT, WIDTH = 37, 53
+ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
+PIXELS = np.stack([ROWS * 6, COLUMNS * 4, (ROWS + COLUMNS) * 2], axis=-1).astype(np.uint8)
+COLOUR = Image.fromarray(PIXELS)
+GRAY = COLOUR.convert("L")
+ALPHA = Image.fromarray((ROWS * 5).astype(np.uint8))
+
+
+def encode(image, file_format, **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def with_alpha(image):
+    image = image.copy()
+    image.putalpha(ALPHA)
+    return image
+
+
+def rotated_by_exif():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees"
+    return encode(COLOUR, "JPEG", exif=exif)
+
+
+def ycck():
+    """A CMYK JPEG whose marker says that its first three channels are luma and chroma."""
+    file = bytearray(encode(COLOUR.convert("CMYK"), "JPEG"))
+    file[file.index(b"Adobe") + 11] = 2
+    return bytes(file)
+
+
+def interlaced_png(pixels):
+    """The seven passes of the PNG specification, chapter 8.2."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2)]
+    rows = b"".join(
+        b"\0" + row.tobytes()
+        for top, left, down, right in [*passes, (1, 0, 2, 1)]
+        for row in pixels[top::down, left::right]
+    )
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 1)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    )
+
+
+def upside_down_bmp():
+    """Rows from the top, which a negative height says."""
+    file = encode(COLOUR.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP")
+    return file[:22] + struct.pack("<i", -HEIGHT) + file[26:]
+
+
+def bmp_with_masks(*masks):
+    file = encode(with_alpha(COLOUR), "BMP")
+    header = file[:10] + struct.pack("<I", 66) + file[14:30] + struct.pack("<I", 3) + file[34:54]
+    return header + struct.pack("<III", *masks) + file[54:]
+
+
+def png16(pixels):
+    return tf.io.encode_png(pixels.astype(np.uint16) * 256 + 13).numpy()
+
+
+FILES = {
+    "jpeg": encode(COLOUR, "JPEG"),
+    "jpeg_444": encode(COLOUR, "JPEG", subsampling="4:4:4"),
+    "jpeg_progressive": encode(COLOUR, "JPEG", progressive=True),
+    "jpeg_gray": encode(GRAY, "JPEG"),
+    "jpeg_cmyk": encode(COLOUR.convert("CMYK"), "JPEG"),
+    "jpeg_ycck": ycck(),
+    "jpeg_rotated_by_exif": rotated_by_exif(),
+    "png": encode(COLOUR, "PNG"),
+    "png_gray": encode(GRAY, "PNG"),
+    "png_gray_alpha": encode(with_alpha(GRAY), "PNG"),
+    "png_alpha": encode(with_alpha(COLOUR), "PNG"),
+    "png_palette": encode(COLOUR.convert("P"), "PNG"),
+    "png_palette_transparent": encode(COLOUR.convert("P"), "PNG", transparency=3),
+    "png_1_bit": encode(COLOUR.convert("1"), "PNG"),
+    "png_16_bit": png16(PIXELS),
+    "png_16_bit_alpha": png16(np.asarray(with_alpha(COLOUR))),
+    "png_interlaced": interlaced_png(PIXELS),
+    "bmp_24": encode(COLOUR, "BMP"),
+    "bmp_24_from_the_top": upside_down_bmp(),
+    "bmp_32": encode(with_alpha(COLOUR), "BMP"),
+    "bmp_32_with_masks": bmp_with_masks(0xFF0000, 0xFF00, 0xFF),
+    "bmp_gray": encode(GRAY, "BMP"),
+}
