@@ -249,6 +249,21 @@ def test_a_listed_image_that_the_data_lacks_now_does_not_count(source, tmp_path)
     assert Quarantine(source, SKIP, path).num_bad == 0
 
 
+def test_an_image_that_is_listed_under_another_index_is_not_listed_again(
+    source, bad_folder, tmp_path
+):
+    # As after other images were removed.
+    path = tmp_path / "quarantine.jsonl"
+    entries = [{"path": str(path_of(bad_folder, index)), "index": index + 1} for index in BAD]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    quarantine = Quarantine(source, SKIP, path)
+    assert quarantine.num_bad == 0
+    train(source, quarantine)
+    quarantine.check()
+    assert quarantine.num_bad == len(BAD)
+    assert lines_of(path) == entries
+
+
 # When a run stops.
 
 
