@@ -31,8 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import TINY_RUN
-
-from runs import lines_of
+from run_results import lines_of
 
 import tensorflow as tf  # isort: skip
 

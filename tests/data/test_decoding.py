@@ -30,7 +30,7 @@ def bmp_of_size(height, width):
     return BMP[:18] + struct.pack("<ii", width, height) + BMP[26:]
 
 
-TOO_LARGE = "60000 x 60000 pixels are more than --max_image_pixels=120000000"
+TOO_LARGE = "60000 x 60000 pixels; 1 to --max_image_pixels=120000000 are decoded"
 NO_IMAGE = "neither a JPEG nor a PNG nor a BMP file"
 REFUSED = {
     "empty": (b"", "an empty file"),
@@ -44,7 +44,7 @@ REFUSED = {
     "png_start": (PNG[:8], "0 x 0 pixels"),
     "png_half": (PNG[: len(PNG) // 2], "Invalid PNG"),
     "png_large": (png_of_size(60000, 60000), TOO_LARGE),
-    "png_beyond_64_bits": (png_of_size(2**32 - 1, 2**32 - 1), "are more than --max_image_pixels"),
+    "png_beyond_64_bits": (png_of_size(2**32 - 1, 2**32 - 1), "4294967295 x 4294967295 pixels"),
     "bmp_start": (BMP[:2], "a BMP of 0 bits a pixel"),
     "bmp_half": (BMP[: len(BMP) // 2], ""),
     "bmp_large": (bmp_of_size(60000, 60000), TOO_LARGE),

@@ -2,30 +2,24 @@
 
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, TINY_RUN
+from run_results import (
+    assert_ends_with_one_line,
+    assert_same_run,
+    lines_of,
+    losses_of,
+    wait_for_checkpoint,
+)
 
-from runs import assert_same_run, assert_same_training, lines_of, losses_of, weights_of
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import pretrain
-
-
-def assert_ends_with_one_line(finished, *words):
-    assert finished.returncode == 1, finished.stderr
-    assert "Traceback" not in finished.stderr
-    last = finished.stderr.strip().splitlines()[-1]
-    assert last.startswith("train.py: ")
-    for word in words:
-        assert str(word) in last, last
 
 
 def test_a_run_leaves_flags_checkpoint_metrics_tensorboard_encoder_and_summary(tiny_run):
@@ -70,67 +64,6 @@ def test_the_flags_of_a_run_repeat_it(program, tiny_run, tmp_path):
     assert_same_run(tmp_path / "again", tiny_run)
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(
-    tiny_run, tmp_path, program, tfds_dir
-):
-    workdir = tmp_path / "killed"
-    command = ["train.py", *TINY_RUN, f"--workdir={workdir}", "--checkpoint_every_steps=13"]
-    process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stderr=subprocess.DEVNULL,
-        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)},
-    )  # fmt: skip
-    while not (workdir / "checkpoints" / "step-000000013").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (workdir / "summary.json").exists()
-    finished = program(*command)
-    assert finished.returncode == 0, finished.stderr
-    assert "Restored" in finished.stderr
-    assert_same_run(workdir, tiny_run)
-
-
-def wait_for_checkpoint(process, workdir):
-    while not any((workdir / "checkpoints").glob("step-?????????")):
-        assert process.poll() is None
-        time.sleep(0.01)
-
-
-def stop(number, flags, workdir, tfds_dir):
-    """Starts a run, signals it after its first checkpoint, gives its status and last words."""
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *flags, f"--workdir={workdir}"], cwd=ROOT, text=True,
-        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)}, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    wait_for_checkpoint(process, workdir)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    return process.returncode, stderr
-
-
-def test_sigterm_saves_the_step_at_hand_and_the_run_ends_as_if_it_had_not_come(
-    tiny_run, tmp_path, program, tfds_dir
-):
-    workdir, flags = tmp_path / "run", [*TINY_RUN, "--checkpoint_every_steps=13"]
-    status, stderr = stop(signal.SIGTERM, flags, workdir, tfds_dir)
-    assert status == 128 + signal.SIGTERM
-    assert "Traceback" not in stderr
-    (step,) = re.findall(r"train.py: SIGTERM: saved step (\d+) of 44 in .*goes on", stderr)
-    assert (workdir / "checkpoints" / f"step-{int(step):09d}").exists()
-    finished = program("train.py", *flags, f"--workdir={workdir}")
-    assert finished.returncode == 0, finished.stderr
-    assert f"Restored {workdir}/checkpoints/step-{int(step):09d}" in finished.stderr
-    assert_same_run(workdir, tiny_run)
-
-
-def test_control_c_stops_a_run_of_two_replicas(tmp_path, tfds_dir):
-    flags = [*TINY_RUN, "--checkpoint_every_steps=1", "--cpu_replicas=2", "--knn_every_epochs=0"]
-    status, stderr = stop(signal.SIGINT, flags, tmp_path / "run", tfds_dir)
-    assert status == 128 + signal.SIGINT
-    assert "SIGINT: saved step" in stderr.splitlines()[-1]
-
-
 def test_export_alone_writes_the_encoder_of_the_newest_checkpoint(program, tiny_run, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(tiny_run, workdir)
@@ -149,111 +82,6 @@ def test_export_without_a_checkpoint_is_refused(pretrain_config, tmp_path):
     config = pretrain_config(workdir=str(tmp_path), export=True, backbone="resnet18", width=4)
     with pytest.raises(UserError, match="--export needs a checkpoint"):
         pretrain.run(config)
-
-
-# The rate is a quarter of the demonstration's or less: the higher it is, the faster training
-# amplifies float32's rounding.
-DIGITS_RUN = [
-    "--flagfile=configs/digits.cfg",
-    "--width=8",
-    "--projection_dim=32",
-    "--projection_hidden_dim=32",
-    "--prediction_hidden_dim=16",
-    "--batch_size=64",
-    "--base_learning_rate=0.2",
-    "--warmup_epochs=0",
-    "--epochs=1",
-    "--log_every_steps=1",
-    "--knn_every_epochs=0",
-]
-
-
-def train_digits(program, workdir, *flags):
-    finished = program("train.py", *DIGITS_RUN, f"--workdir={workdir}", *flags)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stderr
-
-
-@pytest.fixture(scope="module")
-def one_replica(program, tmp_path_factory):
-    """The workdir of a run of 66 steps in float64."""
-    workdir = tmp_path_factory.mktemp("replicas") / "one"
-    train_digits(program, workdir, *LONG_RUN)
-    return workdir
-
-
-LONG_RUN = ["--precision=float64", "--epochs=3", "--checkpoint_every_steps=22"]
-
-
-def test_four_replicas_have_the_losses_and_weights_of_one_over_66_steps(
-    program, one_replica, tmp_path
-):
-    log = train_digits(program, tmp_path, *LONG_RUN, "--cpu_replicas=4")
-    assert "on 4 replica(s)" in log
-    assert_same_training(tmp_path, one_replica, rtol=1e-7)
-
-
-def test_a_run_of_one_replica_goes_on_with_two_and_ends_with_the_same_weights(
-    program, one_replica, tmp_path
-):
-    workdir = tmp_path / "elastic"
-    shutil.copytree(one_replica, workdir)
-    (workdir / "summary.json").unlink()
-    for newer in ("step-000000044", "step-000000066"):
-        shutil.rmtree(workdir / "checkpoints" / newer)
-    log = train_digits(program, workdir, *LONG_RUN, "--strategy=mirrored", "--cpu_replicas=2")
-    assert "on 2 replica(s)" in log
-    assert "checkpoints/step-000000022" in log
-    assert_same_training(workdir, one_replica, rtol=1e-7)
-
-
-def test_two_replicas_have_the_losses_of_one_over_five_steps_in_float32(program, tmp_path):
-    for replicas in (1, 2):
-        train_digits(program, tmp_path / str(replicas), f"--cpu_replicas={replicas}")
-    one, two = losses_of(tmp_path / "1"), losses_of(tmp_path / "2")
-    assert len(one) == len(two) == 22
-    assert np.abs(one - two)[:5].max() < 1e-4
-
-
-def test_loops_of_several_steps_leave_what_loops_of_one_leave(program, tiny_run, tmp_path):
-    # 4 divides neither the epoch's 22 steps nor the 13 from one checkpoint to the next.
-    finished = program(
-        "train.py", *TINY_RUN, f"--workdir={tmp_path}", "--steps_per_loop=4",
-        "--checkpoint_every_steps=13",
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
-    assert_same_run(tmp_path, tiny_run)
-
-
-def test_a_run_whose_loss_is_not_finite_stops_with_good_checkpoints(program, tmp_path):
-    finished = program(
-        "train.py", *TINY_RUN, "--base_learning_rate=1e30", "--checkpoint_every_steps=2",
-        "--knn_every_epochs=0", "--max_nonfinite_steps=4", f"--workdir={tmp_path}",
-    )  # fmt: skip
-    assert_ends_with_one_line(finished, "of 4 steps in a row was not finite", "--max_nonfinite")
-    void = [line for line in lines_of(tmp_path) if line.get("nonfinite")]
-    assert [line["step"] - void[0]["step"] for line in void] == [0, 1, 2, 3]
-    assert all(len(line["indices"]) == 64 for line in void)
-    assert all(np.isfinite(value).all() for value in weights_of(tmp_path).values())
-
-
-def test_a_disk_without_room_ends_with_one_line_and_the_checkpoints_intact(
-    program, tiny_run, tmp_path
-):
-    # TensorBoard's file and the checkpoint of 1.6 MB may not grow over 1 MB, as on a full disk.
-    code = (
-        "import resource, runpy, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
-        "sys.argv[0] = 'train.py'; runpy.run_path('train.py', run_name='__main__')"
-    )
-    workdir = tmp_path / "run"
-    shutil.copytree(tiny_run, workdir)
-    (workdir / "summary.json").unlink()
-    (whole,) = (workdir / "checkpoints").iterdir()
-    earlier = whole.rename(whole.with_name("step-000000030"))
-    finished = program("-c", code, *TINY_RUN, f"--workdir={workdir}")
-    assert_ends_with_one_line(finished, "--workdir cannot be written to (", "goes on", workdir)
-    assert list((workdir / "checkpoints").iterdir()) == [earlier]
 
 
 @pytest.fixture(scope="module")

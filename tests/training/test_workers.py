@@ -11,8 +11,7 @@ import time
 
 import pytest
 from conftest import ROOT, TINY_RUN
-
-from runs import assert_same_training
+from run_results import assert_same_training
 
 FLAGS = [
     *TINY_RUN,

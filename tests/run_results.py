@@ -1,6 +1,7 @@
-"""What a finished run left behind, for comparing runs."""
+"""What a run left behind, for looking at it and comparing it with another."""
 
 import json
+import time
 
 import numpy as np
 import tensorflow as tf
@@ -45,3 +46,18 @@ def assert_same_training(workdir, other, rtol):
         # A running mean of what sums to zero is rounding alone.
         tolerance = max(rtol * np.abs(theirs[name]).max(), 1e-12)
         np.testing.assert_allclose(value, theirs[name], rtol, tolerance, err_msg=name)
+
+
+def assert_ends_with_one_line(finished, *words):
+    assert finished.returncode == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
+    last = finished.stderr.strip().splitlines()[-1]
+    assert last.startswith("train.py: ")
+    for word in words:
+        assert str(word) in last, last
+
+
+def wait_for_checkpoint(process, workdir):
+    while not any((workdir / "checkpoints").glob("step-?????????")):
+        assert process.poll() is None
+        time.sleep(0.01)

@@ -1,0 +1,81 @@
+"""The same run on other devices: replicas, a change of them, loops of several steps."""
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import TINY_RUN
+from run_results import assert_same_run, assert_same_training, losses_of
+
+# The rate is a quarter of the demonstration's or less: the higher it is, the faster training
+# amplifies float32's rounding.
+DIGITS_RUN = [
+    "--flagfile=configs/digits.cfg",
+    "--width=8",
+    "--projection_dim=32",
+    "--projection_hidden_dim=32",
+    "--prediction_hidden_dim=16",
+    "--batch_size=64",
+    "--base_learning_rate=0.2",
+    "--warmup_epochs=0",
+    "--epochs=1",
+    "--log_every_steps=1",
+    "--knn_every_epochs=0",
+]
+
+
+def train_digits(program, workdir, *flags):
+    finished = program("train.py", *DIGITS_RUN, f"--workdir={workdir}", *flags)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stderr
+
+
+@pytest.fixture(scope="module")
+def one_replica(program, tmp_path_factory):
+    """The workdir of a run of 66 steps in float64."""
+    workdir = tmp_path_factory.mktemp("replicas") / "one"
+    train_digits(program, workdir, *LONG_RUN)
+    return workdir
+
+
+LONG_RUN = ["--precision=float64", "--epochs=3", "--checkpoint_every_steps=22"]
+
+
+def test_four_replicas_have_the_losses_and_weights_of_one_over_66_steps(
+    program, one_replica, tmp_path
+):
+    log = train_digits(program, tmp_path, *LONG_RUN, "--cpu_replicas=4")
+    assert "on 4 replica(s)" in log
+    assert_same_training(tmp_path, one_replica, rtol=1e-7)
+
+
+def test_a_run_of_one_replica_goes_on_with_two_and_ends_with_the_same_weights(
+    program, one_replica, tmp_path
+):
+    workdir = tmp_path / "elastic"
+    shutil.copytree(one_replica, workdir)
+    (workdir / "summary.json").unlink()
+    for newer in ("step-000000044", "step-000000066"):
+        shutil.rmtree(workdir / "checkpoints" / newer)
+    log = train_digits(program, workdir, *LONG_RUN, "--strategy=mirrored", "--cpu_replicas=2")
+    assert "on 2 replica(s)" in log
+    assert "checkpoints/step-000000022" in log
+    assert_same_training(workdir, one_replica, rtol=1e-7)
+
+
+def test_two_replicas_have_the_losses_of_one_over_five_steps_in_float32(program, tmp_path):
+    for replicas in (1, 2):
+        train_digits(program, tmp_path / str(replicas), f"--cpu_replicas={replicas}")
+    one, two = losses_of(tmp_path / "1"), losses_of(tmp_path / "2")
+    assert len(one) == len(two) == 22
+    assert np.abs(one - two)[:5].max() < 1e-4
+
+
+def test_loops_of_several_steps_leave_what_loops_of_one_leave(program, tiny_run, tmp_path):
+    # 4 divides neither the epoch's 22 steps nor the 13 from one checkpoint to the next.
+    finished = program(
+        "train.py", *TINY_RUN, f"--workdir={tmp_path}", "--steps_per_loop=4",
+        "--checkpoint_every_steps=13",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert_same_run(tmp_path, tiny_run)
