@@ -8,11 +8,13 @@ import tensorflow as tf
 
 from simsiam_tf.config import DataConfig
 
-_HEADER_BYTES = 26 + 40  # as far as the fields below reach
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# The channels of BMP's usual 32 bits, where a header names them.
-_BMP_MASKS = (0x00FF0000, 0x0000FF00, 0x000000FF)
-# Of an 8-bit BMP: blue, green, red and a filler for each of 256 levels.
+_HEADER_BYTES = 66  # as far as the fields below reach
+_KINDS = (0xFFD8, 0x8950, 0x424D)  # what JPEG, PNG and BMP begin with; their decoders see the rest
+# Bits a pixel and compression of the BMPs that TensorFlow decodes rightly: the last two where these
+# are the channels' masks, and this the palette (blue, green, red and a filler for each level).
+_BMP_KINDS = ((24, 0, 0), (32, 0, 0), (32, 3, 0), (8, 0, 0))
+_BMP_MASKS = (0, 0xFF, 0xFF00, 0, 0xFF, 0)
+_GRAY_PIXELS_AT = 14 + 40 + 1024
 _GRAY_PALETTE = b"".join(bytes([level, level, level, 0]) for level in range(256))
 
 
@@ -23,106 +25,74 @@ def decode_image(encoded, max_pixels=DataConfig.max_image_pixels):
     `max_pixels` is an `InvalidArgumentError` before memory is taken for it; so is any other kind
     of file, GIF and BMP with a palette among them: TensorFlow gets canvas and colours wrong.
     """
+    # Small images are decoded in the time of a dozen operations, so few are spent on the header,
+    # all of whose numbers are of two bytes or four.
     header = tf.strings.substr(encoded, 0, _HEADER_BYTES)
-    header = tf.io.decode_raw(header, tf.uint8, fixed_length=_HEADER_BYTES + 2)  # filled with zeros
+    words = _words(header, little_endian=False)
 
     def decode_jpeg():
-        height, width, _ = tf.unstack(tf.cast(tf.image.extract_jpeg_shape(encoded), tf.int64))
-        checked = _limited(encoded, height, width, max_pixels)
+        width_and_height = tf.image.extract_jpeg_shape(encoded)[1::-1]
+        checked = _limited(encoded, width_and_height, max_pixels)
         return tf.io.decode_jpeg(checked, channels=3, dct_method="INTEGER_ACCURATE")
 
     def decode_png():
-        width, height = (_number(header, at, 4, big_endian=True) for at in (16, 20))
-        return tf.io.decode_png(_limited(encoded, height, width, max_pixels), channels=3)
+        width_and_height = 65536 * words[8:12:2] + words[9:12:2]
+        return tf.io.decode_png(_limited(encoded, width_and_height, max_pixels), channels=3)
 
     def decode_bmp():
-        width, height = (_signed(_number(header, at, 4)) for at in (18, 22))
-        checked = _limited(_plain_bmp(encoded, header), tf.abs(height), width, max_pixels)
+        words = _words(header, little_endian=True)
+        width_and_height = words[9:13:2] + 65536 * words[10:13:2]
+        # Below zero, that is from 2³¹ on, rows are from the top.
+        width_and_height = tf.minimum(width_and_height, 2**32 - width_and_height)
+        checked = _limited(_plain_bmp(encoded, words), width_and_height, max_pixels)
         return tf.io.decode_image(checked, channels=3, expand_animations=False)
 
     def refuse():
         is_empty = tf.equal(encoded, "")
-        message = tf.where(is_empty, "an empty file", "neither a JPEG nor a PNG nor a BMP file")
-        with tf.control_dependencies([_fail(message)]):
-            return tf.zeros([0, 0, 3], tf.uint8)
+        reason = tf.where(is_empty, "an empty file", "neither a JPEG nor a PNG nor a BMP file")
+        return _require(False, [reason], tf.zeros([0, 0, 3], tf.uint8))
 
-    image = tf.case(
-        [
-            (_starts_with(encoded, b"\xff\xd8\xff"), decode_jpeg),
-            (_starts_with(encoded, _PNG_SIGNATURE), decode_png),
-            (_starts_with(encoded, b"BM"), decode_bmp),
-        ],
-        default=refuse,
-    )
+    found = tf.equal(tf.constant(_KINDS, tf.int64), words[0])
+    kind = tf.reduce_min(tf.where(found, [0, 1, 2], 3))
+    image = tf.switch_case(kind, [decode_jpeg, decode_png, decode_bmp, refuse])
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def _starts_with(encoded, prefix):
-    return tf.equal(tf.strings.substr(encoded, 0, len(prefix)), prefix)
-
-
-def _number(header, at, length, big_endian=False):
-    """The unsigned number in some bytes of a header, int64."""
-    places = range(length - 1, -1, -1) if big_endian else range(length)
-    weights = tf.constant([256**place for place in places], tf.int64)
-    return tf.reduce_sum(tf.cast(header[at : at + length], tf.int64) * weights)
-
-
-def _signed(number):
-    """The two's complement of 32 bits."""
-    return tf.where(number < 2**31, number, number - 2**32)
-
-
-def _limited(encoded, height, width, max_pixels):
-    """The file as it is, once its size is found to be one that can be decoded."""
-    with tf.control_dependencies(
-        [
-            _require((height > 0) & (width > 0), "{} x {} pixels", width, height),
-            _require(
-                # Either alone is checked too: a product could exceed 64 bits.
-                (height <= max_pixels) & (width <= max_pixels) & (height * width <= max_pixels),
-                "{} x {} pixels are more than --max_image_pixels={}",
-                width,
-                height,
-                max_pixels,
-            ),
-        ]
-    ):
-        return tf.identity(encoded)
-
-
-def _plain_bmp(encoded, header):
-    """The file as it is, once it is found to be of the BMPs that TensorFlow decodes rightly."""
-    pixels_at, header_size, bits, compression = (
-        _number(header, at, length) for at, length in ((10, 4), (14, 4), (28, 2), (30, 4))
+def _words(header, *, little_endian):
+    """A header's numbers of two bytes, int64; zeros where it ends early."""
+    words = tf.io.decode_raw(
+        header, tf.uint16, little_endian=little_endian, fixed_length=_HEADER_BYTES
     )
-    masks = [_number(header, at, 4) for at in (54, 58, 62)]
-    usual_masks = tf.reduce_all(tf.equal(masks, tf.constant(_BMP_MASKS, tf.int64)))
-    palette_at = 14 + header_size
-    is_gray = (
-        (bits == 8)
-        & (pixels_at == palette_at + len(_GRAY_PALETTE))
-        & (tf.cast(tf.strings.length(encoded), tf.int64) >= pixels_at)
-    )
-    is_gray = tf.cond(
-        is_gray,
-        lambda: tf.equal(tf.strings.substr(encoded, palette_at, len(_GRAY_PALETTE)), _GRAY_PALETTE),
-        lambda: False,
-    )
-    is_plain = ((bits == 24) | (bits == 32) | is_gray) & (compression == 0)
-    is_plain |= (bits == 32) & (compression == 3) & usual_masks
-    message = "a BMP of {} bits a pixel and compression {}; 24 and 32 bits and grey are read"
-    with tf.control_dependencies(
-        [_require((header_size >= 40) & is_plain, message, bits, compression)]
-    ):
-        return tf.identity(encoded)
+    return tf.cast(words, tf.int64)
 
 
-def _require(condition, message, *values):
-    """An operation that raises `InvalidArgumentError` with the values in the message."""
-    return tf.cond(condition, lambda: True, lambda: _fail(tf.strings.format(message, values)))
+def _limited(encoded, width_and_height, max_pixels):
+    """The file, once its size is found to be one that is decoded."""
+    pixels = tf.reduce_prod(tf.cast(width_and_height, tf.float64))  # may be beyond 64 bits
+    message = f"1 to --max_image_pixels={max_pixels} pixels are decoded; width and height are"
+    return _require((pixels > 0) & (pixels <= max_pixels), [message, width_and_height], encoded)
 
 
-def _fail(message):
-    with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
-        return tf.identity(False)
+def _plain_bmp(encoded, words):
+    """The file, once it is found to be of the BMPs that TensorFlow decodes rightly."""
+    start = tf.strings.substr(encoded, 0, _GRAY_PIXELS_AT) + bytes(_GRAY_PIXELS_AT)
+    has_gray_palette = tf.equal(
+        tf.strings.substr(start, _GRAY_PIXELS_AT - len(_GRAY_PALETTE), len(_GRAY_PALETTE)),
+        _GRAY_PALETTE,
+    ) & _all_equal(words[5:9], (_GRAY_PIXELS_AT, 0, 40, 0))
+    has_usual_masks = _all_equal(words[27:33], _BMP_MASKS)
+    is_kind = _all_equal(words[14:17], _BMP_KINDS) & [True, True, has_usual_masks, has_gray_palette]
+    message = "24 and 32 bits and grey BMP are decoded; bits a pixel and compression are"
+    is_plain = tf.reduce_any(is_kind) & (words[7] >= 40)
+    return _require(is_plain, [message, words[14:16]], encoded)
+
+
+def _all_equal(words, expected):
+    return tf.reduce_all(tf.equal(words, tf.constant(expected, tf.int64)), axis=-1)
+
+
+def _require(condition, reason, value):
+    """The value, or an `InvalidArgumentError` for a reason, a list of what its text is made of."""
+    check = tf.raw_ops.Assert(condition=condition, data=reason)
+    with tf.control_dependencies([] if tf.executing_eagerly() else [check]):
+        return tf.identity(value)

@@ -160,8 +160,9 @@ def check_fraction(num_bad, num_examples, max_bad_fraction):
 
 def reason_of(error):
     """TensorFlow's message on one image, without what it says of operations and devices."""
-    text = error.message.split("Summarized data: b'")[-1].removesuffix("'")
-    text = text.split("}} ")[-1].split(" [Op:")[0].split("[[")[0]
+    text = error.message.split("}} ")[-1].split(" [Op:")[0].split("[[")[0]
+    if "assertion failed: " in text:
+        text = text.split("assertion failed: ")[1].replace("[", "").replace("]", "")
     return " ".join(text.split())
 
 

@@ -30,7 +30,9 @@ def bmp_of_size(height, width):
     return BMP[:18] + struct.pack("<ii", width, height) + BMP[26:]
 
 
-TOO_LARGE = "60000 x 60000 pixels; 1 to --max_image_pixels=120000000 are decoded"
+LIMIT = "1 to --max_image_pixels=120000000 pixels are decoded; width and height are] ["
+TOO_LARGE = f"{LIMIT}60000 60000]"
+BITS = "24 and 32 bits and grey BMP are decoded; bits a pixel and compression are] ["
 NO_IMAGE = "neither a JPEG nor a PNG nor a BMP file"
 REFUSED = {
     "empty": (b"", "an empty file"),
@@ -41,18 +43,18 @@ REFUSED = {
     "jpeg_start": (JPEG[:3], "Invalid JPEG data"),
     "jpeg_half": (JPEG[: len(JPEG) // 2], "Invalid JPEG data"),
     "jpeg_large": (jpeg_of_size(60000, 60000), TOO_LARGE),
-    "png_start": (PNG[:8], "0 x 0 pixels"),
+    "png_start": (PNG[:8], f"{LIMIT}0 0]"),
     "png_half": (PNG[: len(PNG) // 2], "Invalid PNG"),
     "png_large": (png_of_size(60000, 60000), TOO_LARGE),
-    "png_beyond_64_bits": (png_of_size(2**32 - 1, 2**32 - 1), "4294967295 x 4294967295 pixels"),
-    "bmp_start": (BMP[:2], "a BMP of 0 bits a pixel"),
+    "png_beyond_64_bits": (png_of_size(2**32 - 1, 2**32 - 1), f"{LIMIT}4294967295 4294967295]"),
+    "bmp_start": (BMP[:2], f"{BITS}0 0]"),
     "bmp_half": (BMP[: len(BMP) // 2], ""),
     "bmp_large": (bmp_of_size(60000, 60000), TOO_LARGE),
     "bmp_large_from_the_top": (bmp_of_size(-60000, 60000), TOO_LARGE),
-    "bmp_negative_width": (bmp_of_size(5, -5), "-5 x 5 pixels"),
-    "bmp_palette": (encode(COLOUR.convert("P"), "BMP"), "a BMP of 8 bits a pixel"),
-    "bmp_1_bit": (encode(COLOUR.convert("1"), "BMP"), "a BMP of 1 bits a pixel"),
-    "bmp_other_masks": (bmp_with_masks(0xFF, 0xFF00, 0xFF0000), "a BMP of 32 bits a pixel"),
+    "bmp_negative_width": (bmp_of_size(5, -5), ""),
+    "bmp_palette": (encode(COLOUR.convert("P"), "BMP"), f"{BITS}8 0]"),
+    "bmp_1_bit": (encode(COLOUR.convert("1"), "BMP"), f"{BITS}1 0]"),
+    "bmp_other_masks": (bmp_with_masks(0xFF, 0xFF00, 0xFF0000), f"{BITS}32 3]"),
 }
 
 

@@ -42,7 +42,10 @@ BAD = {
     8: (lambda path: path.write_bytes(b""), "an empty file"),
     14: (lambda path: path.write_text("A list of images.\n"), "neither a JPEG nor a PNG"),
     21: (link_to_nothing, "No such file"),
-    22: (make_large, "13000 x 10000 pixels; 1 to --max_image_pixels=120000000 are decoded"),
+    22: (
+        make_large,
+        "--max_image_pixels=120000000 pixels are decoded; width and height are 13000 10000",
+    ),
 }
 
 
