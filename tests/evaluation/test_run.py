@@ -100,6 +100,28 @@ def test_data_that_cannot_be_evaluated_on_is_refused(
     assert_refused(evaluation_config, match, encoder=str(pixels_encoder), **settings)
 
 
+@pytest.mark.parametrize("protocol", ["knn", "linear"])
+def test_bad_images_are_left_out_of_the_counts_or_named(
+    evaluation_config, pixels_encoder, tmp_path, capsys, protocol
+):
+    paths = [
+        f"{split}/{name}/{number}.png"
+        for split in ("train", "test")
+        for name in ("cat", "dog")
+        for number in range(10)
+    ]
+    folder = tmp_path / "data"
+    settings = folder_of(folder, *paths) | {
+        "encoder": str(pixels_encoder), "protocol": protocol, "batch_size": 5, "epochs": 1,
+    }  # fmt: skip
+    for path in ("train/cat/3.png", "test/dog/1.png", "test/dog/2.png"):
+        (folder / path).write_bytes(b"no image")
+    run.run(evaluation_config(**settings, on_bad_image="skip", max_bad_fraction=0.1))
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_train"], result["num_test"]) == (19, 18)
+    assert_refused(evaluation_config, "test/dog/1.png", **settings)
+
+
 def test_a_missing_encoder_is_one_line(program):
     finished = program("evaluate.py", "--encoder=/nowhere")
     assert finished.returncode == 1
