@@ -132,7 +132,7 @@ def fuzz(folder, options):
     return {
         "images": options.images,
         "seed": options.seed,
-        "decoded": options.images - sum(reasons.values()),
+        "decoded": sum(report["examples"] - len(SOUND) for report in reports) - reasons.total(),
         "quarantined": dict(reasons.most_common()),
         "crashes": [path.name for path in crashing],
         "megabytes_of_sound_images": of_sound["peak_megabytes"],
