@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from simsiam_tf.config import EncoderConfig
-from simsiam_tf.data import ops, views
+from simsiam_tf.data import decoding, views
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import UserError
 
@@ -40,7 +40,9 @@ class ServedEncoder(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
     def features_of_encoded(self, encoded):
         images = tf.map_fn(
-            lambda file: self.view(ops.decode_image(file)), encoded, fn_output_signature=tf.float32
+            lambda file: self.view(decoding.decode_image(file)),
+            encoded,
+            fn_output_signature=tf.float32,
         )
         return self.features(images)
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from simsiam_tf import export
-from simsiam_tf.data import ops, views
+from simsiam_tf.data import decoding, views
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
@@ -54,7 +54,7 @@ def test_encoded_files_are_resized_and_cropped_as_evaluation_does(tmp_path, pret
     files = tf.stack([tf.io.encode_png(image), tf.io.encode_jpeg(image)])
     served = tf.saved_model.load(str(tmp_path / "encoder")).signatures["serve_encoded"]
     view = views.build_evaluation_view(16, 0.875)
-    expected = encode(tf.stack([view(ops.decode_image(file)) for file in files]))
+    expected = encode(tf.stack([view(decoding.decode_image(file)) for file in files]))
     np.testing.assert_allclose(served(encoded=files)["features"], expected, rtol=1e-5, atol=1e-6)
 
 

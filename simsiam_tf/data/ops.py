@@ -8,8 +8,6 @@ import math
 
 import tensorflow as tf
 
-from simsiam_tf.data.decoding import decode_image  # noqa: F401
-
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 _CROP_TRIES = 10
 

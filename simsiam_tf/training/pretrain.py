@@ -8,6 +8,7 @@ import signal
 import tempfile
 import time
 
+import tensorflow as tf
 from absl import logging
 
 from simsiam_tf import distribution, export
@@ -127,7 +128,13 @@ def _train(config, strategy, output):
             loop_end=loop_end,
             stop_wanted=lambda: received() is not None,
         )
-        indices_of = functools.partial(pipeline.step_order, source.num_examples, batch_size, seed)
+
+        def indices_of(done):
+            """The samples of the loop that begins there."""
+            loop_steps = range(done, loop_end(done))
+            order = functools.partial(pipeline.step_order, source.num_examples, batch_size, seed)
+            return tf.concat([order(step) for step in loop_steps], axis=0)
+
         for step in _read_errors_named(steps, first_step, quarantine, indices_of, strategy):
             with writing_to(workdir):
                 quarantine.check()

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from simsiam_tf.data import datasets, ops
+from simsiam_tf.data import datasets, decoding
 from simsiam_tf.data.digits import Digits
 from simsiam_tf.schema import UserError
 
@@ -33,7 +33,7 @@ def read_all(source, start=0, stop=None):
     """The decoded images and the labels of a source, by index."""
     stop = source.num_examples if stop is None else stop
     encoded, labels = source.read(tf.range(start, stop, dtype=tf.int64))
-    return [ops.decode_image(image).numpy() for image in encoded], labels.numpy().tolist()
+    return [decoding.decode_image(image).numpy() for image in encoded], labels.numpy().tolist()
 
 
 def levels_of(source):
@@ -162,7 +162,7 @@ def test_read_takes_any_indices_in_any_order(tmp_path):
     encoded, labels = read(tf.constant([4, 0, 4, 2], tf.int64))
     assert labels.numpy().tolist() == [4, 0, 4, 2]
     assert labels.dtype == tf.int32
-    assert [int(ops.decode_image(image)[0, 0, 0]) for image in encoded] == [4, 0, 4, 2]
+    assert [int(decoding.decode_image(image)[0, 0, 0]) for image in encoded] == [4, 0, 4, 2]
 
 
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
@@ -265,7 +265,7 @@ def test_digits_on_disk_are_taken_in_the_format_they_are_in(tmp_path):
 def streamed(source):
     """[(index, image, label)] in the order on disk."""
     return [
-        (int(index), ops.decode_image(encoded).numpy().tobytes(), int(label))
+        (int(index), decoding.decode_image(encoded).numpy().tobytes(), int(label))
         for index, encoded, label in source.stream(None)
     ]
 
@@ -327,7 +327,7 @@ def test_read_takes_records_in_any_order(digits_dir):
     assert some_labels.dtype == tf.int32
     assert some_labels.numpy().tolist() == [labels[index] for index in (9, 0, 9, 4)]
     for image, index in zip(encoded, (9, 0, 9, 4), strict=True):
-        np.testing.assert_array_equal(ops.decode_image(image), images[index])
+        np.testing.assert_array_equal(decoding.decode_image(image), images[index])
 
 
 @pytest.mark.parametrize("split", ["validation", "train[", "train[:10%", "", "train[:2000]"])

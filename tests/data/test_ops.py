@@ -12,7 +12,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from simsiam_tf.data import ops
+from simsiam_tf.data import decoding, ops
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 # Pillow computes in whole levels of 255.
@@ -422,7 +422,7 @@ def test_jpeg_is_decoded_as_pillow_does(run):
         for mode in ("RGB", "L")
         for subsampling in ("4:4:4", "4:2:0")
     ]
-    for file, result in zip(files, run(ops.decode_image, files), strict=True):
+    for file, result in zip(files, run(decoding.decode_image, files), strict=True):
         assert result.dtype == np.uint8
         # In levels. The fast inverse transform, TensorFlow's default, is off by one.
         assert mean_difference(result, decoded_by_pillow(file)) <= 0.5
@@ -436,7 +436,7 @@ def test_lossless_images_of_any_mode_are_decoded_exactly(run):
         for file_format, some_modes in modes.items()
         for mode in some_modes
     ]
-    for file, result in zip(files, run(ops.decode_image, files), strict=True):
+    for file, result in zip(files, run(decoding.decode_image, files), strict=True):
         assert result.dtype == np.uint8
         np.testing.assert_array_equal(result, decoded_by_pillow(file))
 
@@ -444,7 +444,7 @@ def test_lossless_images_of_any_mode_are_decoded_exactly(run):
 @pytest.mark.parametrize("encoded", [b"", b"not an image", b"\xff\xd8\xff"])
 def test_bytes_that_are_no_image_are_an_error(run, encoded):
     with pytest.raises(tf.errors.InvalidArgumentError):
-        run(ops.decode_image, [encoded])
+        run(decoding.decode_image, [encoded])
 
 
 # Colour jitter: what it draws shows on images that only one of its four operations changes.
