@@ -41,7 +41,8 @@ def run(config):
     strategy = distribution.build_strategy(config.system)
     log_path = os.path.join(workdir, "logs", f"{distribution.worker_name(strategy)}.log")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(log_file(log_path))
+        with writing_to(workdir):
+            stack.enter_context(log_file(log_path))
         stack.enter_context(distribution.lost_workers_named(strategy))
         # Only what the chief writes stays.
         is_chief = distribution.is_chief(strategy)
@@ -106,7 +107,7 @@ def _train(config, strategy, output):
         )
     knn_monitor = KnnMonitor(model.encoder, *knn_sources, config) if knn_sources else None
     if knn_monitor and restored_step is None:
-        _run_knn(knn_monitor, monitor, step=0)  # the random network, for comparison
+        _run_knn(knn_monitor, monitor, 0, workdir)  # the random network, for comparison
     if is_chief and restored_step is None:
         _show_views(monitor, batches_of, quarantine, seed)
 
@@ -142,7 +143,7 @@ def _train(config, strategy, output):
             _check_void_steps(monitor, step.number, config.system.max_nonfinite_steps)
             last = step.number == last_step
             if knn_monitor and (last or step.number % knn_every == 0):
-                _run_knn(knn_monitor, monitor, step.number)
+                _run_knn(knn_monitor, monitor, step.number, workdir)
             stopping = step.stopping and not last
             if is_chief and (last or stopping or step.number % save_every == 0):
                 with monitor.pause(), writing_to(workdir):
@@ -306,10 +307,11 @@ def _stop(strategy, monitor, received, step, last_step, workdir):
     )
 
 
-def _run_knn(knn_monitor, monitor, step):
+def _run_knn(knn_monitor, monitor, step, workdir):
     with monitor.pause():
         top1 = knn_monitor.top1()
-    monitor.knn(step, top1)
+    with writing_to(workdir):
+        monitor.knn(step, top1)
 
 
 def _export(config, model, step):
