@@ -27,7 +27,7 @@ from sklearn.datasets import load_sample_image
 
 from simsiam_tf import config as config_lib
 from simsiam_tf import schema
-from simsiam_tf.data import ops
+from simsiam_tf.data import kernels, ops
 from simsiam_tf.interop import naming
 from simsiam_tf.training import optimizers, pretrain
 
@@ -180,11 +180,12 @@ def pillow_hue(image, shift):
 
 
 def crop_difference(image):
-    seed = np.array([0, 1], np.int32)
-    top, left, height, width = (int(word) for word in ops.sample_crop(image.shape, seed, 0.2))
+    uniform = tf.random.stateless_uniform([1, ops.BOX_DRAWS], [0, 1])
+    boxes = ops.random_boxes(image.shape, uniform, 0.2).numpy()
+    ((top, left, height, width),) = boxes.tolist()
     crop = Image.fromarray(image).crop((left, top, left + width, top + height))
     expected = crop.resize((224, 224), Image.Resampling.BILINEAR)
-    return difference(ops.random_resized_crop(image, seed, 224, 0.2), expected)
+    return difference(kernels.crops(image, boxes, 224)[0] / 255, expected)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,13 @@ class ViewsConfig(Config):
     flip_probability: float = setting(
         0.5, "Probability of a left-right flip.", at_least=0, at_most=1
     )
+    augment_on: str = setting(
+        "host",
+        "Where colours, blur and flip are computed: host (the processors that read the images) or "
+        "device (inside the training step, where the host cannot keep up with it). The draws are "
+        "the same, the views within rounding.",
+        choices=("host", "device"),
+    )
     eval_crop_ratio: float = setting(
         0.875,
         "Share of the resized image that evaluation's central crop keeps: 0.875 is 224 of 256, "
@@ -237,6 +244,11 @@ class SystemConfig(Config):
         "Number format of arithmetic; weights, statistics, heads' output and loss stay float32 in "
         "the mixed ones. float64 is for exact comparisons.",
         choices=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
+    )
+    xla: bool = setting(
+        False,
+        "Compile each replica's training step by XLA; TPUs always do. Not for --cpu_replicas.",
+        defines_run=False,
     )
     steps_per_loop: int = setting(
         1,

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-TIMINGS = {"images_per_second", "input_wait_fraction"}
+TIMINGS = {"images_per_second", "input_wait_fraction", "model_flop_utilization"}
 
 
 def lines_of(workdir):

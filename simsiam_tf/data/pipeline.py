@@ -36,7 +36,7 @@ def training_batches(
 
     Args:
       source: a `datasets.Source` of at least `batch_size` images.
-      views: (image, seed) → a tuple of views.
+      views: (image, seed) → {"views": a tuple of views}, and what else goes with them.
       batch_size: global.
       seed: an int.
       first_step: number of the first step.
@@ -47,9 +47,9 @@ def training_batches(
         place. None: such an image is an error of the iterator.
 
     Returns:
-      A `tf.data.Dataset` of {"views": a tuple of [b, size, size, 3] float32, "label": int32 [b],
-      "index": int64 [b]}, b the replica's share; a step is as many elements as there are replicas
-      here, in their order.
+      A `tf.data.Dataset` of {"views": a tuple of [b, size, size, 3], "label": int32 [b],
+      "index": int64 [b]} and what else `views` gives, b the replica's share; a step is as many
+      elements as there are replicas here, in their order.
     """
     replicas = context.num_replicas_in_sync if context else 1
     num_shares = context.num_input_pipelines if context else 1
@@ -65,7 +65,7 @@ def training_batches(
     def to_example(epoch, index, encoded, label):
         views_seed = fold_in([seed, Purpose.VIEWS], epoch, index)
         image = decode_image(encoded, max_pixels)
-        return {"views": views(image, views_seed), "label": label, "index": index}
+        return {**views(image, views_seed), "label": label, "index": index}
 
     def make_batch(epochs, indices, *streamed):
         examples = _read(source, epochs, indices, *streamed)

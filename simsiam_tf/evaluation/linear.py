@@ -22,7 +22,7 @@ def train_classifier(encode, feature_dim, source, views, config, seed, quarantin
         in inference mode.
       feature_dim: an int.
       source: a labelled `datasets.Source` to train on.
-      views: (image, seed) → a tuple of one view for `encode`.
+      views: (image, seed) → {"views": a tuple of one view for `encode`}.
       config: a `LinearConfig`; a batch larger than the source becomes the source.
       seed: of the weights, the order and the crops.
       quarantine: the source's `Quarantine`, which says what an image that cannot be read does.
@@ -93,7 +93,7 @@ def train_classifier(encode, feature_dim, source, views, config, seed, quarantin
         batches = pipeline.iterate(batches, source, indices_of, quarantine=quarantine)
         for step, batch in enumerate(batches):
             (images,) = batch["views"]
-            loss = train_step(encode(images), batch["label"])
+            loss = train_step(encode(tf.cast(images, tf.float32)), batch["label"])
             progress.update()
             if (step + 1) % steps_per_epoch == 0:
                 epoch = (step + 1) // steps_per_epoch

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from simsiam_tf import distribution
+from simsiam_tf.training import meter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Step:
     metrics: dict  # {name: float}, the mean over all replicas
     indices: list  # of this worker's samples
     waited: float  # seconds that the devices waited for the batch
+    flops: float  # floating-point operations, over all replicas
     stopping: bool  # whether a worker was told to stop
 
 
@@ -28,28 +30,52 @@ def _now():
     return tf.numpy_function(time.perf_counter, [], tf.float64)
 
 
-def run_steps(strategy, model, batches, *, first_step, loop_end, stop_wanted=lambda: False):
+def _flops_of_step(graphs):
+    """Those of one replica; a graph may hold the steps of several."""
+    return sum(meter.count_flops(graph.get_operations()) for graph in set(graphs)) / len(graphs)
+
+
+def run_steps(
+    strategy,
+    model,
+    batches,
+    prepare,
+    *,
+    first_step,
+    loop_end,
+    stop_wanted=lambda: False,
+    xla=False,
+):
     """Trains on each batch in turn; yields a `Step` for each, a loop at a time.
 
     Args:
       strategy: the `tf.distribute.Strategy` that the model was built under.
       model: a `SelfSupervisedModel` with its optimizer.
       batches: a distributed data set of the steps from `first_step` on.
+      prepare: one replica's share of a batch → its views as the network takes them.
       first_step: how many steps were done before.
       loop_end: steps done → steps done after the next loop, which runs without Python; no more
         than were done ends the training.
       stop_wanted: whether this worker was told to stop. Several workers tell each other at the
         start of a loop, so that all of them stop after the same one.
+      xla: compile each replica's step by XLA.
     """
     names = []  # of the metrics, known once the step is traced
+    graphs = []  # that of each time that a replica's step is traced
 
     def first_replica(value):
         return strategy.experimental_local_results(value)[0]
 
     def replica_step(batch):
-        metrics = model.train_step(batch)
+        views = prepare(batch)
+        with tf.name_scope(meter.SCOPE):
+            metrics = model.train_step({"views": views})
         names[:] = metrics
+        graphs.append(tf.compat.v1.get_default_graph())
         return tf.stack([tf.cast(value, keras.config.floatx()) for value in metrics.values()])
+
+    if xla:
+        replica_step = tf.function(replica_step, jit_compile=True)
 
     @tf.function(reduce_retracing=True)
     def run_loop(iterator, count, stop):
@@ -70,13 +96,15 @@ def run_steps(strategy, model, batches, *, first_step, loop_end, stop_wanted=lam
         return rows.stack(), indices.stack(), waits.stack(), stopping
 
     iterator = iter(batches)
-    done = first_step
+    done, flops = first_step, None
     while (end := loop_end(done)) > done:
         *columns, stopping = run_loop(iterator, tf.constant(end - done), tf.constant(stop_wanted()))
         if not distribution.has_several_workers(strategy):
             stopping = stop_wanted()
+        flops = flops or _flops_of_step(graphs) * strategy.num_replicas_in_sync
         lines = zip(*(column.numpy().tolist() for column in columns), strict=True)
         for number, (row, indices, waited) in enumerate(lines, start=done + 1):
             metrics = dict(zip(names, row, strict=True))
-            yield Step(number, metrics, indices, waited, bool(stopping) and number == end)
+            is_last = number == end
+            yield Step(number, metrics, indices, waited, flops, bool(stopping) and is_last)
         done = end

@@ -16,6 +16,7 @@ from simsiam_tf import export
 from simsiam_tf.data import views
 from simsiam_tf.evaluation import features, knn
 from simsiam_tf.schema import UserError
+from simsiam_tf.training import meter
 from simsiam_tf.training.checkpoints import write_whole
 
 METRICS = "metrics.jsonl"
@@ -62,6 +63,7 @@ class Monitor:
         log_every_steps,
         learning_rates,
         predictor_learning_rates,
+        peak_flops,
     ):
         """Args:
         workdir: the run's folder.
@@ -73,6 +75,7 @@ class Monitor:
         log_every_steps: from one line to the next.
         learning_rates: of every epoch.
         predictor_learning_rates: likewise.
+        peak_flops: FLOP/s that all devices reach in matrix products.
         """
         self.last_step = last_step
         self.steps_per_epoch = steps_per_epoch
@@ -80,6 +83,7 @@ class Monitor:
         self.log_every_steps = log_every_steps
         self.learning_rates = learning_rates
         self.predictor_learning_rates = predictor_learning_rates
+        self.peak_flops = peak_flops
         self.lines = _reopen_metrics(os.path.join(workdir, METRICS), restored_step)
         self.file = open(os.path.join(workdir, METRICS), "a", encoding="utf-8")  # noqa: SIM115
         self.summaries = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
@@ -90,13 +94,14 @@ class Monitor:
             disable=not sys.stderr.isatty(),
             bar_format="{desc} {n_fmt}/{total_fmt} steps |{bar:20}|{postfix}, {remaining} left",
         )
-        self.last_logged = restored_step or 0
-        self.waited = self.paused = 0.0
+        self.recent = meter.Usage()
+        self.usages = []  # of each line of this start
+        self.paused = 0.0
         self.started = time.perf_counter()
 
     def step(self, step):
         """Takes note of a `loop.Step`; writes a line where one is due."""
-        self.waited += step.waited
+        self.recent += meter.Usage(self.batch_size, 0.0, step.waited, step.flops)
         self.progress.update()
         if step.metrics["void"]:
             self._write_void(step)
@@ -110,12 +115,10 @@ class Monitor:
         # The rate that the step was made with.
         epoch = (step.number - 1) // self.steps_per_epoch
         seconds = time.perf_counter() - self.started - self.paused
-        images = (step.number - self.last_logged) * self.batch_size
-        line = values | {
-            "learning_rate": self.learning_rates[epoch],
-            "images_per_second": images / seconds,
-            "input_wait_fraction": min(1.0, self.waited / seconds),
-        }
+        self.recent += meter.Usage(seconds=seconds)
+        self.usages.append(self.recent)
+        rates = self.recent.rates(self.peak_flops)
+        line = values | {"learning_rate": self.learning_rates[epoch]} | rates
         self._write(step.number, line)
         with self.summaries.as_default(step.number):
             tf.summary.scalar("predictor_learning_rate", self.predictor_learning_rates[epoch])
@@ -127,7 +130,7 @@ class Monitor:
         self.progress.set_description(epochs, refresh=False)
         self.progress.set_postfix_str(text)
         if self.progress.disable:
-            left = seconds / images * self.batch_size * (self.last_step - step.number)
+            left = (self.last_step - step.number) * self.batch_size / rates["images_per_second"]
             logging.info(
                 "%s, step %d/%d, %s, %s left",
                 epochs,
@@ -136,8 +139,8 @@ class Monitor:
                 text,
                 tqdm.format_interval(left),
             )
-        self.last_logged = step.number
-        self.waited = self.paused = 0.0
+        self.recent = meter.Usage()
+        self.paused = 0.0
         self.started = time.perf_counter()
 
     def _write_void(self, step):
@@ -192,6 +195,16 @@ class Monitor:
         self._write(step, {"knn_top1": top1})
         with self.pause():
             logging.info("kNN top-1 %.2f %% after epoch %g", top1, self._epoch(step))
+
+    def usage(self):
+        """The rates of this start as a whole and, in a sentence, what limits them."""
+        # The first line's time went into tracing and compiling the step.
+        usages = self.usages[1:] or self.usages
+        if usages:
+            rates = sum(usages, meter.Usage()).rates(self.peak_flops)
+        else:  # every step was done before
+            rates = {name: self.latest(name, 0.0) for name in meter.RATES}
+        return rates | {"limit": meter.what_limits(rates, self.peak_flops)}
 
     def pause(self):
         """A context in which time does not count as training, and the progress line is away."""

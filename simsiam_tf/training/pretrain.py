@@ -17,7 +17,7 @@ from simsiam_tf.data.quarantine import FILE_NAME, READ_ERRORS, Quarantine
 from simsiam_tf.methods import build_method
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import StoppedError, UserError
-from simsiam_tf.training import interruption, loop, optimizers, schedules
+from simsiam_tf.training import interruption, loop, meter, optimizers, schedules
 from simsiam_tf.training.checkpoints import (
     Checkpoints,
     check_workdir,
@@ -92,6 +92,7 @@ def _train(config, strategy, output):
         )
     )
 
+    peak_flops = meter.measure_peak(strategy)
     with writing_to(workdir):
         if is_chief:
             write_flags(config)
@@ -104,6 +105,7 @@ def _train(config, strategy, output):
             log_every_steps=config.monitor.log_every_steps,
             learning_rates=schedules.learning_rates(config.optimization),
             predictor_learning_rates=schedules.predictor_learning_rates(config.optimization),
+            peak_flops=peak_flops,
         )
     knn_monitor = KnnMonitor(model.encoder, *knn_sources, config) if knn_sources else None
     if knn_monitor and restored_step is None:
@@ -125,9 +127,11 @@ def _train(config, strategy, output):
             strategy,
             model,
             batches,
+            views.prepare,
             first_step=first_step,
             loop_end=loop_end,
             stop_wanted=lambda: received() is not None,
+            xla=config.system.xla,
         )
 
         def indices_of(done):
@@ -164,7 +168,7 @@ def _train(config, strategy, output):
         "feature_std": monitor.latest("feature_std"),
         "knn_top1": monitor.latest("knn_top1"),
         "knn_top1_before_training": monitor.first("knn_top1"),
-        "images_per_second": monitor.latest("images_per_second"),
+        **monitor.usage(),
         "seconds_of_last_start": time.perf_counter() - started,
         "replicas": strategy.num_replicas_in_sync,
         "versions": export.versions(),
@@ -173,6 +177,7 @@ def _train(config, strategy, output):
         _export(config, model, last_step)
         write_whole(os.path.join(workdir, SUMMARY), json.dumps(summary, indent=2))
     logging.info("Finished: %s", json.dumps(summary))
+    logging.info("%s", summary["limit"])
 
 
 def build_model(config, strategy, steps_per_epoch):
@@ -252,7 +257,7 @@ def _show_views(monitor, batches_of, quarantine, seed):
         lambda step: pipeline.step_order(source.num_examples, few, seed, step),
         quarantine=quarantine,
     )
-    monitor.view_pairs(batch["views"])
+    monitor.view_pairs(views.prepare(batch))
 
 
 def _check_agreement(strategy, first_step, workdir):

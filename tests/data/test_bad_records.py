@@ -72,7 +72,7 @@ def level(image, seed=None):
 def train(source, quarantine):
     batches = pipeline.training_batches(
         source,
-        lambda image, seed: (level(image),),
+        lambda image, seed: {"views": (level(image),)},
         batch_size=BATCH,
         seed=1,
         first_step=0,

@@ -2,14 +2,13 @@
 
 import colorsys
 import io
-import itertools
 import math
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_image
 
 from simsiam_tf.data import decoding, ops
@@ -155,60 +154,52 @@ def test_hue_is_shifted_as_pillow_does(run):
     assert mean_difference(result, expected) <= PILLOW_TOLERANCE
 
 
-def test_flip_mirrors_left_and_right(run):
-    image = photograph(20, 31)
-    expected = as_float(ImageOps.mirror(Image.fromarray(image)))
-    (result,) = run(ops.flip, [as_float(image)])
-    np.testing.assert_array_equal(result, expected)
+# A batch, each image by its own numbers.
+
+
+def test_operations_on_a_batch_are_those_on_each_image():
+    images = np.stack([as_float(photograph(24, 32, seed)) for seed in range(2)])
+    for operation, values in [
+        (ops.adjust_brightness, [0.7, 1.3]),
+        (ops.adjust_contrast, [0.7, 1.3]),
+        (ops.adjust_saturation, [0.7, 1.3]),
+        (ops.adjust_hue, [-0.1, 0.07]),
+    ]:
+        columns = tf.reshape(tf.constant(values), [2, 1, 1, 1])
+        alone = [operation(image, value) for image, value in zip(images, values, strict=True)]
+        np.testing.assert_allclose(operation(images, columns), alone, atol=1e-6)
+    sigmas = [0.0, 1.7]
+    alone = [ops.gaussian_blur(image, sigma) for image, sigma in zip(images, sigmas, strict=True)]
+    np.testing.assert_allclose(ops.gaussian_blur(images, sigmas), alone, atol=1e-6)
+    np.testing.assert_array_equal(alone[0], images[0])  # a sigma of 0
 
 
 # Crops.
 
 
-def pillow_crop(image, box, size):
-    top, left, height, width = (int(word) for word in box)
-    crop = Image.fromarray(image).crop((left, top, left + width, top + height))
-    return as_float(crop.resize((size, size), Image.Resampling.BILINEAR))
+def random_box(shape, seed, *bounds, **named_bounds):
+    """Top, left, height and width by a seed's draws: `[4]` int32."""
+    uniform = tf.random.stateless_uniform([1, ops.BOX_DRAWS], seed)
+    return ops.random_boxes(shape, uniform, *bounds, **named_bounds)[0]
 
 
-@pytest.mark.parametrize("size", [24, 160], ids=["smaller", "larger"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_random_resized_crop_is_pillows_crop_and_bilinear_resize(run, size, dtype):
-    image, seeds = photograph(), [seed_of(number) for number in range(4)]
-    results = run(
-        lambda image, seed: ops.random_resized_crop(image, seed, size, 0.2),
-        [image if dtype == np.uint8 else as_float(image)] * len(seeds),
-        seeds,
-    )
-    for seed, result in zip(seeds, results, strict=True):
-        expected = pillow_crop(image, ops.sample_crop(image.shape, seed, 0.2), size)
-        assert result.dtype == np.float32
-        assert mean_difference(result, expected) <= PILLOW_TOLERANCE
-
-
-def test_bounds_of_area_and_aspect_are_those_of_the_crop(run):
-    image, seed = photograph(), seed_of(5)
-    bounds = {"min_area": 0.05, "max_area": 0.1, "aspect": (1.5, 2.5)}
-    (result,) = run(
-        lambda image, seed: ops.random_resized_crop(image, seed, 16, **bounds), [image], [seed]
-    )
-    box = ops.sample_crop(image.shape, seed, **bounds)
-    assert 0.04 < box[2] * box[3] / image[..., 0].size < 0.11
-    assert mean_difference(result, pillow_crop(image, box, 16)) <= PILLOW_TOLERANCE
-
-
-def test_sampled_box_is_the_same_in_a_graph_as_eagerly():
-    boxes = draw(lambda seed: tf.stack(ops.sample_crop([300, 400], seed, 0.08)), 20)
+def test_a_box_is_the_same_in_a_graph_as_eagerly():
+    boxes = draw(lambda seed: random_box([300, 400], seed, 0.08), 20)
     for number, box in enumerate(boxes):
-        expected = [int(word) for word in ops.sample_crop([300, 400], seed_of(number), 0.08)]
-        assert box.tolist() == expected
+        assert box.tolist() == random_box([300, 400], seed_of(number), 0.08).numpy().tolist()
+
+
+def test_boxes_of_several_views_are_those_of_each_by_itself():
+    uniform = tf.random.stateless_uniform([6, ops.BOX_DRAWS], seed_of(3))
+    boxes = ops.random_boxes([30, 400], uniform, 0.02)  # some of the fallback
+    alone = [ops.random_boxes([30, 400], row[tf.newaxis], 0.02)[0] for row in uniform]
+    np.testing.assert_array_equal(boxes, alone)
+    assert len(np.unique(boxes, axis=0)) > 1
 
 
 def sampled_boxes(shape, count, *bounds, **named_bounds):
     """Columns top, left, height, width over many seeds."""
-    boxes = draw(
-        lambda seed: tf.stack(ops.sample_crop(shape, seed, *bounds, **named_bounds)), count
-    )
+    boxes = draw(lambda seed: random_box(shape, seed, *bounds, **named_bounds), count)
     return boxes.astype(np.int64).T
 
 
@@ -297,15 +288,15 @@ def test_aspect_is_width_over_height():
 )
 def test_an_image_that_no_box_fits_is_cropped_in_its_middle(run, shape, box):
     seeds = [seed_of(number) for number in range(3)]
-    for result in run(lambda seed: tf.stack(ops.sample_crop(shape, seed, 0.2)), seeds):
+    for result in run(lambda seed: random_box(shape, seed, 0.2), seeds):
         assert tuple(result) == box
 
 
 def test_the_fallback_is_within_the_bounds_that_are_given(run):
     # Boxes of the whole image's area: those of another aspect fit nowhere.
     def sample(seed):
-        narrow = ops.sample_crop((200, 300), seed, 1.0, 1.0, (0.5, 0.6))
-        whole = ops.sample_crop((200, 250), seed, 1.0, 1.0)
+        narrow = random_box((200, 300), seed, 1.0, 1.0, (0.5, 0.6))
+        whole = random_box((200, 250), seed, 1.0, 1.0)
         return tf.stack([narrow, whole])
 
     (result,) = run(sample, [seed_of(0)])
@@ -389,19 +380,6 @@ def test_blur_with_a_small_radius_is_cut(run):
     np.testing.assert_allclose(result[..., 0], np.outer(taps, taps), atol=1e-6)
 
 
-def test_random_blur_draws_sigma_uniformly():
-    impulse = np.zeros([41, 41, 3], np.float32)
-    impulse[20, 20] = 1
-
-    def center_and_neighbour(seed):
-        blurred = ops.random_gaussian_blur(impulse, seed, 0.5, 2.0)
-        return blurred[20, 20:22, 0]
-
-    center, neighbour = draw(center_and_neighbour, 1000).T
-    sigma = np.sqrt(-1 / (2 * np.log(neighbour / center)))  # a Gaussian, solved for its sigma
-    assert kolmogorov_smirnov(sigma, uniform_cdf(0.5, 2.0)) < 1.95
-
-
 # Decoding.
 
 
@@ -445,142 +423,3 @@ def test_lossless_images_of_any_mode_are_decoded_exactly(run):
 def test_bytes_that_are_no_image_are_an_error(run, encoded):
     with pytest.raises(tf.errors.InvalidArgumentError):
         run(decoding.decode_image, [encoded])
-
-
-# Colour jitter: what it draws shows on images that only one of its four operations changes.
-
-STRENGTHS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1}
-
-
-def brightness_factor(image):
-    return image[0, 0, 0] / 0.3
-
-
-def contrast_factor(image):
-    return (image[0, 1, 0] - image[0, 0, 0]) / 0.1
-
-
-def saturation_factor(image):
-    return (tf.reduce_max(image) - tf.reduce_min(image)) / 0.1
-
-
-def hue_shift(image):
-    red, green, blue = tf.unstack(image[0, 0])
-    return (green - blue) / (red - tf.minimum(green, blue)) / 6  # HSV, where red is the largest
-
-
-# Gray pixels keep to gray; two of them have a contrast; a flat coloured image has none, but has a
-# saturation and, red, the hue 0. None comes near 0 or 1, where it would be clipped.
-FLAT_GRAY = np.full([1, 2, 3], 0.3, np.float32)
-GRAY_STEP = np.array([[[0.4] * 3, [0.5] * 3]], np.float32)
-FLAT_RED = np.array([[[0.5, 0.4, 0.4]] * 2], np.float32)
-PROBES = {
-    "brightness": (FLAT_GRAY, brightness_factor),
-    "contrast": (GRAY_STEP, contrast_factor),
-    "saturation": (FLAT_RED, saturation_factor),
-    "hue": (FLAT_RED, hue_shift),
-}
-
-
-def jitter_draws(seed, strengths):
-    """What `color_jitter` draws with a seed, each by itself: the others have no strength."""
-    draws = []
-    for name, (image, measure) in PROBES.items():
-        alone = dict.fromkeys(strengths, 0.0) | {name: strengths[name]}
-        draws.append(measure(ops.color_jitter(image, seed, **alone)))
-    return tf.stack(draws)
-
-
-def test_jitter_draws_each_amount_uniformly_and_by_itself():
-    draws = draw(lambda seed: jitter_draws(seed, STRENGTHS), 1000).T
-    for (name, strength), drawn in zip(STRENGTHS.items(), draws, strict=True):
-        center = 0 if name == "hue" else 1
-        low, high = center - strength, center + strength
-        assert low - 1e-4 < drawn.min() < low + 0.02 * strength, name
-        assert high - 0.02 * strength < drawn.max() < high + 1e-4, name
-        assert kolmogorov_smirnov(drawn, uniform_cdf(low, high)) < 1.95, name
-    assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.1
-
-
-def test_jitter_without_strength_keeps_the_image(run):
-    image = as_float(photograph(24, 32))
-    (result,) = run(
-        lambda image, seed: ops.color_jitter(image, seed, 0.0, 0.0, 0.0, 0.0), [image], [seed_of(0)]
-    )
-    np.testing.assert_allclose(result, image, atol=1e-6)
-
-
-def test_jitter_is_its_four_operations_in_every_order_equally_often():
-    # Saturated colours and near black and white: clipping tells the orders apart.
-    image = np.random.default_rng(0).uniform(-0.5, 1.5, [6, 6, 3]).clip(0, 1).astype(np.float32)
-    strengths = {"brightness": 0.6, "contrast": 0.6, "saturation": 0.6, "hue": 0.1}
-    operations = [
-        ops.adjust_brightness,
-        ops.adjust_contrast,
-        ops.adjust_saturation,
-        ops.adjust_hue,
-    ]
-    orders = list(itertools.permutations(range(4)))
-
-    def differences(seed):
-        """How far the jittered image is from each order of the four with the same amounts."""
-        amounts = tf.unstack(jitter_draws(seed, strengths))
-        result = ops.color_jitter(image, seed, **strengths)
-        candidates = {(): tf.constant(image)}
-        for length in range(1, 5):
-            for order in itertools.permutations(range(4), length):
-                last = order[-1]
-                candidates[order] = operations[last](candidates[order[:-1]], amounts[last])
-        return tf.stack([tf.reduce_max(tf.abs(candidates[order] - result)) for order in orders])
-
-    count = 800
-    matches = draw(differences, count) < 1e-4
-    assert matches.any(axis=1).all()  # every result is one of the 24
-    # Where orders commute, several match. Sharing a seed among its matches keeps the mean of each
-    # order's share at 1/24; its deviation is below that of a binomial.
-    shares = (matches / matches.sum(axis=1, keepdims=True)).mean(axis=0)
-    deviation = math.sqrt(1 / 24 / count)
-    assert np.abs(shares - 1 / 24).max() < 4 * deviation
-    certain = {orders[row.argmax()] for row in matches if row.sum() == 1}
-    assert len(certain) == 24
-
-
-# Randomness.
-
-
-@pytest.mark.parametrize("probability", [0.0, 0.2, 0.8, 1.0])
-def test_maybe_applies_with_its_probability(probability):
-    count = 4000
-    applied = draw(
-        lambda seed: ops.maybe(lambda value: value + 1, tf.constant(0.0), seed, probability), count
-    )
-    assert set(applied) <= {0.0, 1.0}
-    deviation = math.sqrt(probability * (1 - probability) / count)
-    assert abs(applied.mean() - probability) <= 4 * deviation
-
-
-def test_maybe_gives_the_functions_result_or_the_image(run):
-    image, seed = as_float(photograph(8, 9)), seed_of(0)
-    (always,) = run(lambda image, seed: ops.maybe(ops.flip, image, seed, 1.0), [image], [seed])
-    (never,) = run(lambda image, seed: ops.maybe(ops.flip, image, seed, 0.0), [image], [seed])
-    np.testing.assert_array_equal(always, image[:, ::-1])
-    np.testing.assert_array_equal(never, image)
-
-
-RANDOM_OPS = {
-    "crop": lambda image, seed: ops.random_resized_crop(image, seed, 16, 0.2),
-    "jitter": lambda image, seed: ops.color_jitter(image, seed, 0.4, 0.4, 0.4, 0.1),
-    "blur": lambda image, seed: ops.random_gaussian_blur(image, seed, 0.1, 2.0),
-}
-
-
-@pytest.mark.parametrize("name", RANDOM_OPS)
-def test_a_seed_gives_one_image_eagerly_and_in_tf_data_and_another_seed_another(name):
-    function, image = RANDOM_OPS[name], as_float(photograph(40, 30))
-    seeds = [seed_of(number) for number in (0, 0, 1, 2)]
-    first, again, other, third = in_tf_data(function, [image] * 4, seeds)
-    np.testing.assert_array_equal(first, again)
-    for one, two in itertools.combinations([first, other, third], 2):
-        assert np.abs(one - two).max() > 0.002
-    in_graph = [first, again, other, third]
-    np.testing.assert_allclose(eagerly(function, [image] * 4, seeds), in_graph, atol=1e-6)

@@ -119,7 +119,7 @@ def pixels(image):
 
 def no_augmentation(image, seed):
     del seed
-    return (pixels(image),)
+    return {"views": (pixels(image),)}
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_batches_have_the_promised_shapes_and_dtypes(source):
     recipe = views.build_views(ViewsConfig(image_size=8, jitter_probability=0.0))
     (batch,) = train(source, 0, 1, recipe=recipe)
     assert [view.shape for view in batch["views"]] == [(size, 8, 8, 3)] * 2
-    assert [view.dtype for view in batch["views"]] == [np.float32] * 2
+    assert [view.dtype for view in batch["views"]] == [np.uint8] * 2
     assert batch["label"].shape == batch["index"].shape == (size,)
     assert batch["label"].dtype == np.int32
     assert batch["index"].dtype == np.int64
@@ -258,7 +258,7 @@ def test_views_are_drawn_anew_for_each_seed_epoch_and_image():
     # What the recipe is given as its seed.
     def drawn(image, seed):
         del image
-        return (seed,)
+        return {"views": (seed,)}
 
     def read(indices):
         return tf.fill(tf.shape(indices), encoded_image()), indices
@@ -362,7 +362,7 @@ def test_images_that_take_long_keep_their_place():
     source = datasets.Source("large and small", 64, (), str, read=read)
     batches = pipeline.training_batches(
         source,
-        lambda image, seed: (tf.reduce_sum(image),),
+        lambda image, seed: {"views": (tf.reduce_sum(image),)},
         batch_size=8,
         seed=SEED,
         first_step=0,

@@ -100,7 +100,7 @@ def assert_same(batches, others):
 
 def level(image, seed):
     del seed
-    return (tf.cast(image[0, 0, 0], tf.float32),)
+    return {"views": (tf.cast(image[0, 0, 0], tf.float32),)}
 
 
 # What takes their place.
@@ -141,7 +141,7 @@ def test_substitutes_differ_from_epoch_to_epoch_and_from_seed_to_seed(source):
 def test_views_of_a_substitute_are_drawn_for_it(source):
     def drawn(image, seed):
         del image
-        return (seed,)
+        return {"views": (seed,)}
 
     for step, batch in enumerate(train(source, recipe=drawn)):
         for index, words in zip(batch["index"], batch["views"][0], strict=True):

@@ -1,26 +1,36 @@
 """The recipes: what they are made of, and that they depend on nothing but image and seed."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from test_ops import kolmogorov_smirnov, uniform_cdf
 
 from simsiam_tf.config import ViewsConfig
 from simsiam_tf.data import ops, views
 
 SIZE = 20
-# The whole image, resized: its aspect is within bounds, so no other box has its area.
-PLAIN = ViewsConfig(
-    image_size=SIZE,
-    crop_min_area=1.0,
-    jitter_probability=0.0,
-    grayscale_probability=0.0,
-    blur_probability=0.0,
-    flip_probability=0.0,
-)
 # torchvision's normalize, as the reference calls it.
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
+LEVEL = 1 / 255  # what a view is rounded to on the host
+
+
+@pytest.fixture(params=["host", "device"])
+def plain(request):
+    """The whole image, resized: its aspect is within bounds, so no other box has its area."""
+    return ViewsConfig(
+        image_size=SIZE,
+        crop_min_area=1.0,
+        jitter_probability=0.0,
+        grayscale_probability=0.0,
+        blur_probability=0.0,
+        flip_probability=0.0,
+        augment_on=request.param,
+    )
 
 
 def photograph(height=40, width=40, seed=0):
@@ -58,12 +68,23 @@ def run(request):
     return request.param
 
 
+def recipe(config):
+    """(image, seed) → its views as the network takes them."""
+    build = views.build_views(config)
+
+    def make(image, seed):
+        batch = tf.nest.map_structure(lambda value: value[tf.newaxis], build(image, seed))
+        return tuple(view[0] for view in views.prepare(batch))
+
+    return make
+
+
 def many_views(config, count, image=None):
     """Single views of one image with many seeds: `[count, size, size, 3]`, denormalized."""
     image = tf.constant(photograph() if image is None else image)
     seeds = tf.data.Dataset.range(count, output_type=tf.int32)
     data = seeds.map(
-        lambda number: views.augment(image, tf.stack([23, number]), config), num_parallel_calls=2
+        lambda number: recipe(config)(image, tf.stack([23, number]))[0], num_parallel_calls=2
     )
     return next(data.batch(count).as_numpy_iterator()) * STD + MEAN
 
@@ -74,7 +95,7 @@ def whole_image_resized(image, size=SIZE):
 
 
 def test_two_different_views_depend_on_image_and_seed_only(run):
-    build = views.build_views(ViewsConfig(image_size=SIZE))
+    build = recipe(ViewsConfig(image_size=SIZE))
     image, other_image = photograph(seed=0), photograph(seed=1)
     first, again, other_draws, of_other_image = run(
         build, [image, image, image, other_image], [seed_of(number) for number in (0, 0, 1, 0)]
@@ -89,20 +110,21 @@ def test_two_different_views_depend_on_image_and_seed_only(run):
     assert np.abs(np.subtract(of_other_image, first)).mean() > 0.01
 
 
-def test_views_in_tf_data_are_bit_for_bit_those_made_eagerly():
-    build = views.build_views(ViewsConfig(image_size=SIZE))
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_views_in_tf_data_are_bit_for_bit_those_made_eagerly(place):
+    build = views.build_views(ViewsConfig(image_size=SIZE, augment_on=place))
     images, seeds = [photograph(50, 41)] * 20, [seed_of(number) for number in range(20)]
     in_graph = in_tf_data(build, images, seeds)
-    np.testing.assert_array_equal(in_graph, eagerly(build, images, seeds))
-    every_view = np.reshape(in_graph, [40, -1])
+    tf.nest.map_structure(np.testing.assert_array_equal, in_graph, eagerly(build, images, seeds))
+    every_view = np.reshape([example["views"] for example in in_graph], [40, -1])
     assert len(np.unique(every_view, axis=0)) == 40  # no two draws are the same
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (17, 13), (60, 48)])
-def test_a_recipe_without_augmentation_is_resize_and_normalize(run, shape):
+def test_a_recipe_without_augmentation_is_resize_and_normalize(run, plain, shape):
     image = photograph(*shape)
     expected = (whole_image_resized(image) - MEAN) / STD
-    for view in run(views.build_views(PLAIN), [image], [seed_of(0)])[0]:
+    for view in run(recipe(plain), [image], [seed_of(0)])[0]:
         assert np.abs(view - expected).mean() * STD.mean() <= 2 / 255
 
 
@@ -129,51 +151,51 @@ def test_denormalized_values_are_clipped(run):
 # Each stage by itself, always applied, on the whole image: it is the op with the config's numbers.
 
 
-def test_flip_probability_is_that_of_mirroring():
-    plain = whole_image_resized(photograph())
+def test_flip_probability_is_that_of_mirroring(plain):
+    resized = whole_image_resized(photograph())
     for probability, mirrored in [(0.0, 0), (0.3, 0.3), (1.0, 1)]:
-        result = many_views(changed(PLAIN, flip_probability=probability), 300)
-        distance = np.abs(result[:, None] - np.stack([plain, plain[:, ::-1]])).mean((2, 3, 4))
+        result = many_views(changed(plain, flip_probability=probability), 300)
+        distance = np.abs(result[:, None] - np.stack([resized, resized[:, ::-1]])).mean((2, 3, 4))
         assert (distance.min(axis=1) <= 2 / 255).all()
         assert abs(distance.argmin(axis=1).mean() - mirrored) <= 0.11  # 4 deviations
 
 
-def test_grayscale_probability_is_that_of_equal_channels():
+def test_grayscale_probability_is_that_of_equal_channels(plain):
     for probability in (0.0, 0.2, 1.0):
-        result = many_views(changed(PLAIN, grayscale_probability=probability), 400)
+        result = many_views(changed(plain, grayscale_probability=probability), 400)
         gray = np.ptp(result, axis=-1).max(axis=(1, 2)) < 1e-5
         assert abs(gray.mean() - probability) <= 0.08  # 4 deviations
 
 
-def test_jitter_probability_is_that_of_changed_colours():
-    plain = whole_image_resized(photograph())
+def test_jitter_probability_is_that_of_changed_colours(plain):
+    resized = whole_image_resized(photograph())
     for probability in (0.0, 0.8):
-        config = changed(PLAIN, jitter_probability=probability, brightness=1.0)
-        distance = np.abs(many_views(config, 300) - plain).mean(axis=(1, 2, 3))
+        config = changed(plain, jitter_probability=probability, brightness=1.0)
+        distance = np.abs(many_views(config, 300) - resized).mean(axis=(1, 2, 3))
         assert abs((distance > 2 / 255).mean() - probability) <= 0.1
 
 
-def test_blur_probability_and_sigma_are_those_of_the_config():
-    plain = views.denormalize(views.build_views(PLAIN)(photograph(), seed_of(0))[0])
+def test_blur_probability_and_sigma_are_those_of_the_config(plain):
+    resized = views.denormalize(recipe(plain)(photograph(), seed_of(0))[0])
     settings = {"blur_sigma_min": 1.3, "blur_sigma_max": 1.3}
-    blurred = np.asarray(ops.gaussian_blur(plain, 1.3))
+    blurred = np.asarray(ops.gaussian_blur(resized, 1.3))
     for probability in (0.0, 0.4, 1.0):
-        config = changed(PLAIN, blur_probability=probability, **settings)
+        config = changed(plain, blur_probability=probability, **settings)
         result = many_views(config, 200)
-        is_blurred = np.abs(result - blurred).max(axis=(1, 2, 3)) < 1e-4
-        is_plain = np.abs(result - plain).max(axis=(1, 2, 3)) < 1e-4
+        is_blurred = np.abs(result - blurred).max(axis=(1, 2, 3)) < LEVEL
+        is_plain = np.abs(result - resized).max(axis=(1, 2, 3)) < LEVEL
         assert (is_blurred ^ is_plain).all()
         assert abs(is_blurred.mean() - probability) <= 0.15
 
 
-def test_blur_sigma_is_drawn_between_its_bounds():
-    plain = views.denormalize(views.build_views(PLAIN)(photograph(), seed_of(0))[0])
-    config = changed(PLAIN, blur_probability=1.0, blur_sigma_min=0.6, blur_sigma_max=1.8)
+def test_blur_sigma_is_drawn_between_its_bounds(plain):
+    resized = views.denormalize(recipe(plain)(photograph(), seed_of(0))[0])
+    config = changed(plain, blur_probability=1.0, blur_sigma_min=0.6, blur_sigma_max=1.8)
     sharpness = np.abs(np.diff(many_views(config, 100), axis=1)).mean(axis=(1, 2, 3))
     bounds = [
-        np.abs(np.diff(ops.gaussian_blur(plain, sigma), axis=0)).mean() for sigma in (1.8, 0.6)
+        np.abs(np.diff(ops.gaussian_blur(resized, sigma), axis=0)).mean() for sigma in (1.8, 0.6)
     ]
-    assert bounds[0] - 1e-4 <= sharpness.min() < sharpness.max() <= bounds[1] + 1e-4
+    assert bounds[0] - LEVEL <= sharpness.min() < sharpness.max() <= bounds[1] + LEVEL
     assert np.ptp(sharpness) > 0.8 * (bounds[1] - bounds[0])
 
 
@@ -194,11 +216,11 @@ STATISTICS = {
 }
 
 
-def test_each_strength_of_the_jitter_has_its_own_setting():
+def test_each_strength_of_the_jitter_has_its_own_setting(plain):
     image = photograph() // 2 + 50
     none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     for strength in STATISTICS:
-        config = changed(PLAIN, jitter_probability=1.0, **none | {strength: 0.3})
+        config = changed(plain, jitter_probability=1.0, **none | {strength: 0.3})
         result = many_views(config, 40, image)
         for name, statistic in STATISTICS.items():
             values = [statistic(view) for view in result]
@@ -209,21 +231,21 @@ def test_each_strength_of_the_jitter_has_its_own_setting():
                 assert spread < 0.01, (strength, name)
 
 
-def test_crop_area_is_that_of_the_config():
+def test_crop_area_is_that_of_the_config(plain):
     # On a ramp a crop's range of values is its width: the area is at least a half.
     ramp = np.round(np.linspace(0, 255, 256)).astype(np.uint8)
     image = np.repeat(np.broadcast_to(ramp, (256, 256))[..., None], 3, axis=-1)
-    down = many_views(changed(PLAIN, crop_min_area=0.5), 200, np.ascontiguousarray(image))
+    down = many_views(changed(plain, crop_min_area=0.5), 200, np.ascontiguousarray(image))
     width = np.ptp(down.mean(axis=(1, 3)), axis=1) / (1 - 1 / SIZE)
     assert width.min() > 0.95 * np.sqrt(0.5 * 3 / 4)
     assert width.min() < 0.7
     assert width.max() <= 1.01
 
 
-def test_jitter_comes_before_gray_and_blur():
+def test_jitter_comes_before_gray_and_blur(plain):
     # Neither commutes with it: a shifted hue has another luma, and clipping is not linear.
     config = changed(
-        PLAIN,
+        plain,
         jitter_probability=1.0,
         grayscale_probability=1.0,
         blur_probability=1.0,
@@ -233,7 +255,59 @@ def test_jitter_comes_before_gray_and_blur():
     colour = changed(config, grayscale_probability=0.0, blur_probability=0.0)
     for jittered, result in zip(many_views(colour, 10), many_views(config, 10), strict=True):
         expected = ops.gaussian_blur(ops.grayscale(jittered), 1.0)
-        np.testing.assert_allclose(result, expected, atol=1e-4)
+        np.testing.assert_allclose(result, expected, atol=1.5 * LEVEL)
+
+
+# What is drawn.
+
+
+def drawn(config, count=2000):
+    """The draws of the first view by many seeds: boxes and columns."""
+    seeds = tf.data.Dataset.range(count, output_type=tf.int32)
+    draws = seeds.map(lambda number: views.draw(tf.stack([17, number]), [300, 400], config))
+    boxes, columns = next(draws.batch(count).as_numpy_iterator())
+    return boxes[:, 0], {name: column[:, 0] for name, column in columns.items()}
+
+
+ALWAYS = {
+    "jitter_probability": 1.0,
+    "grayscale_probability": 1.0,
+    "blur_probability": 1.0,
+    "flip_probability": 1.0,
+}
+
+
+def test_amounts_are_drawn_uniformly_and_by_themselves():
+    config = ViewsConfig(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1, **ALWAYS)
+    boxes, columns = drawn(config)
+    strengths = [0.4, 0.3, 0.2, 0.1]
+    uniform = (columns["factors"] - [1, 1, 1, 0]) / strengths
+    columns = [*uniform.T, (columns["sigma"] - 0.1) / (2.0 - 0.1) * 2 - 1]
+    for column in columns:
+        assert -1 <= column.min() < -0.99
+        assert 0.99 < column.max() <= 1
+        assert kolmogorov_smirnov(column, uniform_cdf(-1, 1)) < 1.95
+    correlation = np.corrcoef([*columns, *boxes.T])[: len(columns)]
+    assert np.abs(correlation - np.eye(*correlation.shape)).max() < 0.1
+
+
+def test_every_order_of_the_jitter_is_equally_likely():
+    _, columns = drawn(ViewsConfig())
+    orders, counts = np.unique(columns["order"], axis=0, return_counts=True)
+    assert [*map(tuple, orders)] == [*itertools.permutations(range(4))]
+    deviation = math.sqrt(2000 / 24)
+    assert np.abs(counts - 2000 / 24).max() < 4 * deviation
+
+
+def test_each_chance_is_drawn_by_itself():
+    probabilities = [0.8, 0.2, 0.5, 0.5]  # the defaults
+    boxes, columns = drawn(ViewsConfig())
+    jittered = (columns["factors"] != [1, 1, 1, 0]).any(axis=1)
+    chances = np.stack([jittered, columns["gray"], columns["sigma"] > 0, columns["flip"]])
+    for chance, probability in zip(chances, probabilities, strict=True):
+        deviation = math.sqrt(probability * (1 - probability) / 2000)
+        assert abs(chance.mean() - probability) <= 4 * deviation
+    assert np.abs(np.corrcoef([*chances, *boxes.T])[:4] - np.eye(4, 8)).max() < 0.1
 
 
 # The other recipes.
@@ -261,11 +335,12 @@ def test_evaluation_view_is_within_zero_and_255(run):
 
 def test_linear_view_is_a_crop_in_levels_flipped_with_its_probability(run):
     image = photograph()
-    plain = 255 * whole_image_resized(image)
-    for probability, expected in [(0.0, plain), (1.0, plain[:, ::-1])]:
+    resized = 255 * whole_image_resized(image)
+    for probability, expected in [(0.0, resized), (1.0, resized[:, ::-1])]:
         build = views.build_linear_view(SIZE, 1.0, probability)
-        ((view,),) = run(build, [image], [seed_of(0)])
-        assert view.dtype == np.float32
+        (result,) = run(build, [image], [seed_of(0)])
+        (view,) = result["views"]
+        assert view.dtype == np.uint8
         assert np.abs(view - expected).mean() <= 2
 
 
@@ -273,7 +348,9 @@ def test_linear_view_crops_and_depends_on_the_seed():
     build = views.build_linear_view(SIZE, 0.08, 0.5)
     image = photograph()
     seeds = [seed_of(number) for number in (0, 0, 1)]
-    (first,), (again,), (other,) = eagerly(build, [image] * 3, seeds)
+    results = eagerly(build, [image] * 3, seeds)
+    (first,), (again,), (other,) = [result["views"] for result in results]
+    first, again, other = (view.astype(np.float32) for view in (first, again, other))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).mean() > 2
     assert np.abs(first - 255 * whole_image_resized(image)).mean() > 2

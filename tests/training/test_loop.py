@@ -46,6 +46,7 @@ def test_five_steps_of_the_loop_are_the_references(
             strategy,
             model,
             strategy.distribute_datasets_from_function(lambda context: data),
+            lambda batch: batch["views"],
             first_step=0,
             loop_end=lambda done: min(done + steps_per_loop, num_steps),
         )

@@ -21,6 +21,7 @@ def build(workdir, restored_step=None, **settings):
         batch_size=8,
         learning_rates=[0.3, 0.2, 0.1],
         predictor_learning_rates=[0.4, 0.4, 0.5],
+        peak_flops=1e9,
         **settings,
     )
 
@@ -28,7 +29,7 @@ def build(workdir, restored_step=None, **settings):
 def take_steps(monitor, first, last, std=0.9, void=()):
     for number in range(first, last + 1):
         metrics = {"loss": -number / 10, "feature_std": std, "void": float(number in void)}
-        monitor.step(Step(number, metrics, indices=[3, 4], waited=0.0, stopping=False))
+        monitor.step(Step(number, metrics, indices=[3, 4], waited=0.0, flops=2e6, stopping=False))
 
 
 def lines_of(workdir):

@@ -1,0 +1,130 @@
+"""Ours against a peer: each side in a process of its own, measured by turns.
+
+A program calls `compare` with the name of each side and `serve` in the child that it becomes then:
+a side is prepared and warmed up once, and measures whenever it is asked. So neither library knows
+of the other, both see the same state of the machine, and each has its own peak memory.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
+
+
+def compare(title, sides, arguments, rounds, unit, peer, output=None):
+    """Measures the sides by turns, prints a table and returns it.
+
+    Args:
+      title: of the table.
+      sides: names; the program is started with `--side=<name>` and the arguments for each.
+      arguments: of the program, a list.
+      rounds: how often each side is measured.
+      unit: of what is measured; more is better.
+      peer: the side that the others are divided by.
+      output: a JSON file to write, or None.
+    """
+    children = {side: _start(side, arguments) for side in sides}
+    values, facts = {side: [] for side in sides}, {}
+    try:
+        for side in sides:  # one by one, as preparing takes the whole machine too
+            _ask(side, children[side])
+        for _ in range(rounds):
+            for side, child in children.items():
+                answer = _ask(side, child)
+                values[side].append(answer.pop("value"))
+                facts[side] = answer
+    finally:
+        for child in children.values():
+            child.stdin.close()
+            child.wait()
+    medians = {side: statistics.median(found) for side, found in values.items()}
+    rows = {
+        side: {
+            "median": medians[side],
+            "lowest": min(found),
+            "highest": max(found),
+            "ratio": medians[side] / medians[peer],
+            **facts[side],
+        }
+        for side, found in values.items()
+    }
+    print(f"\n{title}\n")
+    names = list(dict.fromkeys(name for found in facts.values() for name in found))
+    print(f"| | {unit} | lowest to highest | ratio | {' | '.join(names)} |".replace("|  |", "|"))
+    print("|---|---|---|---|" + "---|" * len(names))
+    for side, row in rows.items():
+        cells = [f"{row[name]:.0f}" if name in row else "" for name in names]
+        cells = [
+            side,
+            f"{row['median']:.3g}",
+            f"{row['lowest']:.3g} to {row['highest']:.3g}",
+            f"{row['ratio']:.2f}",
+            *cells,
+        ]
+        print(f"| {' | '.join(cells)} |")
+    result = {"title": title, "unit": unit, "rounds": rounds, "sides": rows, "values": values}
+    result["machine"] = machine()
+    if output:
+        with open(output, "a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+    return result
+
+
+def serve(measure):
+    """In the child: `measure()` → {"value": …, more facts}, each time that the parent asks."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed
+    for _ in sys.stdin:
+        answers.write(json.dumps(measure()) + "\n")
+        answers.flush()
+
+
+def peak_memory():
+    """The most memory that this process and its children held so far, in MB."""
+    pids = [os.getpid()]
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+            pids += map(int, file.read().split())
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/status", encoding="ascii") as file:
+            total += next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+    return total / 1024
+
+
+def machine():
+    """What the numbers were measured on."""
+    with open("/proc/cpuinfo", encoding="ascii") as file:
+        models = {line.split(":")[1].strip() for line in file if line.startswith("model name")}
+    found = {"processor": ", ".join(models), "cores": os.cpu_count()}
+    found["python"] = platform.python_version()
+    for package in ("tensorflow", "torch", "numba", "numpy", "pillow", "faiss-cpu"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _start(side, arguments):
+    return subprocess.Popen(
+        [sys.executable, sys.argv[0], f"--side={side}", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _ask(side, child):
+    child.stdin.write("\n")
+    child.stdin.flush()
+    answer = child.stdout.readline()
+    if not answer:
+        sys.exit(f"{sys.argv[0]}: the side {side} ended; its error is above")
+    return json.loads(answer)

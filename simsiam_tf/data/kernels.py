@@ -1,0 +1,269 @@
+"""Views on the host: the loops over pixels, compiled by Numba, each image on one thread.
+
+`crop` is Pillow's bilinear resize to the last bit. What follows it is computed in float32 and
+rounded once, at the end; `ops.recolor` is the same for whole batches on an accelerator. Colours are
+kept in planes here, and sums run along rows, so that the inner loops are vector instructions and
+results depend neither on their width nor on the number of threads.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+from simsiam_tf.data.ops import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION
+
+_FRACTION_BITS = 22  # of Pillow's weights
+_BLUR_SIGMAS = 4  # beyond which a Gaussian is left out: 1e-4 of it
+_RED, _GREEN, _BLUE = map(np.float32, LUMA)
+_ZERO, _HALF, _ONE, _SIX = map(np.float32, (0, 0.5, 1, 6))
+_LEVELS, _LEVEL = np.float32(255), np.float32(1 / 255)
+
+
+def _compiled(function):
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # no folder to keep the machine code in
+        return numba.njit(function, **options)
+
+
+@_compiled
+def crops(image, boxes, size):
+    """Cuts boxes out of an image and resizes them, bilinear with antialiasing.
+
+    Args:
+      image: `[H, W, 3]` uint8.
+      boxes: `[V, 4]` int32: top, left, height, width.
+      size: height and width of the results.
+
+    Returns:
+      `[V, size, size, 3]` uint8.
+    """
+    out = np.empty((len(boxes), size, size, 3), np.uint8)
+    for view in range(len(boxes)):
+        _crop(image, boxes[view], out[view])
+    return out
+
+
+@_compiled
+def views(image, boxes, size, factors, order, gray, sigma, flip):
+    """`crops`, recoloured, blurred and flipped as `ops.recolor` does.
+
+    Args:
+      image, boxes, size: as `crops` takes them.
+      factors: `[V, 4]` float32, order: `[V, 4]` int32, gray: `[V]` bool, sigma: `[V]` float32,
+        flip: `[V]` bool, as `ops.recolor` takes them.
+
+    Returns:
+      `[V, size, size, 3]` uint8.
+    """
+    out = np.empty((len(boxes), size, size, 3), np.uint8)
+    planes = np.empty((3, size, size), np.float32)
+    for view in range(len(boxes)):
+        _crop(image, boxes[view], out[view])
+        _load(out[view], planes)
+        for operation in order[view]:
+            _adjust(planes, operation, factors[view, operation])
+        if gray[view]:
+            _blend_with_luma(planes, _ZERO)
+        if sigma[view] > 0:
+            _blur(planes, sigma[view])
+        _store(planes, flip[view], out[view])
+    return out
+
+
+@_compiled
+def _crop(image, box, out):
+    top, left, height, width = box
+    size = len(out)
+    starts, counts, weights = _taps(width, size)
+    half = 1 << (_FRACTION_BITS - 1)
+    narrow = np.empty((height, 3 * size), np.uint8)
+    for y in range(height):
+        row = image[top + y, left : left + width]
+        for x in range(size):
+            red = green = blue = np.int32(half)
+            for tap in range(counts[x]):
+                weight, pixel = weights[x, tap], row[starts[x] + tap]
+                red += pixel[0] * weight
+                green += pixel[1] * weight
+                blue += pixel[2] * weight
+            narrow[y, 3 * x] = red >> _FRACTION_BITS
+            narrow[y, 3 * x + 1] = green >> _FRACTION_BITS
+            narrow[y, 3 * x + 2] = blue >> _FRACTION_BITS
+    starts, counts, weights = _taps(height, size)
+    total = np.empty(3 * size, np.int32)
+    for y in range(size):
+        total[:] = half
+        for tap in range(counts[y]):
+            weight, row = weights[y, tap], narrow[starts[y] + tap]
+            for x in range(3 * size):
+                total[x] += np.int32(row[x]) * weight
+        line = out[y].reshape(3 * size)
+        for x in range(3 * size):
+            line[x] = total[x] >> _FRACTION_BITS
+
+
+@_compiled
+def _taps(length, size):
+    """Pillow's weights of `length` pixels in each of `size`: first pixel, how many, and which."""
+    scale = length / size
+    support = max(scale, 1.0)  # a pixel of the result sees at least its two neighbours
+    starts, counts = np.empty(size, np.int32), np.empty(size, np.int32)
+    weights = np.zeros((size, 2 * math.ceil(support) + 1), np.int32)
+    share = np.empty(weights.shape[1])
+    for x in range(size):
+        center = (x + 0.5) * scale
+        start = max(int(center - support + 0.5), 0)
+        count = min(int(center + support + 0.5), length) - start
+        total = 0.0
+        for tap in range(count):
+            share[tap] = max(1 - abs((start + tap - center + 0.5) / support), 0.0)
+            total += share[tap]
+        for tap in range(count):
+            weights[x, tap] = int(0.5 + share[tap] / total * (1 << _FRACTION_BITS))
+        starts[x], counts[x] = start, count
+    return starts, counts, weights
+
+
+@_compiled
+def _channels(planes):
+    """Each plane as a vector; by number, since Numba takes those of an iteration for strided."""
+    flat = planes.reshape(3, planes[0].size)
+    return flat[0], flat[1], flat[2]
+
+
+@_compiled
+def _load(image, planes):
+    red, green, blue = _channels(planes)
+    pixels = image.reshape(len(red), 3)
+    for i in range(len(red)):
+        red[i] = pixels[i, 0] * _LEVEL
+        green[i] = pixels[i, 1] * _LEVEL
+        blue[i] = pixels[i, 2] * _LEVEL
+
+
+@_compiled
+def _store(planes, flip, image):
+    for y in range(len(image)):
+        row = image[y, ::-1] if flip else image[y]
+        for x in range(len(row)):
+            for channel in range(3):
+                row[x, channel] = np.uint8(planes[channel, y, x] * _LEVELS + _HALF)
+
+
+@_compiled
+def _adjust(planes, operation, factor):
+    if operation == BRIGHTNESS and factor != 1:
+        _blend(planes, factor, _ZERO)
+    elif operation == CONTRAST and factor != 1:
+        _blend(planes, factor, _mean_luma(planes))
+    elif operation == SATURATION and factor != 1:
+        _blend_with_luma(planes, factor)
+    elif operation == HUE and factor != 0:
+        _shift_hue(planes, factor)
+
+
+@_compiled
+def _clip(value):
+    return min(max(value, _ZERO), _ONE)
+
+
+@_compiled
+def _blend(planes, factor, other):
+    offset = (_ONE - factor) * other
+    values = planes.reshape(planes.size)
+    for i in range(len(values)):
+        values[i] = _clip(factor * values[i] + offset)
+
+
+@_compiled
+def _blend_with_luma(planes, factor):
+    red, green, blue = _channels(planes)
+    for i in range(len(red)):
+        offset = (_ONE - factor) * (_RED * red[i] + _GREEN * green[i] + _BLUE * blue[i])
+        red[i] = _clip(factor * red[i] + offset)
+        green[i] = _clip(factor * green[i] + offset)
+        blue[i] = _clip(factor * blue[i] + offset)
+
+
+@_compiled
+def _mean_luma(planes):
+    size = len(planes[0])
+    total = np.zeros(size, np.float32)
+    for y in range(size):
+        for x in range(size):
+            total[x] += _RED * planes[0, y, x] + _GREEN * planes[1, y, x] + _BLUE * planes[2, y, x]
+    mean = 0.0
+    for x in range(size):
+        mean += total[x]
+    return np.float32(mean / size**2)
+
+
+@_compiled
+def _shift_hue(planes, turns):
+    reds, greens, blues = _channels(planes)
+    shift = _SIX * turns
+    for i in range(len(reds)):
+        red, green, blue = reds[i], greens[i], blues[i]
+        value = max(red, max(green, blue))
+        chroma = value - min(red, min(green, blue))
+        scale = _ONE / (chroma if chroma > 0 else _ONE)
+        hue = (red - green) * scale + np.float32(4)
+        hue = (blue - red) * scale + np.float32(2) if value == green else hue
+        hue = (green - blue) * scale if value == red else hue
+        hue += shift
+        reds[i] = value - chroma * _share(hue + np.float32(5))
+        greens[i] = value - chroma * _share(hue + np.float32(3))
+        blues[i] = value - chroma * _share(hue + _ONE)
+
+
+@_compiled
+def _share(sextant):
+    """How much of the chroma a channel lacks, by its distance on the colour wheel, in sixths."""
+    sextant -= _SIX * math.floor(sextant * (_ONE / _SIX))
+    return _clip(min(sextant, np.float32(4) - sextant))
+
+
+@_compiled
+def _blur(planes, sigma):
+    size = len(planes[0])
+    radius = min(math.ceil(_BLUR_SIGMAS * sigma), size - 1)
+    weights = np.empty(radius + 1, np.float32)
+    total = 0.0
+    for i in range(radius + 1):
+        weights[i] = math.exp(-(i**2) / (2.0 * sigma**2))
+        total += weights[i] if i == 0 else 2 * weights[i]
+    for i in range(radius + 1):
+        weights[i] /= total
+    padded = np.empty(size + 2 * radius, np.float32)
+    across = np.empty((size, size), np.float32)
+    for channel in range(3):
+        plane = planes[channel]
+        for y in range(size):
+            padded[radius : radius + size] = plane[y]
+            for i in range(1, radius + 1):
+                padded[radius - i] = plane[y, i]
+                padded[radius + size - 1 + i] = plane[y, size - 1 - i]
+            _scale(plane[y], weights[0], across[y])
+            for i in range(1, radius + 1):
+                before, after = padded[radius - i :], padded[radius + i :]
+                _add(before[:size], after[:size], weights[i], across[y])
+        for y in range(size):
+            _scale(across[y], weights[0], plane[y])
+            for i in range(1, radius + 1):
+                below = y + i if y + i < size else 2 * (size - 1) - y - i
+                _add(across[abs(y - i)], across[below], weights[i], plane[y])
+
+
+@_compiled
+def _scale(row, weight, out):
+    for x in range(len(out)):
+        out[x] = weight * row[x]
+
+
+@_compiled
+def _add(first, second, weight, out):
+    for x in range(len(out)):
+        out[x] += weight * (first[x] + second[x])

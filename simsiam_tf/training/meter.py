@@ -1,0 +1,117 @@
+"""How near a run is to what its machine can do: the step's arithmetic over a measured peak."""
+
+import dataclasses
+import math
+import time
+
+import keras
+import tensorflow as tf
+
+RATES = ("images_per_second", "input_wait_fraction", "model_flop_utilization")
+SCOPE = "train_step"  # name scope of what counts as the model's arithmetic
+_SECONDS_A_PRODUCT = 0.02
+_PRODUCTS = 5
+_MUCH_WAITING = 0.1
+
+
+def count_flops(operations):
+    """Floating-point operations of the convolutions and matrix products in `SCOPE`.
+
+    A multiplication and an addition are two. What is left out (normalization, activations, the
+    optimizer) is a few percent of a ResNet's, as is usual for this measure.
+
+    Args:
+      operations: of a graph in which each batch has a fixed size.
+    """
+    return sum(_flops(operation) for operation in operations if SCOPE in operation.name)
+
+
+def _flops(operation):
+    if operation.type == "Conv2D":
+        out, kernel = operation.outputs[0], operation.inputs[1].shape
+    elif operation.type == "Conv2DBackpropInput":
+        out, kernel = operation.inputs[2], operation.inputs[1].shape
+    elif operation.type == "Conv2DBackpropFilter":
+        out, kernel = operation.inputs[2], operation.outputs[0].shape
+    elif operation.type == "MatMul":
+        inner = operation.inputs[0].shape[0 if operation.get_attr("transpose_a") else 1]
+        out, kernel = operation.outputs[0], [inner, 1]
+    else:
+        return 0
+    return 2 * out.shape.num_elements() * math.prod(kernel[:-1])
+
+
+def measure_peak(strategy):
+    """The rate of large matrix products in the run's precision, on all replicas at once: FLOP/s.
+
+    It takes about a second, and more where a device has to be woken up.
+    """
+    size = 512
+    while True:
+        seconds = _seconds_of_product(strategy, size)
+        if seconds > _SECONDS_A_PRODUCT or size >= 16384:
+            return strategy.num_replicas_in_sync * 2 * size**3 / seconds
+        size *= 2
+
+
+def _seconds_of_product(strategy, size):
+    """The shortest of a few products `[size, size]` by `[size, size]`."""
+
+    def draw():
+        dtype = keras.config.dtype_policy().compute_dtype
+        return tf.cast(tf.random.stateless_uniform([size, size], [0, 0]), dtype)
+
+    def multiply(matrix):
+        return tf.matmul(matrix, matrix)
+
+    matrices = tf.function(lambda: strategy.run(draw))()
+    run = tf.function(lambda matrices: strategy.run(multiply, args=(matrices,)))
+    seconds = []
+    for _ in range(1 + _PRODUCTS):  # the first of them is traced
+        started = time.perf_counter()
+        for result in strategy.experimental_local_results(run(matrices)):
+            float(result[0, 0])
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What some steps took."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0  # of the seconds, for images
+    flops: float = 0.0
+
+    def __add__(self, other):
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Usage(*map(sum, pairs))
+
+    def rates(self, peak):
+        """What the metrics say of it: {name of `RATES`: float}.
+
+        Args:
+          peak: FLOP/s, of `measure_peak`.
+        """
+        values = (
+            self.images / self.seconds,
+            min(1.0, self.waited / self.seconds),
+            self.flops / self.seconds / peak,
+        )
+        return dict(zip(RATES, values, strict=True))
+
+
+def what_limits(rates, peak):
+    """One sentence on what `Usage.rates` found, for people."""
+    waiting = f"{rates['input_wait_fraction']:.0%} of the time"
+    if rates["input_wait_fraction"] > _MUCH_WAITING:
+        return (
+            f"The input limits this run: the devices waited for images {waiting}; more processor "
+            "cores, --augment_on=device or smaller files would help"
+        )
+    return (
+        f"The training step limits this run: it waited for images {waiting} and reached "
+        f"{rates['model_flop_utilization']:.0%} of the {peak / 1e9:.3g} GFLOP/s that matrix "
+        "products reach on these devices"
+    )
