@@ -1,13 +1,15 @@
 """Ours against a peer: each side in a process of its own, measured by turns.
 
 A program calls `compare` with the name of each side and `serve` in the child that it becomes then:
-a side is prepared and warmed up once, and measures whenever it is asked. So neither library knows
-of the other, both see the same state of the machine, and each has its own peak memory.
+a side is prepared and warmed up once, measures whenever it is asked, and stands still (SIGSTOP)
+meanwhile. So neither library knows of the other, each has the machine to itself in its turn, and
+its own peak memory.
 """
 
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,10 +31,11 @@ def compare(title, sides, arguments, rounds, unit, peer, output=None):
       peer: the side that the others are divided by.
       output: a JSON file to write, or None.
     """
-    children = {side: _start(side, arguments) for side in sides}
+    children = {}
     values, facts = {side: [] for side in sides}, {}
     try:
-        for side in sides:  # one by one, as preparing takes the whole machine too
+        for side in sides:  # one by one, as getting ready takes the whole machine too
+            children[side] = _start(side, arguments)
             _ask(side, children[side])
         for _ in range(rounds):
             for side, child in children.items():
@@ -41,7 +44,7 @@ def compare(title, sides, arguments, rounds, unit, peer, output=None):
                 facts[side] = answer
     finally:
         for child in children.values():
-            child.stdin.close()
+            os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     medians = {side: statistics.median(found) for side, found in values.items()}
     rows = {
@@ -118,13 +121,16 @@ def _start(side, arguments):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
 def _ask(side, child):
+    os.killpg(child.pid, signal.SIGCONT)
     child.stdin.write("\n")
     child.stdin.flush()
     answer = child.stdout.readline()
+    os.killpg(child.pid, signal.SIGSTOP)
     if not answer:
         sys.exit(f"{sys.argv[0]}: the side {side} ended; its error is above")
     return json.loads(answer)

@@ -26,7 +26,7 @@ def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--folder", required=True, help="of JPEG files, at least a batch of them")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=20, help="that a measurement takes")
+    parser.add_argument("--batches", type=int, default=30, help="that a measurement takes")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -34,8 +34,6 @@ def main(arguments):
     options = parser.parse_args(arguments)
     if options.side:
         batches = (peer if options.side == SIDES[0] else ours)(options)
-        for _ in range(WARM_UP_BATCHES):
-            next(batches)
         measure.serve(lambda: pairs_per_second(batches, options))
         return
     measure.compare(
@@ -50,9 +48,8 @@ def main(arguments):
 
 
 def pairs_per_second(batches, options):
-    next(batches)  # what was waiting since the last turn
-    next(batches)
-    next(batches)
+    for _ in range(WARM_UP_BATCHES):  # what is ready since the last turn
+        next(batches)
     started = time.perf_counter()
     for _ in range(options.batches):
         next(batches)

@@ -247,7 +247,7 @@ class SystemConfig(Config):
     )
     xla: bool = setting(
         False,
-        "Compile each replica's training step by XLA; TPUs always do. Not for --cpu_replicas.",
+        "Compile each replica's training step by XLA; TPUs always do.",
         defines_run=False,
     )
     steps_per_loop: int = setting(

@@ -38,6 +38,12 @@ def build_strategy(config):
         strategy = _connect_to_tpu(config.tpu)
     else:
         strategy = _local_strategy(name, config.cpu_replicas)
+    accelerators = tf.config.list_logical_devices("GPU") + tf.config.list_logical_devices("TPU")
+    if config.xla and strategy.num_replicas_in_sync > 1 and not accelerators:
+        raise UserError(
+            "--xla needs one replica, or accelerators: XLA compiles no collectives for processors. "
+            f"Received: --xla on {strategy.num_replicas_in_sync} replicas"
+        )
     logging.info(
         "%s on %d replica(s), this is %s",
         type(strategy).__name__.strip("_"),
@@ -237,5 +243,8 @@ def gather_over_replicas(value):
     value = value[tf.newaxis]
     if num_replicas() == 1:
         return value
-    gathered = tf.distribute.get_replica_context().all_gather(value, axis=0)
-    return tf.ensure_shape(gathered, [num_replicas(), *value.shape[1:]])
+    # A sum in which each has its own place: all_gather would ask for everyone's shape before.
+    context = tf.distribute.get_replica_context()
+    is_mine = tf.equal(tf.range(num_replicas()), context.replica_id_in_sync_group)
+    is_mine = tf.reshape(is_mine, [-1] + [1] * (value.shape.rank - 1))
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(is_mine, value, 0))

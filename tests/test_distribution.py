@@ -112,3 +112,10 @@ def test_only_the_chief_writes_and_a_single_process_is_it():
 def test_more_replicas_than_the_cpu_was_split_into_are_refused():
     with pytest.raises(UserError, match="Received: a process whose CPU is split into 2"):
         distribution.build_strategy(config_lib.SystemConfig(cpu_replicas=3))
+
+
+def test_xla_on_several_processors_is_refused(two_replicas):
+    del two_replicas  # it must be made first
+    settings = config_lib.SystemConfig(strategy="mirrored", cpu_replicas=2, xla=True)
+    with pytest.raises(UserError, match="--xla needs one replica"):
+        distribution.build_strategy(settings)

@@ -16,6 +16,7 @@ from simsiam_tf.data.quarantine import READ_ERRORS, explain
 
 _MAX_SUBSTITUTES = 31  # all of which may be bad too
 _BATCHES_AT_ONCE = 2  # the next begins while the last images of one are at work
+_BATCHES_READY = 2  # a fixed number, so that memory is bounded by the batch
 
 
 def training_batches(
@@ -94,7 +95,7 @@ def training_batches(
     )
     if quarantine is not None:
         batches = batches.map(complete, num_parallel_calls=_BATCHES_AT_ONCE)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    return batches.prefetch(_BATCHES_READY)
 
 
 def _read(source, epochs, indices, *streamed):

@@ -23,7 +23,12 @@ def count_flops(operations):
     Args:
       operations: of a graph in which each batch has a fixed size.
     """
-    return sum(_flops(operation) for operation in operations if SCOPE in operation.name)
+    return sum(
+        _flops(operation)
+        for operation in operations
+        # What nobody reads is not computed: the gradient by the images, for one.
+        if SCOPE in operation.name and any(out.consumers() for out in operation.outputs)
+    )
 
 
 def _flops(operation):

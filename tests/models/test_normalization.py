@@ -161,3 +161,32 @@ def test_without_affine_there_is_nothing_to_train():
     layer.build((None, CHANNELS))
     assert layer.trainable_variables == []
     assert len(layer.weights) == 2
+
+
+def test_there_is_one_collective_forward_and_one_backward_for_both_views(two_replicas):
+    with two_replicas.scope():
+        layer = build_layer()
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True, num_views=2)
+            forward.append(num_collectives())
+            loss = tf.reduce_sum(y**2)
+        return tape.gradient(loss, [x, *layer.trainable_variables])
+
+    def num_collectives():
+        operations = tf.compat.v1.get_default_graph().get_operations()
+        return sum("Collective" in operation.type for operation in operations)
+
+    forward, after = [], []
+
+    @tf.function
+    def run(x):
+        gradients = two_replicas.run(step, args=(x,))
+        after.append(num_collectives())
+        return gradients
+
+    run.get_concrete_function(tf.zeros([4, 5, 5, CHANNELS]))
+    assert max(forward) == 2  # of two replicas
+    assert after == [4]

@@ -5,6 +5,8 @@ import pytest
 import tensorflow as tf
 from reference import Reference, load_weights
 
+from simsiam_tf.config import ViewsConfig
+from simsiam_tf.data import views
 from simsiam_tf.interop import naming
 from simsiam_tf.training import loop, optimizers, pretrain
 
@@ -66,3 +68,99 @@ def test_five_steps_of_the_loop_are_the_references(
         )
     features = model(tf.constant(reference.views()[0, 0]))
     np.testing.assert_allclose(features, numbers["final/eval_features"], rtol=1e-6, atol=1e-9)
+
+
+def losses_of_a_run(pretrain_config, num_steps, xla):
+    """The losses of a small network with augmentation on the device, and how often it was traced
+    after each step."""
+    config = pretrain_config(
+        backbone="resnet18", width=8, stem="cifar", projection_dim=16, batch_size=8, image_size=16
+    )
+    strategy = tf.distribute.get_strategy()
+    model, _ = pretrain.build_model(config, strategy, steps_per_epoch=100)
+    make = views.build_views(ViewsConfig(image_size=16, augment_on="device"))
+
+    def example(index):
+        image = tf.random.stateless_uniform([20, 24, 3], [1, index], 0, 256, tf.int32)
+        return make(tf.cast(image, tf.uint8), tf.stack([2, index])) | {"index": index}
+
+    data = tf.data.Dataset.range(8 * num_steps, output_type=tf.int32).map(example)
+    data = data.map(lambda batch: batch | {"index": tf.cast(batch["index"], tf.int64)})
+    traces = []
+
+    def prepare(batch):
+        traces.append(batch)
+        return views.prepare(batch)
+
+    steps = loop.run_steps(
+        strategy,
+        model,
+        data.batch(8, drop_remainder=True),
+        prepare,
+        first_step=0,
+        loop_end=lambda done: min(done + 1, num_steps),
+        xla=xla,
+    )
+    losses, counts = [], []
+    for step in steps:
+        losses.append(step.metrics["loss"])
+        counts.append(len(traces))
+    return losses, counts
+
+
+def test_a_step_compiled_by_xla_has_the_same_losses_and_is_traced_once(pretrain_config):
+    plain, _ = losses_of_a_run(pretrain_config, 5, xla=False)
+    compiled, counts = losses_of_a_run(pretrain_config, 5, xla=True)
+    np.testing.assert_allclose(compiled, plain, atol=1e-5, rtol=0)  # cosines, some near zero
+    assert len(set(counts[1:])) == 1
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_step_compiled_by_xla_has_the_same_losses_in_float64(pretrain_config):
+    plain, _ = losses_of_a_run(pretrain_config, 5, xla=False)
+    compiled, _ = losses_of_a_run(pretrain_config, 5, xla=True)
+    np.testing.assert_allclose(compiled, plain, rtol=1e-10)
+    assert len(set(plain)) == 5
+
+
+def test_a_step_knows_its_arithmetic(pretrain_config):
+    # By hand, the multiplications and additions of one image: [spatial size, kernel, in, out].
+    layers = [(16, 3, 3, 8)]
+    channels = 8
+    for stage in range(4):
+        size, width = 16 >> stage, 8 << stage
+        for block in range(2):
+            layers += [(size, 3, channels, width), (size, 3, width, width)]
+            if stage > 0 and block == 0:
+                layers.append((size, 1, channels, width))
+            channels = width
+    flops = [2 * size**2 * kernel**2 * inner * outer for size, kernel, inner, outer in layers]
+    dims = [(64, 64), (64, 64), (64, 16), (16, 32), (32, 16)]
+    flops += [2 * inner * outer for inner, outer in dims]
+    # Each has a gradient by its weights, and by its input except at the image.
+    expected = 3 * sum(flops) - flops[0]
+
+    config = pretrain_config(
+        backbone="resnet18",
+        width=8,
+        stem="cifar",
+        projection_dim=16,
+        prediction_hidden_dim=32,
+        batch_size=8,
+    )
+    strategy = tf.distribute.get_strategy()
+    model, _ = pretrain.build_model(config, strategy, steps_per_epoch=100)
+    pairs = np.random.default_rng(0).normal(size=[8, 2, 16, 16, 3]).astype(np.float32)
+    data = tf.data.Dataset.from_tensor_slices(pairs).enumerate()
+    data = data.map(lambda index, pair: {"views": tuple(tf.unstack(pair)), "index": index})
+    for xla in (False, True):
+        (step,) = loop.run_steps(
+            strategy,
+            model,
+            data.batch(8, drop_remainder=True),
+            lambda batch: batch["views"],
+            first_step=0,
+            loop_end=lambda done: 1,
+            xla=xla,
+        )
+        assert step.flops == 2 * 8 * expected
