@@ -67,10 +67,10 @@ def train_classifier(features, labels, num_classes, config, seed):
     def train(rows, pairs):
         return train_heads(features, labels, rows, num_classes, pairs, config, seed)
 
-    kernel, bias = train(rest, grid)
+    unseen, unseen_labels = features[held_out], labels[held_out]
     top1 = [
-        knn.top_k_accuracy(features[held_out] @ kernel[head] + bias[head], labels[held_out], 1)
-        for head in range(len(grid))
+        knn.top_k_accuracy(unseen @ kernel + bias, unseen_labels, 1)
+        for kernel, bias in zip(*train(rest, grid), strict=True)
     ]
     best = int(np.argmax(top1))
     rate, decay = grid[best]
@@ -84,8 +84,8 @@ def train_classifier(features, labels, num_classes, config, seed):
         num_held_out,
         count,
     )
-    kernel, bias = train(order, [grid[best]])
-    return Classifier(kernel[0], bias[0], rate, decay, top1[best])
+    (kernel,), (bias,) = train(order, [grid[best]])
+    return Classifier(kernel, bias, rate, decay, top1[best])
 
 
 def train_heads(features, labels, rows, num_classes, pairs, config, seed):
@@ -118,12 +118,12 @@ def train_heads(features, labels, rows, num_classes, pairs, config, seed):
     )
 
     @tf.function(reduce_retracing=True)
-    def train_step(images, labels, factor):
-        inputs = (images - mean) * scale
+    def train_step(features, labels, factor):
+        inputs = (features - mean) * scale
         logits = tf.reshape(inputs @ kernel + bias, [-1, num_heads, num_classes])
         # The gradient of the mean cross-entropy to the logits is (softmax - target) / batch.
         target = tf.one_hot(labels, num_classes)[:, tf.newaxis]
-        error = (tf.nn.softmax(logits) - target) / tf.cast(tf.shape(images)[0], tf.float32)
+        error = (tf.nn.softmax(logits) - target) / tf.cast(tf.shape(features)[0], tf.float32)
         error = tf.reshape(error, [-1, len(columns)])
         gradient = tf.matmul(inputs, error, transpose_a=True) + weight_decay * kernel
         kernel_velocity.assign(_MOMENTUM * kernel_velocity + gradient)
