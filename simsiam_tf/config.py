@@ -327,7 +327,7 @@ class ProbeConfig(Config):
     """Probe"""
 
     probe_epochs: int = setting(
-        30, "Passes over the training split's features, for all heads at once.", at_least=1
+        100, "Passes over the training split's features, for all heads at once.", at_least=1
     )
     probe_batch_size: int = setting(
         256,

@@ -19,7 +19,7 @@ from simsiam_tf.evaluation import knn
 from simsiam_tf.schema import UserError
 
 LEARNING_RATES = tuple(10.0**power for power in (-3, -2.5, -2, -1.5, -1, -0.5, 0))
-WEIGHT_DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
+WEIGHT_DECAYS = (0.0, 1e-3, 1e-2)
 _MOMENTUM = 0.9
 
 
