@@ -34,7 +34,7 @@ from simsiam_tf.evaluation import run
 from simsiam_tf.training import pretrain
 
 # What README.md evaluates the digits with.
-DIGITS_FLAGS = "--batch_size=64 --base_learning_rate=6.4 --crop_min_area=0.6 --flip_probability=0"
+DIGITS_FLAGS = "--batch_size=64 --base_learning_rate=25.6 --crop_min_area=0.8 --flip_probability=0"
 
 
 def main(arguments):
