@@ -14,6 +14,7 @@ class Purpose(enum.IntEnum):
     SUBSET = 3
     WEIGHTS = 4
     SUBSTITUTE = 5
+    HELD_OUT = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,14 +335,35 @@ class LinearConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeConfig(Config):
+    """Probe"""
+
+    probe_epochs: int = setting(
+        100, "Passes over the training split's features, for all heads at once.", at_least=1
+    )
+    probe_batch_size: int = setting(
+        256,
+        "Features in a batch; the whole training split where that is smaller.",
+        at_least=1,
+    )
+    probe_held_out: float = setting(
+        0.2,
+        "Share of the training split that chooses learning rate and weight decay.",
+        above=0,
+        at_most=0.5,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig(Config):
     """Evaluation"""
 
     data: DataConfig
     knn: KnnConfig
     linear: LinearConfig
+    probe: ProbeConfig
     encoder: str = setting("", "Folder of the encoder's SavedModel.", filled=True)
-    protocol: str = setting("knn", "Evaluation protocol.", choices=("knn", "linear"))
+    protocol: str = setting("knn", "Evaluation protocol.", choices=("knn", "probe", "linear"))
     image_size: int = setting(
         0, "Height and width of the encoder's input in pixels; 0: as encoder.json says.", at_least=0
     )
@@ -352,6 +374,11 @@ class EvaluationConfig(Config):
         at_most=1,
     )
     feature_batch_size: int = setting(256, "Images that the encoder takes at once.", at_least=1)
+    feature_cache: str = setting(
+        "",
+        "Folder that keeps extracted features for the next evaluation; empty: features, beside the "
+        "encoder's folder.",
+    )
     seed: int = setting(
         0, "Seed of the classifier, order and crops.", at_least=0, at_most=2**31 - 1
     )

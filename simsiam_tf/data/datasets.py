@@ -6,6 +6,8 @@ lookup passes over all that comes before, are streamed.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 import typing
 
@@ -35,6 +37,8 @@ class Source:
     # indices int64 [k] → (encoded string [k], label int32 [k]), in a graph
     read: typing.Callable
     read_at_once: int = 1  # how many indices `read` best takes
+    # () → a text that is another one where the images are other ones, as far as it is cheap to tell
+    fingerprint: typing.Callable[[], str] = str
     # For who reads everything, where `read` is slow:
     # seed int32 [2], or None for the order on disk → data set of (index, encoded, label)
     stream: typing.Callable | None = None
@@ -107,7 +111,27 @@ def _load_folder(data_dir, split):
         encoded = tf.map_fn(tf.io.read_file, tf.gather(path_tensor, indices))
         return encoded, tf.gather(label_tensor, indices)
 
-    return Source(split_root, len(paths), class_names, lambda index: paths[index], read=read)
+    def fingerprint():
+        files = [(os.path.relpath(path, split_root), *_size_and_time(path)) for path in paths]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+    return Source(
+        split_root,
+        len(paths),
+        class_names,
+        lambda index: paths[index],
+        read=read,
+        fingerprint=fingerprint,
+    )
+
+
+def _size_and_time(path):
+    """Size and time of the last change of a file; nothing where it is gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns
 
 
 def _find_images(root):
@@ -197,6 +221,7 @@ def _load_tfds(builder, split):
         "num_examples": info.num_examples,
         "class_names": class_names,
         "describe": describe,
+        "fingerprint": lambda: f"{name} in {builder.data_dir}",
     }
     if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
         logging.info("%s: %d images, by random access (ArrayRecord)", name, info.num_examples)

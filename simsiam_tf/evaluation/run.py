@@ -9,13 +9,14 @@ from absl import logging
 from simsiam_tf import export
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.quarantine import Quarantine
-from simsiam_tf.evaluation import features, knn, linear
+from simsiam_tf.evaluation import feature_cache, features, knn, linear, probe
 from simsiam_tf.schema import UserError
 
 
 def run(config):
     """Evaluates an encoder as an `EvaluationConfig` says; prints and writes the result."""
     _check_output(config.output)
+    encoder = os.path.abspath(config.encoder)
     encode, description = export.load(config.encoder)
     image_size = config.image_size or description.get("image_size")
     if not image_size:
@@ -23,6 +24,8 @@ def run(config):
             f"{config.encoder} has no {export.DESCRIPTION}, so --image_size must be given. "
             "Received: 0"
         )
+    cache = config.feature_cache or os.path.join(os.path.dirname(encoder), "features")
+    feature_cache.check(cache)
     crop_ratio = config.eval_crop_ratio or description.get("eval_crop_ratio", 0.875)
     data = config.data
     train = _load_labelled(data, data.train_split)
@@ -42,17 +45,48 @@ def run(config):
         test.num_examples,
     )
 
-    def extract(source):
-        return features.extract(encode, source, view, config.feature_batch_size, data=data)
+    common_facts = {
+        "encoder": feature_cache.hash_of_folder(encoder),
+        "image_size": image_size,
+        "eval_crop_ratio": crop_ratio,
+        "on_bad_image": data.on_bad_image,
+        "max_bad_fraction": data.max_bad_fraction,
+        "max_image_pixels": data.max_image_pixels,
+        "versions": export.versions(),
+    }
 
-    test_features, test_labels = extract(test)
+    def features_of(source):
+        facts = common_facts | {
+            "images": source.fingerprint(),
+            "num_examples": source.num_examples,
+            "class_names": source.class_names,
+        }
+        return feature_cache.load_or_extract(
+            cache,
+            facts,
+            source.name,
+            lambda: features.extract(encode, source, view, config.feature_batch_size, data=data),
+        )
+
+    test_features, test_labels = features_of(test)
+    choice = {}
     if config.protocol == "knn":
-        bank, bank_labels = extract(train)
+        bank, bank_labels = features_of(train)
         num_train = len(bank)
         settings = config.knn
         scores = knn.class_votes(
             bank, bank_labels, test_features, num_classes, settings.knn_k, settings.knn_temperature
         )
+    elif config.protocol == "probe":
+        train_features, train_labels = features_of(train)
+        num_train = len(train_features)
+        settings = config.probe
+        classifier = probe.train_classifier(
+            train_features, train_labels, num_classes, settings, config.seed
+        )
+        scores = classifier(test_features)
+        names = ("learning_rate", "weight_decay", "held_out_top1")
+        choice = {"chosen": {name: getattr(classifier, name) for name in names}}
     else:
         settings = config.linear
         quarantine = Quarantine(train, data)
@@ -75,12 +109,13 @@ def run(config):
         "num_train": num_train,
         "num_test": len(test_features),
         "num_classes": num_classes,
+        **choice,
         "dataset": data.dataset,
         "train_split": data.train_split,
         "eval_split": data.eval_split,
         "settings": dataclasses.asdict(settings)
         | {"image_size": image_size, "eval_crop_ratio": crop_ratio, "seed": config.seed},
-        "encoder": os.path.abspath(config.encoder),
+        "encoder": encoder,
         "versions": export.versions(),
     }
     text = json.dumps(result)

@@ -37,12 +37,61 @@ def test_more_neighbours_than_the_bank_has_are_all_of_it():
     np.testing.assert_array_equal(votes, knn.class_votes(bank, bank_labels, queries, 4, 50, 0.1))
 
 
-def test_the_block_size_does_not_show(monkeypatch):
-    bank, bank_labels, queries, _ = data()
-    whole = knn.class_votes(bank, bank_labels, queries, 4, 5, 0.1)
-    monkeypatch.setattr(knn, "_BLOCK", 7)
-    blocks = knn.class_votes(bank, bank_labels, queries, 4, 5, 0.1)
-    np.testing.assert_allclose(blocks, whole, rtol=1e-5)
+@pytest.mark.parametrize(
+    ("bank", "queries", "classes", "k"),
+    [
+        (64, 14, 4, 3),  # whole blocks of whole groups
+        (50, 30, 4, 3),  # neither
+        (50, 30, 4, 9),  # more neighbours than a block has groups
+        (50, 30, 4, 40),  # more than a block has rows
+        (65, 30, 4, 2),  # one row is left for the last block
+        (50, 1, 4, 3),
+        (50, 30, 1, 3),
+        (1, 30, 4, 3),
+    ],
+)
+def test_blocks_and_groups_do_not_show(monkeypatch, bank, queries, classes, k):
+    monkeypatch.setattr(knn, "_QUERY_BLOCK", 7)
+    monkeypatch.setattr(knn, "_BANK_BLOCK", 32)
+    monkeypatch.setattr(knn, "_GROUP", 4)
+    bank, bank_labels, queries, _ = data(bank=bank, queries=queries, classes=classes)
+    votes = knn.class_votes(bank, bank_labels, queries, classes, k, 0.1)
+    expected = slow_votes(bank, bank_labels, queries, classes, k, 0.1)
+    np.testing.assert_allclose(votes, expected, rtol=1e-3)
+
+
+def test_a_bank_of_one_direction_is_searched_by_groups_too():
+    # All cosines are negative: what fills up the last group must not win.
+    bank, bank_labels, _, _ = data(bank=1001)
+    queries = -bank.mean(axis=0, keepdims=True) - 10
+    votes = knn.class_votes(bank + 10, bank_labels, queries, 4, 5, 0.1)
+    expected = slow_votes(bank + 10, bank_labels, queries, 4, 5, 0.1)
+    np.testing.assert_allclose(votes, expected, rtol=1e-3)
+
+
+def test_equal_neighbours_all_count_once():
+    votes = knn.class_votes(np.ones((1000, 3)), np.zeros(1000, int), np.ones((2, 3)), 1, 10, 1.0)
+    np.testing.assert_allclose(votes, np.full((2, 1), 10 * np.e), rtol=1e-6)
+
+
+def test_memory_is_set_by_the_blocks_and_not_by_the_bank(program):
+    code = """
+import resource
+import numpy as np
+from simsiam_tf.evaluation import knn
+
+knn._BANK_BLOCK = 4096
+queries = np.ones((1024, 4), np.float32)
+bank = np.random.default_rng(0).standard_normal((200_000, 4)).astype(np.float32)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+knn.class_votes(bank[:8192], np.zeros(8192, int), queries, 1, 10, 0.1)
+before = peak()
+knn.class_votes(bank, np.zeros(200_000, int), queries, 1, 10, 0.1)
+print(peak() - before)
+"""
+    finished = program("-c", code)
+    # All cosines at once would be 780 MB, a block of them is 16.
+    assert float(finished.stdout) < 100, finished.stderr
 
 
 def test_a_query_that_is_in_the_bank_is_its_own_nearest_neighbour():

@@ -1,11 +1,13 @@
 """`evaluate.py`, run as a user runs it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from simsiam_tf import export
 from simsiam_tf.evaluation import run
 from simsiam_tf.schema import UserError
 
@@ -14,6 +16,7 @@ from simsiam_tf.schema import UserError
     ("protocol", "settings"),
     [
         ("knn", {"knn_k": 20}),
+        ("probe", {"probe_epochs": 5}),
         (
             "linear",
             {"batch_size": 64, "epochs": 2, "base_learning_rate": 20.0},
@@ -26,7 +29,8 @@ def test_the_result_is_the_last_line_and_the_output_file(
     output = tmp_path / "results.json"
     finished = program(
         "evaluate.py", f"--encoder={tiny_run / 'encoder'}", f"--protocol={protocol}",
-        f"--output={output}", *(f"--{name}={value}" for name, value in settings.items()),
+        f"--output={output}", f"--feature_cache={tmp_path}",
+        *(f"--{name}={value}" for name, value in settings.items()),
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     result = json.loads(finished.stdout.splitlines()[-1])
@@ -39,8 +43,11 @@ def test_the_result_is_the_last_line_and_the_output_file(
     assert 0 < result["top1"] < result["top5"] <= 100
 
 
-def test_knn_is_what_the_runs_own_monitor_found_last(program, tiny_run):
-    finished = program("evaluate.py", f"--encoder={tiny_run / 'encoder'}", "--knn_k=20")
+def test_knn_is_what_the_runs_own_monitor_found_last(program, tiny_run, tmp_path):
+    finished = program(
+        "evaluate.py", f"--encoder={tiny_run / 'encoder'}", "--knn_k=20",
+        f"--feature_cache={tmp_path}",
+    )  # fmt: skip
     summary = json.loads((tiny_run / "summary.json").read_text())
     assert json.loads(finished.stdout)["top1"] == pytest.approx(summary["knn_top1"], abs=0.3)
 
@@ -65,6 +72,78 @@ def test_any_saved_model_of_the_signature_is_evaluated(program, pixels_encoder):
     assert finished.returncode == 0, finished.stderr
     # One nearest neighbour on digits' pixels is known to be very good.
     assert json.loads(finished.stdout)["top1"] > 95
+
+
+@pytest.fixture
+def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
+    """(**settings) → the result on the digits' pixels, and the sizes of what was encoded."""
+    settings = {
+        "encoder": str(pixels_encoder),
+        "data_dir": str(tfds_dir),
+        "image_size": 8,
+        "eval_crop_ratio": 1.0,
+    }
+
+    def run_it(**more):
+        encoded = []
+        with pytest.MonkeyPatch.context() as patch:
+
+            def load(directory):
+                encode, description = export.load(directory)
+                return lambda images: encoded.append(len(images)) or encode(images), description
+
+            patch.setattr(run, "export", SimpleNamespace(load=load, versions=export.versions))
+            run.run(evaluation_config(**settings | more))
+        return json.loads(capsys.readouterr().out), sum(encoded)
+
+    return run_it
+
+
+def test_an_image_is_encoded_once_for_all_protocols(evaluate):
+    _, encoded = evaluate(protocol="probe", probe_epochs=1)
+    assert encoded == 1437 + 360
+    for settings in ({"protocol": "knn"}, {"protocol": "probe"}, {"protocol": "knn", "knn_k": 3}):
+        assert evaluate(**settings)[1] == 0
+
+
+def test_features_are_kept_beside_the_encoder_or_where_the_flag_says(evaluate, tmp_path):
+    evaluate(train_split="train[:20]")
+    assert len(list((tmp_path / "features").iterdir())) == 2
+    evaluate(train_split="train[:20]", feature_cache=str(tmp_path / "elsewhere"))
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
+
+
+def test_other_images_views_or_encoders_are_encoded_anew(evaluate, pixels_encoder):
+    evaluate()
+    assert evaluate(train_split="train[:700]")[1] == 700
+    assert evaluate(eval_crop_ratio=0.875)[1] == 1437 + 360
+    with open(pixels_encoder / "saved_model.pb", "ab") as file:
+        file.write(b"\x0a\x00")  # an empty part, which changes nothing but the file
+    assert evaluate()[1] == 1437 + 360
+
+
+def test_a_folder_whose_images_changed_is_encoded_anew(evaluate, tmp_path):
+    paths = [
+        f"{split}/{name}/{number}.png"
+        for split in ("train", "test")
+        for name in ("cat", "dog")
+        for number in range(3)
+    ]
+    settings = folder_of(tmp_path / "data", *paths)
+    assert [evaluate(**settings)[1] for _ in range(2)] == [12, 0]
+    (tmp_path / "data" / "train" / "dog" / "2.png").write_bytes(
+        tf.io.encode_png(np.full((8, 8, 3), 255, np.uint8)).numpy()
+    )
+    assert evaluate(**settings)[1] == 6
+
+
+def test_the_test_split_has_no_say_in_the_choice(evaluate):
+    settings = {"protocol": "probe", "train_split": "train[:600]", "probe_epochs": 5}
+    first, _ = evaluate(**settings, eval_split="test")
+    second, _ = evaluate(**settings, eval_split="train[600:]")
+    assert first["num_test"] != second["num_test"]
+    assert first["chosen"] == second["chosen"]
+    assert 0 < first["chosen"]["held_out_top1"] <= 100
 
 
 def assert_refused(evaluation_config, match, **settings):
@@ -100,7 +179,7 @@ def test_data_that_cannot_be_evaluated_on_is_refused(
     assert_refused(evaluation_config, match, encoder=str(pixels_encoder), **settings)
 
 
-@pytest.mark.parametrize("protocol", ["knn", "linear"])
+@pytest.mark.parametrize("protocol", ["knn", "probe", "linear"])
 def test_bad_images_are_left_out_of_the_counts_or_named(
     evaluation_config, pixels_encoder, tmp_path, capsys, protocol
 ):
@@ -136,4 +215,18 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(evaluation_co
         "--output must be in a folder",
         encoder="x",
         output="/nowhere/results.json",
+    )
+
+
+def test_features_that_cannot_be_kept_are_found_before_the_work(
+    evaluation_config, pixels_encoder, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    assert_refused(
+        evaluation_config,
+        "--feature_cache must be a folder",
+        encoder=str(pixels_encoder),
+        image_size=8,
+        dataset="no data set is looked for",
+        feature_cache=str(tmp_path / "file"),
     )

@@ -1,0 +1,161 @@
+"""The probe: a linear classifier on features that are extracted once, with nothing to tune.
+
+The linear protocol passes augmented images through the encoder in every epoch, for one learning
+rate and weight decay. Here many heads, one for each pair of a wide grid, are trained at once on the
+features of the central crops; a part of the training split that is held out chooses among them.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from simsiam_tf.config import Purpose
+from simsiam_tf.data import pipeline
+from simsiam_tf.evaluation import knn
+from simsiam_tf.schema import UserError
+
+LEARNING_RATES = tuple(10.0**power for power in (-3, -2.5, -2, -1.5, -1, -0.5, 0))
+WEIGHT_DECAYS = (0.0, 1e-3, 1e-2)
+_MOMENTUM = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A linear classifier of features, and how it was chosen."""
+
+    kernel: np.ndarray  # [F, classes]
+    bias: np.ndarray  # [classes]
+    learning_rate: float
+    weight_decay: float
+    held_out_top1: float  # percent of the held-out part that it had right when it was chosen
+
+    def __call__(self, features):
+        """The scores of features `[N, F]`, `[N, classes]`."""
+        return features @ self.kernel + self.bias
+
+
+def train_classifier(features, labels, num_classes, config, seed):
+    """Trains a head for each pair of learning rate and weight decay, and the best on everything.
+
+    Args:
+      features: of the training split, `[N, F]` float32; a memory-mapped array too.
+      labels: `[N]` int.
+      num_classes: an int.
+      config: a `ProbeConfig`.
+      seed: of the held-out part and the order.
+
+    Returns:
+      A `Classifier`.
+
+    Raises:
+      UserError: there are fewer than two images.
+    """
+    count = len(features)
+    if count < 2:
+        raise UserError(f"--protocol=probe needs two training images or more. Received: {count}")
+    order = pipeline.epoch_order(
+        count, seed, 0, tf.range(count, dtype=tf.int64), Purpose.HELD_OUT
+    ).numpy()
+    num_held_out = max(1, int(config.probe_held_out * count))
+    held_out, rest = np.sort(order[:num_held_out]), order[num_held_out:]
+    grid = list(itertools.product(LEARNING_RATES, WEIGHT_DECAYS))
+
+    def train(rows, pairs):
+        return train_heads(features, labels, rows, num_classes, pairs, config, seed)
+
+    unseen, unseen_labels = features[held_out], labels[held_out]
+    top1 = [
+        knn.top_k_accuracy(unseen @ kernel + bias, unseen_labels, 1)
+        for kernel, bias in zip(*train(rest, grid), strict=True)
+    ]
+    best = int(np.argmax(top1))
+    rate, decay = grid[best]
+    logging.info(
+        "Probe: of %d heads, learning rate %g with weight decay %g is the best, %.2f %% of %d "
+        "held-out images; trained anew on all %d",
+        len(grid),
+        rate,
+        decay,
+        top1[best],
+        num_held_out,
+        count,
+    )
+    (kernel,), (bias,) = train(order, [grid[best]])
+    return Classifier(kernel, bias, rate, decay, top1[best])
+
+
+def train_heads(features, labels, rows, num_classes, pairs, config, seed):
+    """Softmax regressions, all at once, by SGD with momentum and half a cosine of rates.
+
+    They start at zero, the bias has no weight decay, and they see standardised features, so that
+    rates and decays mean the same for every encoder.
+
+    Args:
+      features: `[N, F]` float32.
+      labels: `[N]` int.
+      rows: indices of what is trained on, int `[n]`.
+      num_classes: an int.
+      pairs: (learning rate, weight decay) of each head.
+      config: a `ProbeConfig`.
+      seed: of the order.
+
+    Returns:
+      kernel `[heads, F, classes]` and bias `[heads, classes]`, for features as they are given.
+    """
+    mean, scale = _standardization(features)
+    num_heads, dimension = len(pairs), features.shape[1]
+    # Side by side: one product of matrices for all heads, and a column of rates and decays for each
+    # of their outputs.
+    columns = np.repeat(np.array(pairs, np.float32), num_classes, axis=0)
+    learning_rate, weight_decay = columns[:, 0], columns[:, 1]
+    kernel, bias, kernel_velocity, bias_velocity = (
+        tf.Variable(tf.zeros([*shape, len(columns)]))
+        for shape in ([dimension], [], [dimension], [])
+    )
+
+    @tf.function(reduce_retracing=True)
+    def train_step(features, labels, factor):
+        inputs = (features - mean) * scale
+        logits = tf.reshape(inputs @ kernel + bias, [-1, num_heads, num_classes])
+        # The gradient of the mean cross-entropy to the logits is (softmax - target) / batch.
+        target = tf.one_hot(labels, num_classes)[:, tf.newaxis]
+        error = (tf.nn.softmax(logits) - target) / tf.cast(tf.shape(features)[0], tf.float32)
+        error = tf.reshape(error, [-1, len(columns)])
+        gradient = tf.matmul(inputs, error, transpose_a=True) + weight_decay * kernel
+        kernel_velocity.assign(_MOMENTUM * kernel_velocity + gradient)
+        bias_velocity.assign(_MOMENTUM * bias_velocity + tf.reduce_sum(error, axis=0))
+        kernel.assign_sub(factor * learning_rate * kernel_velocity)
+        bias.assign_sub(factor * learning_rate * bias_velocity)
+
+    every_row = tf.range(len(rows), dtype=tf.int64)
+    batch_size = min(config.probe_batch_size, len(rows))
+    steps_per_epoch = len(rows) // batch_size
+    num_steps = steps_per_epoch * config.probe_epochs
+    for step in range(num_steps):
+        epoch, place = divmod(step, steps_per_epoch)
+        if place == 0:
+            order = rows[pipeline.epoch_order(len(rows), seed, epoch, every_row)]
+        batch = order[place * batch_size : (place + 1) * batch_size]
+        factor = (1 + math.cos(math.pi * step / num_steps)) / 2
+        train_step(features[batch], labels[batch], tf.constant(factor, tf.float32))
+    # Folded in, so that the classifier takes features as they are.
+    kernel = kernel.numpy() * scale[:, np.newaxis]
+    bias = bias.numpy() - mean @ kernel
+    shape = (num_heads, num_classes)
+    return kernel.reshape(dimension, *shape).swapaxes(0, 1), bias.reshape(shape)
+
+
+def _standardization(features):
+    """Mean and 1 / standard deviation of each feature, float32; 0 for one that is constant."""
+    # In float64, and without a copy of the features, which may be larger than the memory.
+    mean = np.mean(features, axis=0, dtype=np.float64)
+    square = np.einsum("nf,nf->f", features, features, dtype=np.float64) / len(features)
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    # A float32 that differs by no more than its rounding does not vary.
+    varies = deviation > 1e-6 * np.sqrt(square)
+    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=varies)
+    return mean.astype(np.float32), scale.astype(np.float32)

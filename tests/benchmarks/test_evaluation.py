@@ -1,0 +1,35 @@
+"""The benchmarks of the evaluation, run small."""
+
+import json
+
+import pytest
+
+
+def test_knn_beside_faiss(program, tmp_path):
+    pytest.importorskip("faiss")
+    output = tmp_path / "knn.json"
+    finished = program(
+        "benchmarks/knn.py", "--bank=300", "--queries=40", "--features=16", "--k=7",
+        "--repeats=2", f"--output={output}",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "\n| ours / faiss | " in finished.stdout
+    result = json.loads(output.read_text())
+    assert result["queries_whose_votes_differ"] == 0
+    assert [len(seconds) for seconds in result["seconds"].values()] == [2, 2]
+
+
+def test_probe_beside_the_linear_protocol(program, tiny_run, tmp_path):
+    output = tmp_path / "probe.json"
+    finished = program(
+        "benchmarks/probe.py", f"--encoder={tiny_run / 'encoder'}",
+        "--probe_flags=--probe_epochs=2",
+        "--linear_flags=--batch_size=64 --epochs=1", "--repeats=1", f"--output={output}",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "\n| probe, cached | " in finished.stdout
+    results = json.loads(output.read_text())["results"]
+    assert list(results) == ["linear", "probe", "probe, cached"]
+    (first,), (cached,) = results["probe"], results["probe, cached"]
+    assert first["top1"] == cached["top1"]
+    assert not (tiny_run / "features").exists()

@@ -1,0 +1,115 @@
+import os
+
+import numpy as np
+import pytest
+
+from simsiam_tf.evaluation import feature_cache
+from simsiam_tf.schema import UserError
+
+FEATURES, LABELS = np.arange(6, dtype="float32").reshape(3, 2), np.array([2, 0, 1], "int32")
+
+
+class Extractor:
+    """Counts how often it is called."""
+
+    def __init__(self, features=FEATURES, labels=LABELS):
+        self.calls = 0
+        self.result = features, labels
+
+    def __call__(self):
+        self.calls += 1
+        return self.result
+
+
+def load(folder, extract, **facts):
+    features, labels = feature_cache.load_or_extract(str(folder), facts, "images", extract)
+    np.testing.assert_array_equal(features, extract.result[0])
+    np.testing.assert_array_equal(labels, extract.result[1])
+    return features, labels
+
+
+def test_features_are_extracted_once_and_then_read_as_they_are_needed(tmp_path):
+    extract = Extractor()
+    load(tmp_path, extract, encoder="a")
+    features, labels = load(tmp_path, extract, encoder="a")
+    assert extract.calls == 1
+    assert isinstance(features, np.memmap)
+    assert (features.dtype, labels.dtype) == ("float32", "int32")
+
+
+def test_other_facts_are_other_features(tmp_path):
+    extract = Extractor()
+    for facts in ({"encoder": "a"}, {"encoder": "b"}, {"encoder": "a", "size": 8}):
+        load(tmp_path, extract, **facts)
+    assert extract.calls == 3
+
+
+def test_what_a_kill_left_while_writing_is_not_taken(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr(feature_cache.shutil, "rmtree", lambda *_, **__: None)  # no time to tidy up
+        with pytest.raises(KeyboardInterrupt):
+            feature_cache.load_or_extract(str(tmp_path), {}, "images", Extractor(FEATURES + 1))
+    assert len(list(tmp_path.iterdir())) == 1
+    extract = Extractor()
+    load(tmp_path, extract)
+    load(tmp_path, extract)
+    assert extract.calls == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "removed", "emptied"])
+def test_a_damaged_entry_is_said_and_extracted_anew(tmp_path, caplog, damage):
+    load(tmp_path, Extractor())
+    (path,) = tmp_path.glob("*/features.npy")
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: -8 if damage == "cut" else 0])
+    extract = Extractor()
+    load(tmp_path, extract)
+    load(tmp_path, extract)
+    assert extract.calls == 1
+    assert "is damaged" in caplog.text
+
+
+def test_no_pickle_is_read(tmp_path):
+    load(tmp_path, Extractor())
+    (path,) = tmp_path.glob("*/features.npy")
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    extract = Extractor()
+    load(tmp_path, extract)
+    assert extract.calls == 1
+
+
+def test_a_disk_that_cannot_be_written_is_one_line_and_nothing_stays(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("12 requested and 0 written")  # as NumPy says it
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(UserError, match=r"--feature_cache must .*12 requested and 0 written"):
+        feature_cache.load_or_extract(str(tmp_path), {}, "images", Extractor())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_is_found_by_the_check(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--feature_cache must be a folder"):
+        feature_cache.check(str(tmp_path / "file" / "features"))
+    feature_cache.check(str(tmp_path / "new" / "features"))
+    assert not list((tmp_path / "new" / "features").iterdir())
+
+
+def test_the_hash_of_a_folder_is_of_names_and_contents(tmp_path):
+    def hash_of(name, files):
+        for path, content in files.items():
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_text(content)
+        return feature_cache.hash_of_folder(tmp_path / name)
+
+    first = hash_of("first", {"model.pb": "x", "variables/data": "y"})
+    assert hash_of("same", {"variables/data": "y", "model.pb": "x"}) == first
+    assert hash_of("content", {"model.pb": "x", "variables/data": "z"}) != first
+    assert hash_of("name", {"model.pb": "x", "variables/index": "y"}) != first

@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from simsiam_tf.config import ProbeConfig
+from simsiam_tf.evaluation import probe
+from simsiam_tf.schema import UserError
+
+CLASSES = 3
+PAIRS = [(0.5, 0.0), (0.1, 0.01), (0.02, 0.1)]
+
+
+def data(count=90, dimension=5, seed=0):
+    """Features of three overlapping classes, each with another mean and scale."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, count)
+    centres = np.random.default_rng(7).standard_normal((CLASSES, dimension))
+    features = centres[labels] + rng.standard_normal((count, dimension))
+    scales, offsets = 10.0 ** np.arange(-2, dimension - 2), np.arange(dimension)
+    return (features * scales + offsets).astype("float32"), labels.astype("int32")
+
+
+def standardized(features):
+    return (features - features.mean(axis=0)) / features.std(axis=0)
+
+
+def train(features, labels, pairs=PAIRS, rows=None, classes=CLASSES, **settings):
+    config = ProbeConfig(**{"probe_epochs": 10, "probe_batch_size": 1000} | settings)
+    rows = np.arange(len(features)) if rows is None else rows
+    return probe.train_heads(features, labels, rows, classes, pairs, config, seed=0)
+
+
+def slow_head(features, labels, rate, decay, num_steps):
+    """The definition: a step is a batch of everything."""
+    inputs = standardized(features.astype("float64"))
+    target = np.eye(CLASSES)[labels]
+    kernel, bias = np.zeros((inputs.shape[1], CLASSES)), np.zeros(CLASSES)
+    kernel_velocity, bias_velocity = np.zeros_like(kernel), np.zeros_like(bias)
+    for step in range(num_steps):
+        power = np.exp(inputs @ kernel + bias)
+        error = power / power.sum(axis=1, keepdims=True) - target
+        kernel_velocity = 0.9 * kernel_velocity + inputs.T @ error / len(inputs) + decay * kernel
+        bias_velocity = 0.9 * bias_velocity + error.mean(axis=0)
+        rate_now = rate * (1 + np.cos(np.pi * step / num_steps)) / 2
+        kernel -= rate_now * kernel_velocity
+        bias -= rate_now * bias_velocity
+    return inputs @ kernel + bias
+
+
+def test_the_heads_are_those_of_the_definition_for_features_as_they_are():
+    features, labels = data()
+    kernels, biases = train(features, labels)
+    for kernel, bias, (rate, decay) in zip(kernels, biases, PAIRS, strict=True):
+        expected = slow_head(features, labels, rate, decay, num_steps=10)
+        np.testing.assert_allclose(features @ kernel + bias, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_many_heads_at_once_are_each_head_alone():
+    features, labels = data()
+    kernels, biases = train(features, labels, probe_batch_size=16)
+    for head, pair in enumerate(PAIRS):
+        kernel, bias = train(features, labels, [pair], probe_batch_size=16)
+        np.testing.assert_allclose(kernels[head], kernel[0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(biases[head], bias[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_diverges_leaves_the_others_alone():
+    features, labels = data()
+    kernels, _ = train(features, labels, [(1e30, 0.5), *PAIRS], probe_epochs=20)
+    assert not np.isfinite(kernels[0]).all()
+    np.testing.assert_allclose(
+        kernels[1:], train(features, labels, probe_epochs=20)[0], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_trained_to_its_end_a_head_is_scikit_learns_logistic_regression():
+    features, labels = data(count=300)
+    decay = 0.01
+    kernel, bias = train(features, labels, [(1.0, decay)], probe_epochs=500)
+    # Its penalty is ‖w‖² / 2C beside the sum of the losses.
+    peer = LogisticRegression(C=1 / (decay * len(features)), tol=1e-8, max_iter=1000)
+    peer.fit(standardized(features), labels)
+    ours = features @ kernel[0] + bias[0]
+    ours -= ours.mean(axis=1, keepdims=True)  # only differences between classes mean anything
+    expected = peer.decision_function(standardized(features))
+    np.testing.assert_allclose(ours, expected, atol=2e-3)
+
+
+def test_a_feature_that_is_constant_but_for_rounding_changes_nothing():
+    features, labels = data()
+    constant = np.full((len(features), 1), 1234.5678, np.float32)
+    constant[labels == 0] = np.nextafter(constant[0], np.float32(np.inf))
+    kernel, bias = train(np.concatenate([features, constant], axis=1), labels)
+    expected_kernel, expected_bias = train(features, labels)
+    np.testing.assert_array_equal(kernel[:, -1], 0)
+    np.testing.assert_allclose(kernel[:, :-1], expected_kernel, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(bias, expected_bias, rtol=1e-3, atol=1e-4)
+
+
+def choose(features, labels, seed=0, **settings):
+    config = ProbeConfig(**{"probe_epochs": 5} | settings)
+    return probe.train_classifier(features, labels, CLASSES, config, seed)
+
+
+def test_the_best_head_on_the_held_out_part_is_trained_anew_on_everything(monkeypatch):
+    features, labels = data()
+    trained = []
+    original = probe.train_heads
+
+    def spy(features, labels, rows, num_classes, pairs, config, seed):
+        heads = original(features, labels, rows, num_classes, pairs, config, seed)
+        trained.append((set(rows.tolist()), pairs, heads))
+        return heads
+
+    monkeypatch.setattr(probe, "train_heads", spy)
+    classifier = choose(features, labels, probe_epochs=60, probe_held_out=0.2)
+    (rest, grid, (kernels, biases)), (everything, chosen, (kernel, bias)) = trained
+    assert len(rest) == 72
+    assert everything == set(range(90))
+    assert len(grid) == len(probe.LEARNING_RATES) * len(probe.WEIGHT_DECAYS)
+    held_out = sorted(everything - rest)
+    scores = features[held_out] @ kernels + biases[:, np.newaxis]
+    top1 = 100 * (scores.argmax(axis=2) == labels[held_out]).mean(axis=1)
+    assert top1.max() > top1.min()
+    assert classifier.held_out_top1 == pytest.approx(top1.max())
+    assert chosen == [grid[top1.argmax()]]
+    assert chosen == [(classifier.learning_rate, classifier.weight_decay)]
+    np.testing.assert_array_equal(classifier(features), features @ kernel[0] + bias[0])
+
+
+def test_a_seed_holds_out_the_same_images_and_another_seed_others(monkeypatch):
+    features, labels = data()
+    trained = []
+
+    def spy(features, labels, rows, num_classes, pairs, config, seed):
+        trained.append(set(rows.tolist()))
+        shape = (len(pairs), features.shape[1], num_classes)
+        return np.zeros(shape), np.zeros((shape[0], shape[2]))
+
+    monkeypatch.setattr(probe, "train_heads", spy)
+    for seed in (0, 0, 1):
+        choose(features, labels, seed)
+    first, again, other = trained[::2]
+    assert first == again != other
+
+
+def test_new_images_of_the_classes_are_told_apart():
+    classifier = choose(*data(count=600), probe_epochs=30)
+    features, labels = data(count=600, seed=1)
+    peer = LogisticRegression().fit(standardized(data(count=600)[0]), data(count=600)[1])
+    expected = peer.score(standardized(features), labels)
+    assert np.mean(classifier(features).argmax(axis=1) == labels) > expected - 0.02
+
+
+def test_one_image_cannot_be_trained_and_chosen_on():
+    with pytest.raises(UserError, match=r"two training images or more\. Received: 1"):
+        choose(*data(count=1))
+
+
+def test_two_images_can_be():
+    assert choose(*data(count=2))(np.zeros((4, 5))).shape == (4, CLASSES)
