@@ -79,8 +79,8 @@ class SelfSupervisedModel(keras.Model):
             [tf.reduce_all(tf.math.is_finite(value)) for value in [scalars["loss"], *gradients]]
         )
         # NaN everywhere is what the optimizer leaves out, and summing carries it to every replica.
-        nan = tf.constant(float("nan"), scalars["loss"].dtype)
-        gradients = [tf.where(finite, gradient, nan) for gradient in gradients]
+        poison = tf.where(finite, 0.0, float("nan"))
+        gradients = [gradient + tf.cast(poison, gradient.dtype) for gradient in gradients]
         self.optimizer.apply(gradients, self.learned_variables)
 
         scalars["void"] = tf.cast(tf.logical_not(finite), scalars["loss"].dtype)

@@ -27,7 +27,7 @@ class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
 class SGD(keras.optimizers.Optimizer):
     """g ← g + λw; v ← μv + g; w ← w − rate·v (PyTorch's form of momentum, coupled L2).
 
-    Where a gradient is NaN, weight and velocity stay as they are.
+    Weights whose gradient has a NaN in it stay as they are, and so does their velocity.
     """
 
     def __init__(
@@ -67,9 +67,13 @@ class SGD(keras.optimizers.Optimizer):
         else:
             rate = tf.cast(learning_rate, variable.dtype)
         gradient = self.direction(tf.cast(gradient, variable.dtype), variable)
-        void = tf.math.is_nan(gradient)
-        self.assign(velocity, tf.where(void, velocity, self.momentum * velocity + gradient))
-        self.assign_sub(variable, tf.where(void, tf.zeros_like(velocity), rate * velocity))
+        # By numbers, as it takes fewer passes over memory: v · 1 + 0 is v, and w − 0 · v is w.
+        void = tf.math.is_nan(tf.reduce_sum(gradient))
+        zero, one = (tf.constant(number, variable.dtype) for number in (0, 1))
+        gradient = tf.math.multiply_no_nan(gradient, tf.where(void, zero, one))
+        momentum = tf.where(void, one, tf.constant(self.momentum, variable.dtype))
+        self.assign(velocity, momentum * velocity + gradient)
+        self.assign_sub(variable, tf.where(void, zero, rate) * velocity)
 
     def direction(self, gradient, variable):
         """What enters the momentum: the gradient with its L2 penalty."""
