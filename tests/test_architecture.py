@@ -15,6 +15,7 @@ ROOMS = [
     ["distribution", "objectives", "data", "models", "training.schedules", "training.optimizers"],
     ["methods"],
     ["export", "evaluation"],
+    ["training.meter"],
     ["training.loop", "training.checkpoints", "training.interruption", "training.monitors"],
     ["training.pretrain"],
     ["flags"],

@@ -41,6 +41,7 @@ def run_steps(
     batches,
     prepare,
     *,
+    replica_batch_size,
     first_step,
     loop_end,
     stop_wanted=lambda: False,
@@ -53,6 +54,7 @@ def run_steps(
       model: a `SelfSupervisedModel` with its optimizer.
       batches: a distributed data set of the steps from `first_step` on.
       prepare: one replica's share of a batch → its views as the network takes them.
+      replica_batch_size: size of a replica's share, which is not static under several workers.
       first_step: how many steps were done before.
       loop_end: steps done → steps done after the next loop, which runs without Python; no more
         than were done ends the training.
@@ -67,7 +69,11 @@ def run_steps(
         return strategy.experimental_local_results(value)[0]
 
     def replica_step(batch):
-        views = prepare(batch)
+        views = prepare(
+            tf.nest.map_structure(
+                lambda rows: tf.ensure_shape(rows, [replica_batch_size, *rows.shape[1:]]), batch
+            )
+        )
         with tf.name_scope(meter.SCOPE):
             metrics = model.train_step({"views": views})
         names[:] = metrics

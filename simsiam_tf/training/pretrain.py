@@ -128,6 +128,7 @@ def _train(config, strategy, output):
             model,
             batches,
             views.prepare,
+            replica_batch_size=batch_size // strategy.num_replicas_in_sync,
             first_step=first_step,
             loop_end=loop_end,
             stop_wanted=lambda: received() is not None,

@@ -2,11 +2,8 @@
 
 import json
 
-import pytest
-
 
 def test_knn_beside_faiss(program, tmp_path):
-    pytest.importorskip("faiss")
     output = tmp_path / "knn.json"
     finished = program(
         "benchmarks/knn.py", "--bank=300", "--queries=40", "--features=16", "--k=7",

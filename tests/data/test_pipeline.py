@@ -254,6 +254,17 @@ def test_batches_have_the_promised_shapes_and_dtypes(source):
     assert batch["index"].dtype == np.int64
 
 
+def test_what_the_device_draws_with_travels_with_the_crops(source):
+    size = batch_size_of(source)
+    recipe = views.build_views(ViewsConfig(image_size=8, augment_on="device"))
+    (batch,) = train(source, 0, 1, recipe=recipe)
+    assert [view.shape for view in batch["views"]] == [(size, 8, 8, 3)] * 2
+    shapes = {"factors": (size, 4), "order": (size, 4)}
+    shapes |= dict.fromkeys(("gray", "sigma", "flip"), (size,))
+    for draws in batch["draws"]:
+        assert {name: column.shape for name, column in draws.items()} == shapes
+
+
 def test_views_are_drawn_anew_for_each_seed_epoch_and_image():
     # What the recipe is given as its seed.
     def drawn(image, seed):

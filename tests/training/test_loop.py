@@ -49,6 +49,7 @@ def test_five_steps_of_the_loop_are_the_references(
             model,
             strategy.distribute_datasets_from_function(lambda context: data),
             lambda batch: batch["views"],
+            replica_batch_size=batch_size // num_replicas,
             first_step=0,
             loop_end=lambda done: min(done + steps_per_loop, num_steps),
         )
@@ -97,6 +98,7 @@ def losses_of_a_run(pretrain_config, num_steps, xla):
         model,
         data.batch(8, drop_remainder=True),
         prepare,
+        replica_batch_size=8,
         first_step=0,
         loop_end=lambda done: min(done + 1, num_steps),
         xla=xla,
@@ -159,6 +161,7 @@ def test_a_step_knows_its_arithmetic(pretrain_config):
             model,
             data.batch(8, drop_remainder=True),
             lambda batch: batch["views"],
+            replica_batch_size=8,
             first_step=0,
             loop_end=lambda done: 1,
             xla=xla,

@@ -29,6 +29,9 @@ def test_a_run_leaves_flags_checkpoint_metrics_tensorboard_encoder_and_summary(t
     }  # fmt: skip
     summary = json.loads((tiny_run / "summary.json").read_text())
     assert summary["steps"] == 44
+    assert summary["images_per_second"] > 0
+    assert 0 < summary["model_flop_utilization"] < 1
+    assert "limits this run" in summary["limit"]
     assert summary["knn_top1_before_training"] == lines_of(tiny_run)[0]["knn_top1"]
 
 
