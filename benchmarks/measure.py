@@ -65,8 +65,8 @@ def compare(title, sides, arguments, rounds, unit, peer, output=None):
         cells = [f"{row[name]:.0f}" if name in row else "" for name in names]
         cells = [
             side,
-            f"{row['median']:.3g}",
-            f"{row['lowest']:.3g} to {row['highest']:.3g}",
+            _short(row["median"]),
+            f"{_short(row['lowest'])} to {_short(row['highest'])}",
             f"{row['ratio']:.2f}",
             *cells,
         ]
@@ -77,6 +77,10 @@ def compare(title, sides, arguments, rounds, unit, peer, output=None):
         with open(output, "a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
     return result
+
+
+def _short(value):
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def serve(measure):

@@ -110,6 +110,16 @@ def test_two_different_views_depend_on_image_and_seed_only(run):
     assert np.abs(np.subtract(of_other_image, first)).mean() > 0.01
 
 
+def test_views_of_host_and_device_are_the_same_within_two_levels():
+    images, seeds = [photograph(50, 41)] * 40, [seed_of(number) for number in range(40)]
+    by_place = [
+        in_tf_data(recipe(ViewsConfig(image_size=SIZE, augment_on=place)), images, seeds)
+        for place in ("host", "device")
+    ]
+    host, device = (np.stack(views) * STD + MEAN for views in by_place)
+    assert np.abs(host - device).max() <= 2 * LEVEL
+
+
 @pytest.mark.parametrize("place", ["host", "device"])
 def test_views_in_tf_data_are_bit_for_bit_those_made_eagerly(place):
     build = views.build_views(ViewsConfig(image_size=SIZE, augment_on=place))
