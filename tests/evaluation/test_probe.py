@@ -120,12 +120,40 @@ def test_the_best_head_on_the_held_out_part_is_trained_anew_on_everything(monkey
     assert len(grid) == len(probe.LEARNING_RATES) * len(probe.WEIGHT_DECAYS)
     held_out = sorted(everything - rest)
     scores = features[held_out] @ kernels + biases[:, np.newaxis]
+    shifted = scores - scores.max(axis=2, keepdims=True)
+    log_softmax = shifted - np.log(np.exp(shifted).sum(axis=2, keepdims=True))
+    cross_entropy = -log_softmax[:, range(len(held_out)), labels[held_out]].mean(axis=1)
+    best = cross_entropy.argmin()
+    assert chosen == [grid[best]]
     top1 = 100 * (scores.argmax(axis=2) == labels[held_out]).mean(axis=1)
-    assert top1.max() > top1.min()
-    assert classifier.held_out_top1 == pytest.approx(top1.max())
-    assert chosen == [grid[top1.argmax()]]
+    assert classifier.held_out_top1 == pytest.approx(top1[best])
+    assert best != top1.argmax()  # what would have been chosen by that
     assert chosen == [(classifier.learning_rate, classifier.weight_decay)]
     np.testing.assert_array_equal(classifier(features), features @ kernel[0] + bias[0])
+
+
+def test_a_head_that_ran_away_is_not_chosen(monkeypatch):
+    features, labels = data()
+    original = probe.train_heads
+
+    def spy(*arguments):
+        kernel, bias = original(*arguments)
+        kernel[:-1] = np.nan
+        return kernel, bias
+
+    monkeypatch.setattr(probe, "train_heads", spy)
+    classifier = choose(features, labels)
+    assert classifier.learning_rate == probe.LEARNING_RATES[-1]
+    assert classifier.weight_decay == probe.WEIGHT_DECAYS[-1]
+
+
+def test_more_steps_than_are_taken_at_once_are_the_same_steps(monkeypatch):
+    features, labels = data()
+    together = train(features, labels, probe_batch_size=4)
+    monkeypatch.setattr(probe, "_STEPS_AT_ONCE", 3)
+    apart = train(features, labels, probe_batch_size=4)
+    for first, second in zip(together, apart, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-7)
 
 
 def test_a_seed_holds_out_the_same_images_and_another_seed_others(monkeypatch):
