@@ -3,7 +3,7 @@
 python benchmarks/train_step.py --backbone=resnet50 --image_size=224 --batch_size=8
 python benchmarks/train_step.py --backbone=resnet18 --stem=cifar --image_size=32 --batch_size=64
 
-Both sides take the same views, uint8 and normalised already, forward, back and through SGD. The
+Both sides take the same views, normalised already, forward, back and through SGD. The
 peer is tests/interop/torch_twin.py, the reference network with PyTorch's own convolution, batch
 normalization and optimizer. Images per second; an image is two views. Needs
 benchmarks/requirements.txt.

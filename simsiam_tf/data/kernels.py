@@ -1,7 +1,7 @@
 """Views on the host: the loops over pixels, compiled by Numba, each image on one thread.
 
-`crop` is Pillow's bilinear resize to the last bit. What follows it is computed in float32 and
-rounded once, at the end; `ops.recolor` is the same for whole batches on an accelerator. Colours are
+A crop is Pillow's bilinear resize, rows first, to the last bit. What follows is computed in float32
+and rounded once, at the end; `ops.recolor` is the same for batches on an accelerator. Colours are
 kept in planes here, and sums run along rows, so that the inner loops are vector instructions and
 results depend neither on their width nor on the number of threads.
 """

@@ -299,10 +299,6 @@ class KnnMonitor:
         self.queries = queries
         self.config = config
 
-    def is_due(self, step, steps_per_epoch):
-        """Whether this step ends one of every `knn_every_epochs` epochs."""
-        return step % (steps_per_epoch * self.config.monitor.knn_every_epochs) == 0
-
     def top1(self):
         """In percent."""
         config = self.config
