@@ -144,14 +144,18 @@ def train_heads(features, labels, rows, num_classes, pairs, config, seed):
         kernel.assign_sub(factor * learning_rate * kernel_velocity)
         bias.assign_sub(factor * learning_rate * bias_velocity)
 
-    every_row = tf.range(len(rows), dtype=tf.int64)
+    @tf.function
+    def order_of(epoch):
+        every_row = tf.range(len(rows), dtype=tf.int64)
+        return pipeline.epoch_order(len(rows), seed, epoch, every_row)
+
     batch_size = min(config.probe_batch_size, len(rows))
     steps_per_epoch = len(rows) // batch_size
     num_steps = steps_per_epoch * config.probe_epochs
     factors = (1 + np.cos(np.pi * np.arange(num_steps) / num_steps)) / 2
     factors = factors.astype(np.float32).reshape(config.probe_epochs, steps_per_epoch)
     for epoch, of_epoch in enumerate(factors):
-        order = rows[pipeline.epoch_order(len(rows), seed, epoch, every_row)]
+        order = rows[order_of(tf.constant(epoch))]
         for start in range(0, steps_per_epoch, _STEPS_AT_ONCE):
             some = of_epoch[start : start + _STEPS_AT_ONCE]
             taken = order[start * batch_size : (start + len(some)) * batch_size]
