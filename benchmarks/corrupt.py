@@ -88,7 +88,7 @@ class Run:
         self.workdir = workdir
         settings = schema.defaults(config_lib.PretrainConfig) | SETTINGS
         config = schema.build(config_lib.PretrainConfig, settings)
-        model, optimizer = pretrain.build_model(config, tf.distribute.get_strategy(), 1)
+        model, optimizer = pretrain.build_model(config, tf.distribute.get_strategy())
         self.variables = [*model.weights, *optimizer.variables]
         self.checkpoints = Checkpoints(str(workdir), model, optimizer)
         self.saved = {}

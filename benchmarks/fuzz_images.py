@@ -76,7 +76,7 @@ def feed(folder):
     batch_size = next(size for size in range(16, 0, -1) if source.num_examples % size == 0)
     batches = pipeline.training_batches(
         source,
-        views.build_views(ViewsConfig(image_size=32)),
+        views.build_views(ViewsConfig(image_size=32), 2),
         batch_size=batch_size,
         seed=0,
         first_step=0,

@@ -100,7 +100,7 @@ def train_here(reference):
         "base_learning_rate": settings["predictor_learning_rate"] * 256 / settings["batch"],
     }
     config = schema.build(config_lib.PretrainConfig, values)
-    model, optimizer = pretrain.build_model(config, tf.distribute.get_strategy(), 1)
+    model, optimizer = pretrain.build_model(config, tf.distribute.get_strategy())
     optimizer._learning_rate = optimizers.EpochRates(settings["learning_rates"], 1)
     load_weights(model, reference)
     train_step = tf.function(model.train_step)

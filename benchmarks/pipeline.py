@@ -79,7 +79,7 @@ def ours(options):
 
     batches = pipeline.training_batches(
         source,
-        decoded if options.side == SIDES[3] else views.build_views(config),
+        decoded if options.side == SIDES[3] else views.build_views(config, 2),
         batch_size=options.batch_size,
         seed=0,
         first_step=0,

@@ -80,7 +80,7 @@ def ours(options):
         name: getattr(options, name) for name in ("backbone", "stem", "image_size", "batch_size")
     }
     config = schema.build(PretrainConfig, values)
-    model, _ = pretrain.build_model(config, tf.distribute.get_strategy(), steps_per_epoch=1000)
+    model, _ = pretrain.build_model(config, tf.distribute.get_strategy())
     train_step = tf.function(model.train_step, jit_compile=options.side == SIDES[2])
     views = tuple(map(tf.constant, random_views(options)))
     return lambda: float(train_step({"views": views})["loss"])

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 
-from simsiam_tf.schema import Config, UserError, setting
+from simsiam_tf.schema import Config, UserError, setting, settings_of
 
 
 class Purpose(enum.IntEnum):
@@ -133,22 +133,138 @@ class EncoderConfig(Config):
     )
 
 
+_METHODS = ("simsiam", "simclr", "mocov2", "byol", "swav", "alternation", "supervised")
+_SELF_SUPERVISED = _METHODS[:-1]
+_PREDICTING = ("simsiam", "simclr", "byol", "swav", "alternation")
+
+
 @dataclasses.dataclass(frozen=True)
 class MethodConfig(Config):
-    """Method"""
+    """Method (defaults: SimSiam's)"""
 
-    method: str = setting("simsiam", "Method of pre-training.", choices=("simsiam",))
+    method: str = setting(
+        "simsiam",
+        "Method of pre-training. The recipe of each is a flagfile: configs/byol_r50.cfg and so on.",
+        choices=_METHODS,
+    )
     projection_layers: int = setting(
-        3, "Fully connected layers of the projector (section 3).", at_least=1
+        3,
+        "Fully connected layers of the projector (section 3).",
+        at_least=1,
     )
     projection_hidden_dim: int = setting(
-        0, "Width of the projector's hidden layers; 0: that of the backbone's features.", at_least=0
+        0,
+        "Width of the projector's hidden layers; 0: that of the backbone's features.",
+        at_least=0,
     )
     projection_dim: int = setting(2048, "Dimension d of the projection z.", at_least=2)
-    prediction_hidden_dim: int = setting(512, "Width of the predictor's hidden layer.", at_least=1)
-    stop_gradient: bool = setting(
-        True, "Stop the gradient at the target z; without it the method collapses (section 4.1)."
+    projection_bn: str = setting(
+        "all",
+        "Batch normalization in the projector (Table 3): none, hidden (of the hidden layers), all "
+        "(of the output too, without scale and offset), all_affine (with them).",
+        choices=("none", "hidden", "all", "all_affine"),
+        methods=_SELF_SUPERVISED,
     )
+    predictor: str = setting(
+        "mlp",
+        "Predictor h: mlp, none (the identity) or fixed (at its random start; Table 1).",
+        choices=("mlp", "none", "fixed"),
+        methods=_PREDICTING,
+    )
+    prediction_hidden_dim: int = setting(512, "Width of the predictor's hidden layer.", at_least=1)
+    prediction_bn: str = setting(
+        "hidden",
+        "Batch normalization in the predictor (Table 3): none, hidden, all (of the output too).",
+        choices=("none", "hidden", "all"),
+        methods=_PREDICTING,
+    )
+    stop_gradient: bool = setting(
+        True,
+        "Stop the gradient at the target; without it SimSiam collapses (section 4.1). SimCLR is "
+        "without it, SwAV stops it at its codes.",
+        methods=("simsiam", "simclr", "swav"),
+    )
+    similarity: str = setting(
+        "cosine",
+        "What the loss compares by: cosine, or cross_entropy of softmaxes (section 4.5).",
+        choices=("cosine", "cross_entropy"),
+        methods=("simsiam", "alternation"),
+    )
+    loss_symmetry: str = setting(
+        "symmetric",
+        "Pairs in the loss (section 4.6): symmetric (each view predicts the other), asymmetric "
+        "(the first the second), asymmetric_2x (the same for two pairs of each image).",
+        choices=("symmetric", "asymmetric", "asymmetric_2x"),
+        methods=("simsiam",),
+    )
+    inner_steps: str = setting(
+        "1",
+        "Steps that take their targets from one moment of the network (section 5.2): a number, or "
+        "epoch.",
+        filled=True,
+        methods=("alternation",),
+    )
+    eta_momentum: float = setting(
+        0.0,
+        "Share of the old target in the moving average that is kept for each image (section 5.2: "
+        "0.8); 0: no average.",
+        at_least=0,
+        below=1,
+        methods=("alternation",),
+    )
+    temperature: float = setting(
+        0.1,
+        "Temperature of the softmax in the loss.",
+        above=0,
+        methods=("simclr", "mocov2", "swav"),
+    )
+    target_momentum: float = setting(
+        0.996,
+        "Share of the old weights in the momentum encoder's moving average, at the start.",
+        at_least=0,
+        at_most=1,
+        methods=("mocov2", "byol"),
+    )
+    target_momentum_schedule: str = setting(
+        "cosine",
+        "How that share goes on: cosine (up to 1 by half a cosine over the run) or constant.",
+        choices=("cosine", "constant"),
+        methods=("mocov2", "byol"),
+    )
+    queue_size: int = setting(
+        65536, "Keys that wait in MoCo's queue as negatives.", at_least=1, methods=("mocov2",)
+    )
+    num_prototypes: int = setting(3000, "SwAV's prototypes.", at_least=2, methods=("swav",))
+    sinkhorn_epsilon: float = setting(
+        0.05, "Weight of the entropy in SwAV's codes.", above=0, methods=("swav",)
+    )
+    sinkhorn_iterations: int = setting(
+        3, "Iterations of Sinkhorn and Knopp for SwAV's codes.", at_least=1, methods=("swav",)
+    )
+    freeze_prototypes_epochs: int = setting(
+        1, "First epochs, in which SwAV's prototypes stay.", at_least=0, methods=("swav",)
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in settings_of(type(self)):
+            methods, value = field.metadata["methods"], getattr(self, field.name)
+            if methods and self.method not in methods and value != field.default:
+                raise UserError(
+                    f"--{field.name} is for --method={' or '.join(methods)}. Received: {value} "
+                    f"with --method={self.method}"
+                )
+        if self.inner_steps != "epoch" and not (
+            self.inner_steps.isdecimal() and int(self.inner_steps)
+        ):
+            raise UserError(
+                f"--inner_steps must be a number above 0, or epoch. Received: {self.inner_steps}"
+            )
+        if self.eta_momentum and self.inner_steps != "1":
+            raise UserError(
+                "--eta_momentum moves the targets in every step, so --inner_steps must be 1. "
+                f"Received: {self.inner_steps}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +289,23 @@ class OptimizationConfig(Config):
         1e-4, "L2 penalty, added to the gradient of every trained weight.", at_least=0
     )
     momentum: float = setting(0.9, "Momentum of SGD.", at_least=0, below=1)
+    optimizer: str = setting(
+        "sgd",
+        "Optimizer: sgd, or lars (SGD with a rate for each tensor), both with momentum.",
+        choices=("sgd", "lars"),
+    )
+    lars_trust_coefficient: float = setting(
+        0.001,
+        "LARS: a tensor's rate is scaled by this times its norm over its gradient's.",
+        above=0,
+    )
+    exclude_norm_and_bias: bool = setting(
+        False,
+        "Leave biases and the scales and offsets of normalization without L2 penalty and without "
+        "LARS' scaling.",
+    )
     fix_predictor_learning_rate: bool = setting(
-        True, "Hold the predictor's rate at its initial value (Table 1c)."
+        True, "Hold the rate of SimSiam's predictor at its initial value (Table 1c)."
     )
 
 

@@ -231,20 +231,65 @@ def num_replicas():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def replica_id():
+    """The number of this replica, in replica context: an int32 tensor."""
+    return tf.convert_to_tensor(tf.distribute.get_replica_context().replica_id_in_sync_group)
+
+
 def mean_over_replicas(value):
     """The mean of a tensor over all replicas, in replica context: one collective."""
+    return _over_replicas(tf.distribute.ReduceOp.MEAN, value)
+
+
+def sum_over_replicas(value):
+    """The sum of a tensor over all replicas, in replica context: one collective."""
+    return _over_replicas(tf.distribute.ReduceOp.SUM, value)
+
+
+def _over_replicas(operation, value):
     if num_replicas() == 1:
         return value
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, value)
+    return tf.distribute.get_replica_context().all_reduce(operation, value)
 
 
 def gather_over_replicas(value):
-    """`[...]` of each replica → `[replicas, ...]`, in replica context: one collective."""
+    """`[...]` of each replica → `[replicas, ...]`, in replica context: one collective.
+
+    The gradient flows back to each replica's own.
+    """
     value = value[tf.newaxis]
     if num_replicas() == 1:
         return value
     # A sum in which each has its own place: all_gather would ask for everyone's shape before.
-    context = tf.distribute.get_replica_context()
-    is_mine = tf.equal(tf.range(num_replicas()), context.replica_id_in_sync_group)
+    is_mine = tf.equal(tf.range(num_replicas()), replica_id())
     is_mine = tf.reshape(is_mine, [-1] + [1] * (value.shape.rank - 1))
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.where(is_mine, value, 0))
+    return sum_over_replicas(tf.where(is_mine, value, 0))
+
+
+def gather_batch(value):
+    """`[b, ...]` of each replica → those of all, `[B, ...]`, and this replica's places, int `[b]`.
+
+    In replica context: one collective. The gradient flows back to each replica's own.
+    """
+    size = value.shape[0]
+    gathered = gather_over_replicas(value)
+    whole = tf.reshape(gathered, [num_replicas() * size, *value.shape[1:]])
+    return whole, replica_id() * size + tf.range(size)
+
+
+def assign_on_all_replicas(variables, values):
+    """Assigns values that are the same on every replica, in replica context."""
+
+    def assign(strategy, values):
+        for variable, value in zip(variables, values, strict=True):
+            strategy.extended.update(
+                variable.value,
+                lambda mirrored, value: mirrored.assign(value),
+                args=(value,),
+                group=False,
+            )
+
+    # As Keras' optimizers assign.
+    tf.__internal__.distribute.interim.maybe_merge_call(
+        assign, tf.distribute.get_strategy(), values
+    )

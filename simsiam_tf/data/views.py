@@ -8,15 +8,14 @@ import tensorflow as tf
 
 from simsiam_tf.data import kernels, ops
 
-NUM_VIEWS = 2
 # Of ImageNet, for RGB in [0, 1]; every recipe of the reference normalises by them.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 _JITTER, _GRAY, _BLUR, _FLIP = range(4)
 
 
-def build_views(config):
-    """The pre-training recipe of a `ViewsConfig` (section 3).
+def build_views(config, num_views):
+    """The pre-training recipe of a `ViewsConfig` (section 3), for a number of views.
 
     Returns:
       A function (image `[H, W, 3]` uint8, seed int32 `[2]`) → {"views": a tuple of independent
@@ -25,7 +24,7 @@ def build_views(config):
     """
 
     def views(image, seed):
-        boxes, draws = draw(seed, tf.shape(image), config)
+        boxes, draws = draw(seed, tf.shape(image), config, num_views)
         if config.augment_on == "host":
             return {"views": _on_host(kernels.views, image, boxes, config.image_size, draws)}
         crops = _on_host(kernels.crops, image, boxes, config.image_size)
@@ -34,19 +33,20 @@ def build_views(config):
     return views
 
 
-def draw(seed, shape, config):
+def draw(seed, shape, config, num_views):
     """What is random about the views of an image.
 
     Args:
       seed: int32 `[2]`.
       shape: of the image: height, width, …
       config: a `ViewsConfig`.
+      num_views: V, views of the image.
 
     Returns:
       Boxes, `[V, 4]` int32 as of `ops.random_boxes`, and a dict of what `ops.recolor` takes.
     """
     kinds = {"box": ops.BOX_DRAWS, "chance": 4, "factor": 4, "order": 4, "sigma": 1}
-    uniform = tf.random.stateless_uniform([NUM_VIEWS, sum(kinds.values())], seed)
+    uniform = tf.random.stateless_uniform([num_views, sum(kinds.values())], seed)
     uniform = dict(zip(kinds, tf.split(uniform, list(kinds.values()), axis=1), strict=True))
     boxes = ops.random_boxes(shape, uniform["box"], config.crop_min_area)
     strengths = [config.brightness, config.contrast, config.saturation, config.hue]

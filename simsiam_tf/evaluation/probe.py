@@ -119,30 +119,26 @@ def train_heads(features, labels, rows, num_classes, pairs, config, seed):
     # of their outputs.
     columns = np.repeat(np.array(pairs, np.float32), num_classes, axis=0)
     learning_rate, weight_decay = columns[:, 0], columns[:, 1]
-    kernel, bias, kernel_velocity, bias_velocity = (
-        tf.Variable(tf.zeros([*shape, len(columns)]))
-        for shape in ([dimension], [], [dimension], [])
-    )
+    # The bias is the kernel's last row, of inputs that are all one; it has no weight decay.
+    shape = [dimension + 1, len(columns)]
+    kernel, velocity = tf.Variable(tf.zeros(shape)), tf.Variable(tf.zeros(shape))
+    weight_decay = tf.pad(tf.tile(weight_decay[tf.newaxis], [dimension, 1]), [[0, 1], [0, 0]])
 
     @tf.function(reduce_retracing=True)
     def train_steps(features, labels, factors):
         """A step for each factor of the rates, on as many equal parts of the rows."""
-        for step in tf.range(tf.size(factors)):
-            part = slice(step * batch_size, (step + 1) * batch_size)
-            train_step(features[part], labels[part], factors[step])
-
-    def train_step(features, labels, factor):
-        inputs = (features - mean) * scale
-        logits = tf.reshape(inputs @ kernel + bias, [-1, num_heads, num_classes])
+        inputs = tf.pad((features - mean) * scale, [[0, 0], [0, 1]], constant_values=1)
         # The gradient of the mean cross-entropy to the logits is (softmax - target) / batch.
         target = tf.one_hot(labels, num_classes)[:, tf.newaxis]
-        error = (tf.nn.softmax(logits) - target) / tf.cast(tf.shape(features)[0], tf.float32)
-        error = tf.reshape(error, [-1, len(columns)])
-        gradient = tf.matmul(inputs, error, transpose_a=True) + weight_decay * kernel
-        kernel_velocity.assign(_MOMENTUM * kernel_velocity + gradient)
-        bias_velocity.assign(_MOMENTUM * bias_velocity + tf.reduce_sum(error, axis=0))
-        kernel.assign_sub(factor * learning_rate * kernel_velocity)
-        bias.assign_sub(factor * learning_rate * bias_velocity)
+        rates = factors[:, tf.newaxis] * learning_rate
+        for step in tf.range(tf.size(factors)):
+            part = slice(step * batch_size, (step + 1) * batch_size)
+            logits = tf.reshape(inputs[part] @ kernel, [batch_size, num_heads, num_classes])
+            error = (tf.nn.softmax(logits) - target[part]) / batch_size
+            error = tf.reshape(error, [batch_size, -1])
+            gradient = tf.matmul(inputs[part], error, transpose_a=True) + weight_decay * kernel
+            velocity.assign(_MOMENTUM * velocity + gradient)
+            kernel.assign_sub(rates[step] * velocity)
 
     @tf.function
     def order_of(epoch):
@@ -161,8 +157,8 @@ def train_heads(features, labels, rows, num_classes, pairs, config, seed):
             taken = order[start * batch_size : (start + len(some)) * batch_size]
             train_steps(features[taken], labels[taken], some)
     # Folded in, so that the classifier takes features as they are.
-    kernel = kernel.numpy() * scale[:, np.newaxis]
-    bias = bias.numpy() - mean @ kernel
+    kernel, bias = kernel.numpy()[:-1] * scale[:, np.newaxis], kernel.numpy()[-1]
+    bias = bias - mean @ kernel
     shape = (num_heads, num_classes)
     return kernel.reshape(dimension, *shape).swapaxes(0, 1), bias.reshape(shape)
 

@@ -35,7 +35,7 @@ def import_torch(config):
     run = _run_of(checkpoint.shapes, config)
     if config.workdir:
         check_workdir(run)
-        model, optimizer = pretrain.build_model(run, tf.distribute.get_strategy(), 1)
+        model, optimizer = pretrain.build_model(run, tf.distribute.get_strategy())
         encoder, variables = model.encoder, naming.model_variables(model)
     else:
         encoder = resnet.ResNet(run.encoder, run.system.seed)
@@ -173,11 +173,27 @@ def _load_encoder(config):
     """The `ResNet` of a `SourceConfig`."""
     if config.encoder:
         return export.load_resnet(config.encoder)
-    return load_run(config.workdir)[0].encoder
+    run = _run_in(config.workdir)
+    encoder = resnet.ResNet(run.encoder, run.system.seed)
+    _restore(config.workdir, encoder)
+    return encoder
 
 
 def load_run(workdir):
-    """The model and the optimizer of a run's newest checkpoint, and the run's config."""
+    """The model and the optimizer of a SimSiam run's newest checkpoint, and the run's config."""
+    run = _run_in(workdir)
+    if run.method.method != "simsiam":
+        raise UserError(
+            "--whole needs a run of --method=simsiam, as the authors' code has no other. "
+            f"Received: {run.method.method}"
+        )
+    model, optimizer = pretrain.build_model(run, tf.distribute.get_strategy())
+    _restore(workdir, model, optimizer)
+    return model, optimizer, run
+
+
+def _run_in(workdir):
+    """The config of a run, for one device."""
     path = os.path.join(workdir, FLAGFILE)
     try:
         with open(path, encoding="utf-8") as file:
@@ -187,8 +203,10 @@ def load_run(workdir):
             f"--workdir must be the folder of a run, with its {FLAGFILE}. Received: {workdir}"
         ) from error
     one_device = dataclasses.replace(run.system, strategy="default", cpu_replicas=1)
-    strategy = distribution.build_strategy(one_device)
-    model, optimizer = pretrain.build_model(run, strategy, steps_per_epoch=1)
-    if Checkpoints(workdir, model, optimizer).restore() is None:
+    distribution.build_strategy(one_device)
+    return run
+
+
+def _restore(workdir, *parts):
+    if Checkpoints(workdir, *parts).restore() is None:
         raise UserError(f"--workdir must hold a checkpoint. Received: {workdir}")
-    return model, optimizer, run

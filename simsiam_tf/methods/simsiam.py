@@ -4,19 +4,24 @@ import tensorflow as tf
 
 from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
 from simsiam_tf.models import heads
-from simsiam_tf.objectives import negative_cosine_similarity
+from simsiam_tf.objectives import SIMILARITIES
+
+# Which view predicts which (section 4.6).
+_PAIRS = {
+    "symmetric": ((0, 1), (1, 0)),
+    "asymmetric": ((0, 1),),
+    "asymmetric_2x": ((0, 1), (2, 3)),
+}
 
 
 class SimSiam(SelfSupervisedModel):
     """L = ½ D(p1, stopgrad(z2)) + ½ D(p2, stopgrad(z1)), with z = f(x) and p = h(z)."""
 
-    def __init__(self, config, encoder, seed):
-        """Args:
-        config: a `MethodConfig`.
-        encoder: normalised images → features, with `feature_dim`.
-        seed: of the heads' initial weights.
-        """
-        super().__init__(encoder, name="simsiam")
+    def __init__(self, config, encoder, seed, plan=None):
+        super().__init__(encoder, name=config.method)
+        self.similarity = SIMILARITIES[config.similarity]
+        self.pairs = _PAIRS[config.loss_symmetry]
+        self.num_views = 1 + max(map(max, self.pairs))
         self.stop_gradient = tf.stop_gradient if config.stop_gradient else tf.identity
         self.projector = heads.build_projector(config, encoder.feature_dim, seed)
         self.predictor = heads.build_predictor(config, seed)
@@ -25,14 +30,15 @@ class SimSiam(SelfSupervisedModel):
     def predictor_variables(self):
         return self.predictor.trainable_variables
 
-    def compute_views_loss(self, views):
-        # Both views in one pass: normalization keeps their statistics apart.
-        num_views = len(views)
-        features = self.encoder(tf.concat(views, axis=0), training=True, num_views=num_views)
-        z = self.projector(features, training=True, num_views=num_views)
-        p = self.predictor(z, training=True, num_views=num_views)
-        z1, z2 = tf.split(z, num_views)
-        p1, p2 = tf.split(p, num_views)
-        loss = negative_cosine_similarity(p1, self.stop_gradient(z2)) / 2
-        loss += negative_cosine_similarity(p2, self.stop_gradient(z1)) / 2
-        return loss, {"feature_std": (feature_std(z1) + feature_std(z2)) / 2}
+    def compute_views_loss(self, batch):
+        z = self.project(batch["views"], self.encoder, self.projector)
+        return self.loss_against(z, z), {"feature_std": feature_std(z)}
+
+    def loss_against(self, z, targets):
+        """The loss of projections z with targets of every view, lists of `[B, D]`."""
+        p = tf.split(self.predictor(tf.concat(z, 0), training=True, num_views=len(z)), len(z))
+        losses = [
+            self.similarity(p[predicting], self.stop_gradient(targets[predicted])) / len(self.pairs)
+            for predicting, predicted in self.pairs
+        ]
+        return tf.add_n(losses)

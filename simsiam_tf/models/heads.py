@@ -8,9 +8,9 @@ from simsiam_tf.models.normalization import BatchNormalization
 
 
 class Mlp(keras.layers.Layer):
-    """[fully connected without bias, BN, ReLU] for each hidden layer, then the last layer.
+    """[fully connected, BN, ReLU] for each hidden layer, then the last layer; the identity without.
 
-    `linears` and `norms` hold the layers in order, built.
+    `linears` and `norms` hold the layers in order, built. There may be fewer norms than linears.
     """
 
     def __init__(self, linears, norms, **kwargs):
@@ -31,31 +31,49 @@ class Mlp(keras.layers.Layer):
 
 
 def build_projector(config, input_dim, seed):
-    """f's head: `projection_layers` layers with BN on each; the last BN has no scale and offset.
+    """f's head: `projection_layers` layers, by default with BN on each and no affine on the last.
 
-    The last layer has a bias that BN cancels; the reference freezes it where it starts.
+    The reference freezes the last layer's bias where it starts, as BN cancels it.
     """
     hidden_dim = config.projection_hidden_dim or input_dim
-    num_hidden = config.projection_layers - 1
-    dims = [input_dim, *[hidden_dim] * num_hidden, config.projection_dim]
-    linears = [
-        _linear(dims[index], dims[index + 1], f"projector.{index}", seed, bias=index == num_hidden)
-        for index in range(len(dims) - 1)
-    ]
-    linears[-1].bias.trainable = False
-    norms = [_norm(hidden_dim) for _ in range(num_hidden)]
-    norms.append(_norm(config.projection_dim, affine=False))
-    return Mlp(linears, norms, name="projector")
+    hidden_dims = [hidden_dim] * (config.projection_layers - 1)
+    dims = [input_dim, *hidden_dims, config.projection_dim]
+    return _mlp("projector", dims, config.projection_bn, seed)
 
 
 def build_predictor(config, seed):
-    """h: a bottleneck of two layers; the last has a bias and neither BN nor ReLU."""
-    dim, hidden_dim = config.projection_dim, config.prediction_hidden_dim
+    """h: a bottleneck of two layers, by default without BN on the last; or the identity."""
+    if config.predictor == "none":
+        return Mlp([], [], name="predictor")
+    dims = [config.projection_dim, config.prediction_hidden_dim, config.projection_dim]
+    norm = "all_affine" if config.prediction_bn == "all" else config.prediction_bn
+    predictor = _mlp("predictor", dims, norm, seed)
+    predictor.trainable = config.predictor != "fixed"
+    return predictor
+
+
+def _mlp(name, dims, norm, seed):
+    """The layers of a head; `norm` as `--projection_bn` has it."""
+    last = len(dims) - 2
+    num_norms = {"none": 0, "hidden": last}.get(norm, last + 1)
     linears = [
-        _linear(dim, hidden_dim, "predictor.0", seed, bias=False),
-        _linear(hidden_dim, dim, "predictor.1", seed, bias=True),
+        # A hidden layer's bias would be cancelled by the BN that follows.
+        _linear(
+            dims[index],
+            dims[index + 1],
+            f"{name}.{index}",
+            seed,
+            bias=index == last or num_norms == 0,
+        )
+        for index in range(last + 1)
     ]
-    return Mlp(linears, [_norm(hidden_dim)], name="predictor")
+    if num_norms > last:
+        linears[-1].bias.trainable = False
+    norms = [
+        _norm(dims[index + 1], affine=index < last or norm == "all_affine")
+        for index in range(num_norms)
+    ]
+    return Mlp(linears, norms, name=name)
 
 
 def _linear(input_dim, output_dim, name, seed, bias):

@@ -107,6 +107,8 @@ class ResNet(keras.layers.Layer):
         seed: of the initial weights, an int.
         """
         super().__init__(name=config.backbone)
+        self.config = config
+        self.seed = seed
         bottleneck, depths = ARCHITECTURES[config.backbone]
         imagenet = config.stem == "imagenet"
         kernel_size, strides = (7, 2) if imagenet else (3, 1)
@@ -130,6 +132,10 @@ class ResNet(keras.layers.Layer):
                 channels = block.output_channels
         self.feature_dim = channels
         self.built = True  # every weight is made above
+
+    def twin(self):
+        """Another network that begins with the same weights."""
+        return ResNet(self.config, self.seed)
 
     def call(self, images, training=False, num_views=1):
         """Args:

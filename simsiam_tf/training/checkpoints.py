@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -16,6 +17,7 @@ from simsiam_tf.schema import UserError
 
 FLAGFILE = "flags.cfg"
 _MANIFEST = "manifest.json"
+_BANK = "targets.npy"
 _UNFINISHED = ".partial"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 
@@ -87,35 +89,45 @@ class Checkpoints:
     renamed. What has a step's name was whole, and restoring finds whatever changed it since.
     """
 
-    def __init__(self, workdir, model, optimizer, keep=3, keep_every=0):
+    def __init__(
+        self, workdir, model, optimizer=None, *, bank=None, keep=3, keep_every=0, writes=True
+    ):
         """Args:
         workdir: the run's folder.
-        model: a Keras model.
-        optimizer: a Keras optimizer, built.
+        model: a Keras model; to restore, that part of it will do whose weights are its first.
+        optimizer: a Keras optimizer, built; None: its state is not asked for.
+        bank: a `Bank` of the model, or None.
         keep: how many of the newest are kept.
         keep_every: those of multiples of this step are kept besides; 0: none.
+        writes: whether this worker is the one that writes; every worker has to save.
         """
+        self.bank = bank
         self.keep = keep
         self.keep_every = keep_every
+        self.writes = writes
         self.directory = os.path.join(workdir, "checkpoints")
         # By position: TensorFlow does not look into the lists of layers that Keras layers hold.
         self.checkpoint = tf.train.Checkpoint(
             model=[variable.value for variable in model.weights],
-            optimizer=[variable.value for variable in optimizer.variables],
+            optimizer=[variable.value for variable in optimizer.variables] if optimizer else [],
         )
 
     def save(self, step):
         """Writes the checkpoint of a step, unless there is a whole one."""
+        parts = self.bank.parts() if self.bank else iter(())
         folder = self._folder(step)
-        if os.path.isdir(folder):
-            if _damage(folder) is None:
-                return
-            shutil.rmtree(folder)
+        if not self.writes or (os.path.isdir(folder) and _damage(folder) is None):
+            for _ in parts:  # which takes every worker
+                pass
+            return
+        shutil.rmtree(folder, ignore_errors=True)
         self._discard_unfinished()
         staging = f"{folder}{_UNFINISHED}"
         os.makedirs(staging)
         try:
             self.checkpoint.write(os.path.join(staging, "state"))
+            if self.bank:
+                self._write_bank(os.path.join(staging, _BANK), parts)
             hashes = {name: _sha256(os.path.join(staging, name)) for name in os.listdir(staging)}
             with open(os.path.join(staging, _MANIFEST), "w", encoding="utf-8") as file:
                 json.dump(hashes, file, indent=2, sort_keys=True)
@@ -128,6 +140,15 @@ class Checkpoints:
         _force_to_disk(self.directory)
         for other in self._outdated(step):
             shutil.rmtree(self._folder(other))
+
+    def _write_bank(self, path, parts):
+        shape = (self.bank.num_rows, *self.bank.shape)
+        array = np.lib.format.open_memmap(path, "w+", self.bank.dtype, shape)
+        start = 0
+        for part in parts:
+            array[start : start + len(part)] = part
+            start += len(part)
+        array.flush()
 
     def _discard_unfinished(self):
         for name in os.listdir(self.directory) if os.path.isdir(self.directory) else ():
@@ -159,6 +180,8 @@ class Checkpoints:
                 continue
             status = self.checkpoint.read(os.path.join(folder, "state"))
             status.assert_existing_objects_matched()
+            if self.bank:
+                self.bank.restore(np.load(os.path.join(folder, _BANK), mmap_mode="r"))
             logging.info("Restored %s", folder)
             return step
         if steps:

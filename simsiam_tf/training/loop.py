@@ -35,6 +35,40 @@ def _flops_of_step(graphs):
     return sum(meter.count_flops(graph.get_operations()) for graph in set(graphs)) / len(graphs)
 
 
+def _prepared(batch, prepare, size):
+    """What the model takes of one replica's share of a batch, all of it with a static size."""
+    batch = tf.nest.map_structure(
+        lambda rows: tf.ensure_shape(rows, [size, *rows.shape[1:]]), batch
+    )
+    return {name: batch[name] for name in batch if name != "draws"} | {"views": prepare(batch)}
+
+
+def build_hold(strategy, model, batches, prepare, replica_batch_size):
+    """What lets a model hold the targets of steps to come, as in `run_steps`.
+
+    Args:
+      strategy: as there.
+      model: a `SelfSupervisedModel` that has `hold_targets`.
+      batches: a distributed data set of the steps whose targets will be held, in order.
+      prepare: as there.
+      replica_batch_size: as there.
+
+    Returns:
+      A function: the number of steps → nothing; it takes their batches.
+    """
+    iterator = iter(batches)
+
+    def replica_hold(batch, place):
+        model.hold_targets(_prepared(batch, prepare, replica_batch_size), place)
+
+    @tf.function(reduce_retracing=True)
+    def hold(iterator, count):
+        for place in tf.range(count):
+            strategy.run(replica_hold, args=(iterator.get_next(), place))
+
+    return lambda count: hold(iterator, tf.constant(count))
+
+
 def run_steps(
     strategy,
     model,
@@ -44,6 +78,7 @@ def run_steps(
     replica_batch_size,
     first_step,
     loop_end,
+    before_loop=None,
     stop_wanted=lambda: False,
     xla=False,
 ):
@@ -58,6 +93,7 @@ def run_steps(
       first_step: how many steps were done before.
       loop_end: steps done → steps done after the next loop, which runs without Python; no more
         than were done ends the training.
+      before_loop: called with the steps done, before each loop; None: nothing.
       stop_wanted: whether this worker was told to stop. Several workers tell each other at the
         start of a loop, so that all of them stop after the same one.
       xla: compile each replica's step by XLA.
@@ -69,13 +105,9 @@ def run_steps(
         return strategy.experimental_local_results(value)[0]
 
     def replica_step(batch):
-        views = prepare(
-            tf.nest.map_structure(
-                lambda rows: tf.ensure_shape(rows, [replica_batch_size, *rows.shape[1:]]), batch
-            )
-        )
+        data = _prepared(batch, prepare, replica_batch_size)
         with tf.name_scope(meter.SCOPE):
-            metrics = model.train_step({"views": views})
+            metrics = model.train_step(data)
         names[:] = metrics
         graphs.append(tf.compat.v1.get_default_graph())
         return tf.stack([tf.cast(value, keras.config.floatx()) for value in metrics.values()])
@@ -104,6 +136,8 @@ def run_steps(
     iterator = iter(batches)
     done, flops = first_step, None
     while (end := loop_end(done)) > done:
+        if before_loop:
+            before_loop(done)
         *columns, stopping = run_loop(iterator, tf.constant(end - done), tf.constant(stop_wanted()))
         if not distribution.has_several_workers(strategy):
             stopping = stop_wanted()

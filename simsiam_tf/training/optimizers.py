@@ -38,14 +38,16 @@ class SGD(keras.optimizers.Optimizer):
         *,
         constant_rate_variables=(),
         constant_rate=None,
+        excluded_variables=(),
         name="sgd",
     ):
         """Args:
         learning_rate: an `EpochRates`.
         momentum: μ.
-        weight_decay: λ, on every variable.
+        weight_decay: λ, on every variable that is not excluded.
         constant_rate_variables: those that keep one rate throughout.
         constant_rate: that rate.
+        excluded_variables: those that only the gradient moves: no L2, and no scaling by LARS.
         name: of the optimizer.
         """
         super().__init__(learning_rate, name=name)
@@ -53,6 +55,7 @@ class SGD(keras.optimizers.Optimizer):
         self.l2_penalty = weight_decay
         self.constant_rate = constant_rate
         self.constant_rate_keys = {self._var_key(variable) for variable in constant_rate_variables}
+        self.excluded_keys = {self._var_key(variable) for variable in excluded_variables}
 
     def build(self, variables):
         if self.built:
@@ -66,7 +69,9 @@ class SGD(keras.optimizers.Optimizer):
             rate = tf.constant(self.constant_rate, variable.dtype)
         else:
             rate = tf.cast(learning_rate, variable.dtype)
-        gradient = self.direction(tf.cast(gradient, variable.dtype), variable)
+        gradient = tf.cast(gradient, variable.dtype)
+        if self._var_key(variable) not in self.excluded_keys:
+            gradient = self.direction(gradient, variable)
         # By numbers, as it takes fewer passes over memory: v · 1 + 0 is v, and w − 0 · v is w.
         void = tf.math.is_nan(tf.reduce_sum(gradient))
         zero, one = (tf.constant(number, variable.dtype) for number in (0, 1))
@@ -86,8 +91,14 @@ class LARS(SGD):
     A tensor whose weight or gradient is all zero is left unscaled.
     """
 
-    def __init__(self, learning_rate, momentum, weight_decay, trust_coefficient, name="lars"):
-        super().__init__(learning_rate, momentum, weight_decay, name=name)
+    def __init__(
+        self, learning_rate, momentum, weight_decay, trust_coefficient, *, name="lars", **others
+    ):
+        """Args:
+        trust_coefficient: the step of a tensor over the tensor itself, at rate 1.
+        others: as `SGD` has them.
+        """
+        super().__init__(learning_rate, momentum, weight_decay, name=name, **others)
         self.trust_coefficient = trust_coefficient
 
     def direction(self, gradient, variable):

@@ -15,6 +15,7 @@ from simsiam_tf import distribution, export
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.data.quarantine import FILE_NAME, READ_ERRORS, Quarantine
 from simsiam_tf.methods import build_method
+from simsiam_tf.methods.base import Plan
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import StoppedError, UserError
 from simsiam_tf.training import interruption, loop, meter, optimizers, schedules
@@ -65,12 +66,18 @@ def _train(config, strategy, output):
         knn_sources = _load_knn_sources(config, source) if is_chief else None
     batch_size = config.optimization.batch_size
     _check_batch(config.optimization, source, strategy.num_replicas_in_sync)
-    steps_per_epoch = source.num_examples // batch_size
-    last_step = steps_per_epoch * config.optimization.epochs
+    plan = plan_of(config, source)
+    steps_per_epoch, last_step = plan.steps_per_epoch, plan.num_steps
 
-    model, optimizer = build_model(config, strategy, steps_per_epoch)
+    model, optimizer = build_model(config, strategy, plan)
     checkpoints = Checkpoints(
-        workdir, model, optimizer, config.system.keep_checkpoints, config.system.keep_every_steps
+        workdir,
+        model,
+        optimizer,
+        bank=model.bank,
+        keep=config.system.keep_checkpoints,
+        keep_every=config.system.keep_every_steps,
+        writes=is_chief,
     )
     restored_step = checkpoints.restore()
     first_step = restored_step or 0
@@ -81,16 +88,18 @@ def _train(config, strategy, output):
     batches_of = functools.partial(
         pipeline.training_batches,
         source,
-        views.build_views(config.views),
+        views.build_views(config.views, model.num_views),
         seed=seed,
         max_pixels=data.max_image_pixels,
         quarantine=quarantine,
     )
-    batches = strategy.distribute_datasets_from_function(
-        lambda context: batches_of(
-            batch_size=batch_size, first_step=first_step, last_step=last_step, context=context
+
+    def batches_from(step):
+        return strategy.distribute_datasets_from_function(
+            lambda context: batches_of(
+                batch_size=batch_size, first_step=step, last_step=last_step, context=context
+            )
         )
-    )
 
     peak_flops = meter.measure_peak(strategy)
     with writing_to(workdir):
@@ -115,22 +124,42 @@ def _train(config, strategy, output):
 
     knn_every = config.monitor.knn_every_epochs * steps_per_epoch
     save_every = config.system.checkpoint_every_steps
+    hold_every = model.hold_every
+
+    def held_until(done):
+        """The step up to which a step's targets are held, with those of its neighbours."""
+        place = done % steps_per_epoch
+        return done - place + min((place // hold_every + 1) * hold_every, steps_per_epoch)
 
     def loop_end(done):
-        """Python is needed to log, to look at the encoder and to save it."""
+        """Python is needed to log, to look at the encoder, to save it and to hold targets."""
         periods = [period for period in (save_every, knn_every) if period]
         due = [(done // period + 1) * period for period in periods]
+        due += [held_until(done)] if hold_every else []
         return min(done + config.system.steps_per_loop, last_step, *due)
+
+    replica_batch_size = batch_size // strategy.num_replicas_in_sync
+    before_loop = None
+    if hold_every:
+        # Targets that were held when the run was stopped are in its checkpoint.
+        is_held = first_step % steps_per_epoch % hold_every > 0
+        ahead = batches_from(held_until(first_step) if is_held else first_step)
+        hold = loop.build_hold(strategy, model, ahead, views.prepare, replica_batch_size)
+
+        def before_loop(done):
+            if done % steps_per_epoch % hold_every == 0:
+                hold(held_until(done) - done)
 
     with interruption.noted() as received:
         steps = loop.run_steps(
             strategy,
             model,
-            batches,
+            batches_from(first_step),
             views.prepare,
-            replica_batch_size=batch_size // strategy.num_replicas_in_sync,
+            replica_batch_size=replica_batch_size,
             first_step=first_step,
             loop_end=loop_end,
+            before_loop=before_loop,
             stop_wanted=lambda: received() is not None,
             xla=config.system.xla,
         )
@@ -150,7 +179,7 @@ def _train(config, strategy, output):
             if knn_monitor and (last or step.number % knn_every == 0):
                 _run_knn(knn_monitor, monitor, step.number, workdir)
             stopping = step.stopping and not last
-            if is_chief and (last or stopping or step.number % save_every == 0):
+            if last or stopping or step.number % save_every == 0:
                 with monitor.pause(), writing_to(workdir):
                     monitor.flush()
                     checkpoints.save(step.number)
@@ -175,30 +204,53 @@ def _train(config, strategy, output):
         "versions": export.versions(),
     }
     with writing_to(workdir):
-        _export(config, model, last_step)
+        _export(config, model.encoder, last_step)
         write_whole(os.path.join(workdir, SUMMARY), json.dumps(summary, indent=2))
     logging.info("Finished: %s", json.dumps(summary))
     logging.info("%s", summary["limit"])
 
 
-def build_model(config, strategy, steps_per_epoch):
-    """The model of a `PretrainConfig` and its optimizer, both with all their variables."""
+def plan_of(config, source):
+    """The `Plan` of a run of a `PretrainConfig` on a `datasets.Source`."""
+    settings = config.optimization
+    return Plan(source.num_examples, len(source.class_names), settings.batch_size, settings.epochs)
+
+
+def build_model(config, strategy, plan=None):
+    """The model of a `PretrainConfig` and its optimizer, both with all their variables.
+
+    Without a `Plan`, as SimSiam can be built, the rate is that of an epoch in each step.
+    """
     with strategy.scope():
         encoder = resnet.ResNet(config.encoder, config.system.seed)
-        model = build_method(config.method, encoder, config.system.seed)
+        model = build_method(config.method, encoder, config.system.seed, plan)
         model.accumulate_steps = config.optimization.accumulate_steps
-        settings = config.optimization
-        fixed = model.predictor_variables if settings.fix_predictor_learning_rate else ()
-        optimizer = optimizers.SGD(
-            optimizers.EpochRates(schedules.learning_rates(settings), steps_per_epoch),
-            settings.momentum,
-            settings.weight_decay,
-            constant_rate_variables=fixed,
-            constant_rate=schedules.initial_learning_rate(settings),
-        )
-        optimizer.build(model.learned_variables)
+        optimizer = _build_optimizer(config.optimization, model, plan)
         model.compile(optimizer=optimizer, auto_scale_loss=False)  # the model scales it itself
     return model, optimizer
+
+
+def _build_optimizer(settings, model, plan):
+    learned = model.learned_variables
+    common = {
+        "learning_rate": optimizers.EpochRates(
+            schedules.learning_rates(settings), plan.steps_per_epoch if plan else 1
+        ),
+        "momentum": settings.momentum,
+        "weight_decay": settings.weight_decay,
+        "constant_rate": schedules.initial_learning_rate(settings),
+    }
+    if settings.fix_predictor_learning_rate:
+        common["constant_rate_variables"] = model.predictor_variables
+    if settings.exclude_norm_and_bias:
+        # Vectors: biases, and the scales and offsets of normalization.
+        common["excluded_variables"] = [one for one in learned if len(one.shape) == 1]
+    if settings.optimizer == "lars":
+        optimizer = optimizers.LARS(trust_coefficient=settings.lars_trust_coefficient, **common)
+    else:
+        optimizer = optimizers.SGD(**common)
+    optimizer.build(learned)
+    return optimizer
 
 
 def _load_knn_sources(config, train):
@@ -320,20 +372,22 @@ def _run_knn(knn_monitor, monitor, step, workdir):
         monitor.knn(step, top1)
 
 
-def _export(config, model, step):
+def _export(config, encoder, step):
     directory = os.path.join(config.system.workdir, "encoder")
-    export.save(model.encoder, config, directory, {"step": step})
+    export.save(encoder, config, directory, {"step": step})
     logging.info("Exported the encoder of step %d to %s", step, directory)
 
 
 def _export_newest(config, strategy):
     """`--export`: the encoder of the newest checkpoint, without training."""
-    model, optimizer = build_model(config, strategy, steps_per_epoch=1)
-    step = Checkpoints(config.system.workdir, model, optimizer).restore()
+    with strategy.scope():
+        encoder = resnet.ResNet(config.encoder, config.system.seed)
+    # The first of a model's weights are its encoder's.
+    step = Checkpoints(config.system.workdir, encoder).restore()
     if step is None:
         raise UserError(
             f"--export needs a checkpoint; train first. Received: --workdir={config.system.workdir}"
         )
     if distribution.is_chief(strategy):
         with writing_to(config.system.workdir):
-            _export(config, model, step)
+            _export(config, encoder, step)

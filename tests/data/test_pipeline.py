@@ -245,7 +245,7 @@ def test_an_index_names_the_same_image_in_every_epoch(source, plain):
 
 def test_batches_have_the_promised_shapes_and_dtypes(source):
     size = batch_size_of(source)
-    recipe = views.build_views(ViewsConfig(image_size=8, jitter_probability=0.0))
+    recipe = views.build_views(ViewsConfig(image_size=8, jitter_probability=0.0), 2)
     (batch,) = train(source, 0, 1, recipe=recipe)
     assert [view.shape for view in batch["views"]] == [(size, 8, 8, 3)] * 2
     assert [view.dtype for view in batch["views"]] == [np.uint8] * 2
@@ -256,7 +256,7 @@ def test_batches_have_the_promised_shapes_and_dtypes(source):
 
 def test_what_the_device_draws_with_travels_with_the_crops(source):
     size = batch_size_of(source)
-    recipe = views.build_views(ViewsConfig(image_size=8, augment_on="device"))
+    recipe = views.build_views(ViewsConfig(image_size=8, augment_on="device"), 2)
     (batch,) = train(source, 0, 1, recipe=recipe)
     assert [view.shape for view in batch["views"]] == [(size, 8, 8, 3)] * 2
     shapes = {"factors": (size, 4), "order": (size, 4)}

@@ -70,7 +70,7 @@ def run(request):
 
 def recipe(config):
     """(image, seed) → its views as the network takes them."""
-    build = views.build_views(config)
+    build = views.build_views(config, 2)
 
     def make(image, seed):
         batch = tf.nest.map_structure(lambda value: value[tf.newaxis], build(image, seed))
@@ -100,7 +100,7 @@ def test_two_different_views_depend_on_image_and_seed_only(run):
     first, again, other_draws, of_other_image = run(
         build, [image, image, image, other_image], [seed_of(number) for number in (0, 0, 1, 0)]
     )
-    assert len(first) == views.NUM_VIEWS == 2
+    assert len(first) == 2
     for view in first:
         assert view.shape == (SIZE, SIZE, 3)
         assert view.dtype == np.float32
@@ -122,7 +122,7 @@ def test_views_of_host_and_device_are_the_same_within_two_levels():
 
 @pytest.mark.parametrize("place", ["host", "device"])
 def test_views_in_tf_data_are_bit_for_bit_those_made_eagerly(place):
-    build = views.build_views(ViewsConfig(image_size=SIZE, augment_on=place))
+    build = views.build_views(ViewsConfig(image_size=SIZE, augment_on=place), 2)
     images, seeds = [photograph(50, 41)] * 20, [seed_of(number) for number in range(20)]
     in_graph = in_tf_data(build, images, seeds)
     tf.nest.map_structure(np.testing.assert_array_equal, in_graph, eagerly(build, images, seeds))
@@ -274,7 +274,7 @@ def test_jitter_comes_before_gray_and_blur(plain):
 def drawn(config, count=2000):
     """The draws of the first view by many seeds: boxes and columns."""
     seeds = tf.data.Dataset.range(count, output_type=tf.int32)
-    draws = seeds.map(lambda number: views.draw(tf.stack([17, number]), [300, 400], config))
+    draws = seeds.map(lambda number: views.draw(tf.stack([17, number]), [300, 400], config, 2))
     boxes, columns = next(draws.batch(count).as_numpy_iterator())
     return boxes[:, 0], {name: column[:, 0] for name, column in columns.items()}
 

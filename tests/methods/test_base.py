@@ -68,8 +68,8 @@ class Bottomless(SelfSupervisedModel):
         super().__init__(encoder=None)
         self.w = self.add_weight(shape=(2,), initializer="ones")
 
-    def compute_views_loss(self, views):
-        return tf.sqrt(0 * tf.reduce_sum(self.w)) + 0 * tf.reduce_mean(views[0]), {}
+    def compute_views_loss(self, batch):
+        return tf.sqrt(0 * tf.reduce_sum(self.w)) + 0 * tf.reduce_mean(batch["views"][0]), {}
 
 
 def test_a_gradient_that_is_not_finite_is_enough_for_a_void_step():
@@ -95,7 +95,9 @@ def test_accumulation_is_the_mean_gradient_of_its_parts_with_statistics_of_each(
     gradients, losses = [], []
     for start in (0, 4, 8):
         with tf.GradientTape() as tape:
-            loss, _ = parts.compute_views_loss([view[start : start + 4] for view in views])
+            loss, _ = parts.compute_views_loss(
+                {"views": [view[start : start + 4] for view in views]}
+            )
         gradients.append(tape.gradient(loss, parts.learned_variables))
         losses.append(loss)
     means = [sum(found) / 3 for found in zip(*gradients, strict=True)]
@@ -124,7 +126,7 @@ def test_mixed_precision_computes_in_half_and_keeps_weights_heads_and_loss_whole
     features = model.encoder(views[0], training=True)
     assert features.dtype == tf.float32  # a mean over positions, taken of whole numbers
     assert model.projector(features, training=True).dtype == tf.float32
-    loss, _ = model.compute_views_loss(views)
+    loss, _ = model.compute_views_loss({"views": views})
     assert loss.dtype == tf.float32
 
     keras.config.set_dtype_policy("float32")
@@ -147,7 +149,7 @@ def test_float16_scales_its_loss_by_the_same_factor_that_gradients_are_divided_b
     found = {}
     for scale in (2.0**3, 2.0**15):
         model.loss_scale.value.assign(scale)
-        found[scale], _ = model._accumulate_gradients(views)
+        found[scale], _ = model._accumulate_gradients({"views": tuple(views)})
     norms = {scale: float(tf.linalg.global_norm(value)) for scale, value in found.items()}
     assert norms[2.0**15] == pytest.approx(norms[2.0**3], rel=0.05)
 

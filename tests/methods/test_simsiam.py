@@ -52,7 +52,7 @@ def first_step(model, views):
     @tf.function
     def step(x1, x2):
         with tf.GradientTape() as tape:
-            loss, _ = model.compute_views_loss([x1, x2])
+            loss, _ = model.compute_views_loss({"views": [x1, x2]})
         gradients = tape.gradient(loss, model.learned_variables)
         z = model.projector(
             model.encoder(tf.concat([x1, x2], 0), training=True, num_views=2),
@@ -136,7 +136,7 @@ def test_each_of_five_steps_of_resnet50_is_pytorchs():
 
 def test_the_loss_is_the_papers_algorithm_1():
     model, (x1, x2) = build_model(), random_views()
-    loss, _ = model.compute_views_loss([x1, x2])
+    loss, _ = model.compute_views_loss({"views": [x1, x2]})
 
     # Algorithm 1, each view by itself.
     def f(x):
@@ -160,7 +160,7 @@ def gradient_at_the_target(stop_gradient):
     # With a predictor whose output is a constant, only the target branch carries a gradient.
     model.predictor.linears[-1].kernel.assign(tf.zeros([8, 16]))
     with tf.GradientTape() as tape:
-        loss, _ = model.compute_views_loss(random_views())
+        loss, _ = model.compute_views_loss({"views": random_views()})
     gradients = tape.gradient(loss, model.projector.trainable_variables)
     return max(float(tf.reduce_max(tf.abs(gradient))) for gradient in gradients)
 
@@ -175,7 +175,7 @@ def test_without_stop_gradient_the_target_branch_is_trained():
 
 def test_feature_std_is_that_of_both_views_projections():
     model, views = build_model(), random_views()
-    _, scalars = model.compute_views_loss(views)
+    _, scalars = model.compute_views_loss({"views": views})
     stds = []
     for view in views:
         z = model.projector(model.encoder(view, training=True), training=True).numpy()

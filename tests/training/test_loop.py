@@ -30,7 +30,7 @@ def test_five_steps_of_the_loop_are_the_references(
         momentum=settings["momentum"],
         base_learning_rate=settings["predictor_learning_rate"] * 256 / settings["batch"],
     )
-    model, optimizer = pretrain.build_model(config, strategy, steps_per_epoch=1)
+    model, optimizer = pretrain.build_model(config, strategy)
     # The fixture's rates are no cosine; everything else is as a run has it.
     optimizer._learning_rate = optimizers.EpochRates(settings["learning_rates"], 1)
     load_weights(model, reference)
@@ -78,8 +78,8 @@ def losses_of_a_run(pretrain_config, num_steps, xla):
         backbone="resnet18", width=8, stem="cifar", projection_dim=16, batch_size=8, image_size=16
     )
     strategy = tf.distribute.get_strategy()
-    model, _ = pretrain.build_model(config, strategy, steps_per_epoch=100)
-    make = views.build_views(ViewsConfig(image_size=16, augment_on="device"))
+    model, _ = pretrain.build_model(config, strategy)
+    make = views.build_views(ViewsConfig(image_size=16, augment_on="device"), 2)
 
     def example(index):
         image = tf.random.stateless_uniform([20, 24, 3], [1, index], 0, 256, tf.int32)
@@ -151,7 +151,7 @@ def test_a_step_knows_its_arithmetic(pretrain_config):
         batch_size=8,
     )
     strategy = tf.distribute.get_strategy()
-    model, _ = pretrain.build_model(config, strategy, steps_per_epoch=100)
+    model, _ = pretrain.build_model(config, strategy)
     pairs = np.random.default_rng(0).normal(size=[8, 2, 16, 16, 3]).astype(np.float32)
     data = tf.data.Dataset.from_tensor_slices(pairs).enumerate()
     data = data.map(lambda index, pair: {"views": tuple(tf.unstack(pair)), "index": index})

@@ -1,0 +1,42 @@
+"""BYOL: a momentum encoder's projection is predicted (Grill et al. 2020)."""
+
+import tensorflow as tf
+
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.models import heads
+from simsiam_tf.models.momentum import MomentumEncoder
+from simsiam_tf.objectives import negative_cosine_similarity
+
+
+class Byol(SelfSupervisedModel):
+    """L = ‖p1 − z2'‖² + ‖p2 − z1'‖² of unit vectors, with p = h(f(x)) and z' = f'(x).
+
+    f' is the momentum encoder, which no gradient reaches.
+    """
+
+    def __init__(self, config, encoder, seed, plan):
+        super().__init__(encoder, name="byol")
+        self.projector = heads.build_projector(config, encoder.feature_dim, seed)
+        self.predictor = heads.build_predictor(config, seed)
+        self.target = MomentumEncoder(encoder, config, seed, plan.num_steps, name="target")
+
+    @property
+    def _followed_variables(self):
+        return [*self.encoder.trainable_variables, *self.projector.trainable_variables]
+
+    @property
+    def learned_variables(self):
+        return [*self._followed_variables, *self.predictor.trainable_variables]
+
+    def compute_views_loss(self, batch):
+        z = self.project(batch["views"], self.encoder, self.projector)
+        p1, p2 = tf.split(self.predictor(tf.concat(z, axis=0), training=True, num_views=2), 2)
+        targets = self.project(batch["views"], self.target.encoder, self.target.projector)
+        target1, target2 = (tf.stop_gradient(target) for target in targets)
+        # ‖a − b‖² = 2 − 2 cos(a, b)
+        loss = 2 + 2 * negative_cosine_similarity(p1, target2)
+        loss += 2 + 2 * negative_cosine_similarity(p2, target1)
+        return loss, {"feature_std": feature_std(z)}
+
+    def after_update(self, batch, outputs, void):
+        self.target.follow(self._followed_variables, self.optimizer.iterations - 1, void)

@@ -1,0 +1,43 @@
+"""MoCo v2: each image is told from a queue of others (He et al. 2020, Chen et al. 2020)."""
+
+import tensorflow as tf
+
+from simsiam_tf import distribution
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.models import heads
+from simsiam_tf.models.momentum import MomentumEncoder
+from simsiam_tf.models.queue import KeyQueue
+from simsiam_tf.objectives import info_nce
+
+
+class MocoV2(SelfSupervisedModel):
+    """L = ½ InfoNCE(q1, k2) + ½ InfoNCE(q2, k1), with q = f(x), k = f'(x) of the momentum encoder.
+
+    Both views take both parts, and both views' keys enter the queue, as in section 6.1 of SimSiam's
+    paper. Batch normalization is synchronised, in place of MoCo's shuffling between GPUs.
+    """
+
+    def __init__(self, config, encoder, seed, plan):
+        super().__init__(encoder, name="mocov2")
+        self.temperature = config.temperature
+        self.projector = heads.build_projector(config, encoder.feature_dim, seed)
+        self.target = MomentumEncoder(encoder, config, seed, plan.num_steps, name="target")
+        self.queue = KeyQueue(config.queue_size, config.projection_dim, seed, name="queue")
+
+    @property
+    def learned_variables(self):
+        return [*self.encoder.trainable_variables, *self.projector.trainable_variables]
+
+    def compute_views_loss(self, batch):
+        q1, q2 = self.project(batch["views"], self.encoder, self.projector)
+        keys = self.project(batch["views"], self.target.encoder, self.target.projector)
+        k1, k2 = (tf.math.l2_normalize(tf.stop_gradient(k), axis=1) for k in keys)
+        negatives = tf.convert_to_tensor(self.queue.keys)
+        loss = info_nce(q1, k2, negatives, self.temperature) / 2
+        loss += info_nce(q2, k1, negatives, self.temperature) / 2
+        return loss, {"feature_std": feature_std([q1, q2]), "keys": tf.stack([k1, k2], axis=1)}
+
+    def after_update(self, batch, outputs, void):
+        keys, _ = distribution.gather_batch(outputs["keys"])
+        self.queue.enter(tf.concat(tf.unstack(keys, axis=1), axis=0), void)
+        self.target.follow(self.learned_variables, self.optimizer.iterations - 1, void)

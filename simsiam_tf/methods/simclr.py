@@ -1,0 +1,34 @@
+"""SimCLR: each image is told from all others of the batch (Chen et al. 2020; here section 6)."""
+
+import tensorflow as tf
+
+from simsiam_tf import distribution, objectives
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.models import heads
+
+
+class SimClr(SelfSupervisedModel):
+    """L = NT-Xent of p1, p2 among all z of the global batch, with z = f(x) and p = h(z).
+
+    SimCLR itself has neither predictor nor stop-gradient: h is the identity (`--predictor=none
+    --stop_gradient=false`). Table 6 of SimSiam's paper adds them.
+    """
+
+    def __init__(self, config, encoder, seed, plan=None):
+        super().__init__(encoder, name="simclr")
+        self.temperature = config.temperature
+        self.stop_gradient = tf.stop_gradient if config.stop_gradient else tf.identity
+        self.projector = heads.build_projector(config, encoder.feature_dim, seed)
+        self.predictor = heads.build_predictor(config, seed)
+
+    def compute_views_loss(self, batch):
+        views_z = self.project(batch["views"], self.encoder, self.projector)
+        p = self.predictor(tf.concat(views_z, axis=0), training=True, num_views=self.num_views)
+        z, positions = distribution.gather_batch(tf.stack(views_z, axis=1))
+        loss = objectives.nt_xent(
+            tf.stack(tf.split(p, self.num_views)),
+            self.stop_gradient(tf.transpose(z, [1, 0, 2])),
+            positions,
+            self.temperature,
+        )
+        return loss, {"feature_std": feature_std(views_z)}

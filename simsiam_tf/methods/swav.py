@@ -1,0 +1,53 @@
+"""SwAV: each view's codes are predicted from the other view (Caron et al. 2020), two crops."""
+
+import tensorflow as tf
+
+from simsiam_tf import distribution, objectives
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.models import heads
+from simsiam_tf.models.prototypes import Prototypes
+
+
+class Swav(SelfSupervisedModel):
+    """L = ½ CE(codes2, softmax(p1·C/τ)) + ½ CE(codes1, softmax(p2·C/τ)), codes = Sinkhorn(z·C).
+
+    The codes are those of the global batch, without gradient unless `--stop_gradient=false`. SwAV
+    itself has no predictor (`--predictor=none`: p = z); Table 6 of SimSiam's paper adds one.
+    """
+
+    def __init__(self, config, encoder, seed, plan):
+        super().__init__(encoder, name="swav")
+        self.config = config
+        self.num_frozen_steps = config.freeze_prototypes_epochs * plan.steps_per_epoch
+        self.stop_gradient = tf.stop_gradient if config.stop_gradient else tf.identity
+        self.projector = heads.build_projector(config, encoder.feature_dim, seed)
+        self.predictor = heads.build_predictor(config, seed)
+        self.prototypes = Prototypes(config.num_prototypes, config.projection_dim, seed)
+
+    def compute_views_loss(self, batch):
+        config = self.config
+        views_z = self.project(batch["views"], self.encoder, self.projector)
+        z = tf.concat(views_z, axis=0)
+        p = self.predictor(z, training=True, num_views=2)
+        codes1, codes2 = (self._codes(scores) for scores in tf.split(self._scores(z), 2))
+        predicted1, predicted2 = tf.split(self._scores(p), 2)
+        loss = objectives.swapped_prediction(codes2, predicted1, config.temperature) / 2
+        loss += objectives.swapped_prediction(codes1, predicted2, config.temperature) / 2
+        return loss, {"feature_std": feature_std(views_z)}
+
+    def _scores(self, z):
+        """The cosines with each prototype: `[V·b, D]` → `[V·b, K]`."""
+        vectors = tf.convert_to_tensor(self.prototypes.vectors)
+        is_frozen = self.optimizer.iterations < self.num_frozen_steps
+        vectors = tf.where(is_frozen, tf.stop_gradient(vectors), vectors)
+        return tf.matmul(tf.math.l2_normalize(z, axis=1), vectors)
+
+    def _codes(self, scores):
+        """The codes of this replica's images, among those of the global batch: `[b, K]`."""
+        config = self.config
+        everyone, positions = distribution.gather_batch(scores)
+        codes = objectives.sinkhorn(everyone, config.sinkhorn_epsilon, config.sinkhorn_iterations)
+        return self.stop_gradient(tf.gather(codes, positions))
+
+    def after_update(self, batch, outputs, void):
+        self.prototypes.normalize(void)
