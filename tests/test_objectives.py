@@ -46,3 +46,94 @@ def test_feature_std_is_about_one_for_gaussian_features_and_zero_for_a_point():
     collapsed = float(objectives.feature_std(*moments(np.ones((16, 128)))[:2]))
     assert spread == pytest.approx(1, abs=0.01)
     assert collapsed == pytest.approx(0, abs=1e-6)
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def test_cross_entropy_similarity_is_section_4_5s():
+    p, z = random(5, 7), random(5, 7) + 1
+    slow = [-(softmax(b) * np.log(softmax(a))).sum() for a, b in zip(p, z, strict=True)]
+    assert float(objectives.cross_entropy_similarity(p, z)) == pytest.approx(np.mean(slow), 1e-12)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def slow_nt_xent(z, temperature):
+    """SimCLR's algorithm 1: z [2N, D], rows 2k-1 and 2k of one image."""
+    count = len(z)
+    s = [[unit(z[i]) @ unit(z[j]) for j in range(count)] for i in range(count)]
+
+    def loss(i, j):
+        others = sum(np.exp(s[i][k] / temperature) for k in range(count) if k != i)
+        return -np.log(np.exp(s[i][j] / temperature) / others)
+
+    return np.mean([loss(k, k ^ 1) for k in range(count)])
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_nt_xent_is_simclrs_algorithm_1(temperature):
+    views = random(2, 6, 5)
+    got = objectives.nt_xent(
+        tf.constant(views), tf.constant(views), tf.range(6), temperature=temperature
+    )
+    interleaved = views.transpose(1, 0, 2).reshape(12, 5)
+    assert float(got) == pytest.approx(slow_nt_xent(interleaved, temperature), 1e-10)
+
+
+def test_nt_xent_of_shares_has_the_mean_of_the_whole():
+    views = tf.constant(random(2, 6, 5))
+    whole = objectives.nt_xent(views, views, tf.range(6), 0.2)
+    shares = [
+        objectives.nt_xent(views[:, start : start + 3], views, tf.range(start, start + 3), 0.2)
+        for start in (0, 3)
+    ]
+    assert float(sum(shares) / 2) == pytest.approx(float(whole), 1e-12)
+
+
+def test_info_nce_is_mocos_equation_1():
+    q, k, negatives = random(4, 5), random(4, 5) + 0.5, unit(random(7, 5))
+    slow = []
+    for query, key in zip(unit(q), unit(k), strict=True):
+        logits = np.array([query @ key, *(query @ other for other in negatives)]) / 0.2
+        slow.append(-np.log(softmax(logits)[0]))
+    got = objectives.info_nce(q, k, tf.constant(negatives), temperature=0.2)
+    assert float(got) == pytest.approx(np.mean(slow), 1e-10)
+
+
+def slow_sinkhorn(scores, epsilon, iterations):
+    """SwAV's appendix A.1, on plain numbers: rows are prototypes, columns samples."""
+    q = np.exp(scores / epsilon).T
+    q /= q.sum()
+    num_prototypes, num_samples = q.shape
+    for _ in range(iterations):
+        for row in range(num_prototypes):
+            q[row] /= q[row].sum() * num_prototypes
+        for column in range(num_samples):
+            q[:, column] /= q[:, column].sum() * num_samples
+    return (q * num_samples).T
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_sinkhorn_is_swavs_algorithm(iterations):
+    scores = np.tanh(random(12, 5))
+    got = objectives.sinkhorn(tf.constant(scores), 0.05, iterations).numpy()
+    np.testing.assert_allclose(got, slow_sinkhorn(scores, 0.05, iterations), rtol=1e-9)
+    np.testing.assert_allclose(got.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_sinkhorn_uses_all_prototypes_alike_in_the_end():
+    codes = objectives.sinkhorn(tf.constant(random(12, 4)), 0.5, 200).numpy()
+    np.testing.assert_allclose(codes.sum(axis=0), 3, rtol=1e-9)
+
+
+def test_swapped_prediction_is_the_cross_entropy_of_codes_and_scores():
+    codes, scores = np.abs(random(6, 4)), random(6, 4)
+    codes /= codes.sum(axis=1, keepdims=True)
+    slow = [-(c * np.log(softmax(s / 0.1))).sum() for c, s in zip(codes, scores, strict=True)]
+    got = objectives.swapped_prediction(tf.constant(codes), tf.constant(scores), 0.1)
+    assert float(got) == pytest.approx(np.mean(slow), 1e-10)

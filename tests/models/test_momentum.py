@@ -1,0 +1,46 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simsiam_tf.config import EncoderConfig, MethodConfig
+from simsiam_tf.models.momentum import MomentumEncoder, momentum_of_step
+from simsiam_tf.models.resnet import ResNet
+
+CONFIG = MethodConfig(
+    projection_dim=8, projection_hidden_dim=8, target_momentum=0.9,
+    target_momentum_schedule="constant", method="byol",
+)  # fmt: skip
+
+
+@pytest.fixture
+def followed():
+    encoder = ResNet(EncoderConfig(backbone="resnet18", width=4, stem="cifar"), seed=3)
+    return encoder, MomentumEncoder(encoder, CONFIG, seed=3, num_steps=10)
+
+
+def test_a_momentum_encoder_begins_with_the_weights_that_it_follows(followed):
+    encoder, target = followed
+    for ours, theirs in zip(target.encoder.get_weights(), encoder.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert target.encoder.weights[0] is not encoder.weights[0]
+
+
+@pytest.mark.parametrize("void", [False, True])
+def test_it_moves_by_one_minus_the_momentum_and_not_at_all_in_a_void_step(followed, void):
+    _, target = followed
+    averages = [*target.encoder.trainable_variables, *target.projector.trainable_variables]
+    goals = [keras.Variable(average + 1.0) for average in averages]
+    before = [average.numpy() for average in averages]
+    target.follow(goals, tf.constant(0), tf.constant(void))
+    for average, old in zip(averages, before, strict=True):
+        np.testing.assert_allclose(average, old + (0 if void else 0.1), rtol=1e-5, atol=1e-6)
+
+
+def test_the_cosine_schedule_is_byols():
+    # Section 3.2: tau = 1 - (1 - tau_base) (cos(pi k / K) + 1) / 2.
+    got = [float(momentum_of_step(0.99, "cosine", step, 100)) for step in (0, 25, 50, 100)]
+    expected = [1 - 0.01 * (np.cos(np.pi * k / 100) + 1) / 2 for k in (0, 25, 50, 100)]
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    assert (got[0], got[-1]) == (0.99, 1)
+    assert float(momentum_of_step(0.99, "constant", 70, 100)) == 0.99
