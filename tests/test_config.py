@@ -45,6 +45,9 @@ def test_values_at_their_bounds_are_taken():
     [
         (config_lib.ViewsConfig, {"blur_sigma_min": 3.0}),
         (config_lib.MonitorConfig, {"knn_data_dir": "x"}),
+        (config_lib.MethodConfig, {"queue_size": 7}),
+        (config_lib.MethodConfig, {"method": "byol", "stop_gradient": False}),
+        (config_lib.MethodConfig, {"method": "supervised", "predictor": "none"}),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(config_class, values):

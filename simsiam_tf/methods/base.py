@@ -164,9 +164,7 @@ class SelfSupervisedModel(keras.Model):
             with tf.GradientTape() as tape:
                 loss, outputs = self.compute_views_loss(part)
                 scaled_loss = loss * scale / (distribution.num_replicas() * count)
-            of_part = tape.gradient(
-                scaled_loss, self.learned_variables, unconnected_gradients="zero"
-            )
+            of_part = tape.gradient(scaled_loss, self.learned_variables)
             gradients = (
                 [a + b for a, b in zip(gradients, of_part, strict=True)] if gradients else of_part
             )

@@ -6,6 +6,7 @@ import torch
 import torch_twin
 from reference import Reference, load_weights
 
+from simsiam_tf import objectives
 from simsiam_tf.config import EncoderConfig, MethodConfig
 from simsiam_tf.interop import naming
 from simsiam_tf.methods import build_method
@@ -153,6 +154,29 @@ def test_the_loss_is_the_papers_algorithm_1():
     assert float(loss) == pytest.approx(d(h(z1), z2) / 2 + d(h(z2), z1) / 2, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("symmetry", "pairs"),
+    [
+        ("symmetric", [(0, 1), (1, 0)]),
+        ("asymmetric", [(0, 1)]),
+        ("asymmetric_2x", [(0, 1), (2, 3)]),
+    ],
+)
+@pytest.mark.parametrize("similarity", ["cosine", "cross_entropy"])
+def test_pairs_and_similarity_are_those_of_sections_4_5_and_4_6(symmetry, pairs, similarity):
+    config = MethodConfig(
+        projection_dim=16, prediction_hidden_dim=8, loss_symmetry=symmetry, similarity=similarity
+    )
+    model = build_model(config)
+    views = tf.unstack(tf.random.stateless_normal([model.num_views, 8, 16, 16, 3], [0, 0]))
+    z = [model.projector(model.encoder(x, training=True), training=True) for x in views]
+    p = [model.predictor(one, training=True) for one in z]
+    similarity = objectives.SIMILARITIES[similarity]
+    expected = np.mean([similarity(p[i], z[j]) for i, j in pairs])
+    loss, _ = model.compute_views_loss({"views": views})
+    assert float(loss) == pytest.approx(expected, abs=1e-5)
+
+
 def gradient_at_the_target(stop_gradient):
     """The largest gradient that reaches the target z through the loss alone."""
     config = MethodConfig(projection_dim=16, prediction_hidden_dim=8, stop_gradient=stop_gradient)
@@ -198,35 +222,3 @@ def test_the_frozen_bias_is_not_learned_and_everything_else_is():
 def test_call_gives_pool_features_in_inference_mode():
     model, (x1, _) = build_model(), random_views()
     np.testing.assert_array_equal(model(x1), model.encoder(x1, training=False))
-
-
-@pytest.mark.usefixtures("float64")
-def test_two_replicas_train_as_one(two_replicas):
-    views = np.random.default_rng(0).standard_normal((3, 2, 8, 16, 16, 3))
-    single = build_model()
-    add_optimizer(single, rates=(0.1, 0.05, 0.02))
-    with two_replicas.scope():
-        double = build_model()
-        add_optimizer(double, rates=(0.1, 0.05, 0.02))
-
-    @tf.function
-    def step_of_one(x1, x2):
-        return single.train_step({"views": (x1, x2)})
-
-    @tf.function
-    def step_of_two(x1, x2):
-        def replica():
-            number = tf.distribute.get_replica_context().replica_id_in_sync_group
-            share = (tf.split(x1, 2), tf.split(x2, 2))
-            return double.train_step({"views": tuple(tf.stack(x)[number] for x in share)})
-
-        return two_replicas.run(replica)
-
-    for x1, x2 in views:
-        expected = step_of_one(x1, x2)
-        metrics = step_of_two(x1, x2)
-        for name, value in metrics.items():
-            for local in two_replicas.experimental_local_results(value):
-                assert float(local) == pytest.approx(float(expected[name]), rel=1e-10), name
-    for ours, theirs in zip(double.get_weights(), single.get_weights(), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)

@@ -59,3 +59,47 @@ def test_hidden_layers_end_in_relu_and_the_output_does_not():
     expected = hidden @ predictor.linears[1].kernel + predictor.linears[1].bias
     np.testing.assert_allclose(predictor(z, training=True), expected, rtol=1e-5, atol=1e-6)
     assert np.min(expected) < 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "affine", "biases"),
+    [
+        ("none", [], [True, True, True]),
+        ("hidden", [True, True], [False, False, True]),
+        ("all", [True, True, False], [False, False, True]),
+        ("all_affine", [True, True, True], [False, False, True]),
+    ],
+)
+def test_batch_normalization_in_the_projector_is_where_table_3_has_it(norm, affine, biases):
+    config = MethodConfig(projection_dim=32, projection_bn=norm)
+    projector = heads.build_projector(config, input_dim=16, seed=0)
+    assert [layer.affine for layer in projector.norms] == affine
+    assert [linear.use_bias for linear in projector.linears] == biases
+    # A bias that BN cancels does not move.
+    assert projector.linears[-1].bias.trainable == (len(affine) < 3)
+
+
+@pytest.mark.parametrize(
+    ("norm", "affine"), [("none", []), ("hidden", [True]), ("all", [True] * 2)]
+)
+def test_batch_normalization_in_the_predictor_is_where_table_3_has_it(norm, affine):
+    config = MethodConfig(projection_dim=32, prediction_hidden_dim=8, prediction_bn=norm)
+    predictor = heads.build_predictor(config, seed=0)
+    assert [layer.affine for layer in predictor.norms] == affine
+
+
+def test_no_predictor_is_the_identity():
+    predictor = heads.build_predictor(MethodConfig(predictor="none"), seed=0)
+    z = tf.random.stateless_normal([6, 8], [0, 0])
+    np.testing.assert_array_equal(predictor(z, training=True, num_views=2), z)
+    assert not predictor.weights
+
+
+def test_a_fixed_predictor_has_the_weights_of_a_learned_one_and_trains_none():
+    config = {"projection_dim": 32, "prediction_hidden_dim": 8}
+    fixed = heads.build_predictor(MethodConfig(predictor="fixed", **config), seed=3)
+    learned = heads.build_predictor(MethodConfig(**config), seed=3)
+    assert not fixed.trainable_variables
+    np.testing.assert_array_equal(fixed.linears[0].kernel, learned.linears[0].kernel)
+    z = tf.random.stateless_normal([6, 32], [0, 0])
+    np.testing.assert_array_equal(fixed(z, training=True), learned(z, training=True))

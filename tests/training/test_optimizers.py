@@ -86,3 +86,21 @@ def test_the_rate_is_that_of_the_steps_epoch_and_the_last_holds():
     rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
     got = [float(rates(step)) for step in (0, 3, 4, 11, 12, 99)]
     np.testing.assert_allclose(got, [0.5, 0.5, 0.2, 0.05, 0.05, 0.05])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kind", ["sgd", "lars"])
+def test_excluded_variables_have_neither_l2_nor_a_scaled_rate(kind):
+    rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
+    variables = [keras.Variable(value) for value in START]
+    excluded = {"excluded_variables": variables[1:]}
+    if kind == "sgd":
+        optimizer = optimizers.SGD(rates, MOMENTUM, DECAY, **excluded)
+    else:
+        optimizer = optimizers.LARS(rates, MOMENTUM, DECAY, TRUST, **excluded)
+    optimizer.build(variables)
+    for pair in gradients():
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in pair], variables)
+    plain = slow_sgd(START, lambda index, step: rate(step), lambda gradient, weight: gradient)
+    np.testing.assert_allclose(variables[1].numpy(), plain[1], rtol=1e-12)
+    assert np.abs(variables[0].numpy() - plain[0]).max() > 1e-3
