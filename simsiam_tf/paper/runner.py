@@ -55,17 +55,26 @@ def run(config):
     """Runs and evaluates what a `ReproduceConfig` asks for and is not there yet."""
     jobs = list_jobs(config)
     _make_workdir(config.workdir)
+    report.write(config)
     with interruption.noted() as received:
-        for number, job in enumerate(jobs):
-            report.write(config)
+        for number, job in enumerate(jobs, start=1):
             if outcomes.read_outcome(job.folder).is_over:
                 continue
             _, left = _estimate(jobs)
-            logging.info("%d of %d: %s, %s left", number + 1, len(jobs), job.name, left)
-            _complete(job, received)
+            logging.info("%d of %d: %s, %s left", number, len(jobs), job.name, left)
+            try:
+                _complete(job, received)
+            finally:
+                report.write(config)
             _log_outcome(job)
-        report.write(config)
-    logging.info("The report is %s", os.path.join(config.workdir, report.HTML))
+    path = os.path.join(config.workdir, report.HTML)
+    logging.info("The report is %s", path)
+    failed = [job.name for job in jobs if outcomes.read_outcome(job.folder).state == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} runs failed, {failed[0]} for one; {path} says why. The "
+            "same command tries them again"
+        )
 
 
 def print_costs(config):
@@ -84,17 +93,24 @@ def print_costs(config):
 
 def list_jobs(config):
     """The `Job`s of a `ReproduceConfig`: each run once, all runs of a seed before the next."""
+    try:
+        run_flags = shlex.split(config.run_flags)
+    except ValueError as error:
+        raise UserError(
+            f"--run_flags must be flags as a shell takes them ({error}). "
+            f"Received: {config.run_flags}"
+        ) from error
     chosen = tables.choose_tables(config.scale, config.table)
     rows = [row for table in chosen.values() for row in table.rows]
     runs = dict.fromkeys(row.run for row in rows)
-    return [_job(config, name, seed) for seed in range(config.seeds) for name in runs]
+    return [_job(config, name, seed, run_flags) for seed in range(config.seeds) for name in runs]
 
 
-def _job(config, name, seed):
+def _job(config, name, seed, run_flags):
     folder = outcomes.folder_of(os.path.abspath(config.workdir), name, seed)
     arguments = [
         f"--flagfile={path_of(config.scale, name)}",
-        *shlex.split(config.run_flags),
+        *run_flags,
         f"--seed={seed}",
         f"--workdir={folder}",
     ]
