@@ -119,12 +119,11 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; marg
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd;
+th, td { padding: .25rem .4rem; text-align: right; border-bottom: 1px solid #ddd;
   white-space: nowrap; }
 th { font-weight: 600; border-color: #999; }
-th:first-child, td:first-child, td.text { text-align: left; }
-td.text { white-space: normal; min-width: 12rem; }
-.curves { display: flex; flex-wrap: wrap; gap: .5rem; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.curves { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0; }
 .curves svg { flex: 1 1 16rem; width: 100%; max-width: 24rem; height: auto; }
 .note, footer { color: #555; font-size: .9rem; }
 .yes { color: #17692f; } .no { color: #a11d1d; } .open { color: #666; }
@@ -145,7 +144,8 @@ def build_html(report, workdir):
         f"Scale: <b>{_text(report['scale'])}</b>, {_text(report['what'])}. "
         f"{report['epochs_for_100']} epochs stand for the paper's 100. "
         f"Seeds of each row: {report['seeds']}.{_run_flags_note(report)}</p>",
-        _findings_table(report),
+        "<h2>The paper's findings</h2>",
+        _findings(report),
     ]
     for name, table in report["tables"].items():
         parts.append(_section(name, table, report, workdir))
@@ -162,15 +162,13 @@ def _text(value):
     return html.escape(str(value))
 
 
-def _findings_table(report):
-    rows = [
-        f'<tr><td><a href="#{name}">{_text(table["title"])}</a></td>'
-        f'<td class="text">{_text(table["finding"])}</td>'
-        f'<td class="text {_CLASSES[table["verdict"]]}"><b>{table["verdict"]}</b></td></tr>'
+def _findings(report):
+    return "\n".join(
+        f'<p><a href="#{name}">{_text(table["title"])}</a>: '
+        f'<b class="{_CLASSES[table["verdict"]]}">{table["verdict"]}</b><br>'
+        f"{_text(table['finding'])}</p>"
         for name, table in report["tables"].items()
-    ]
-    head = "<tr><th>table</th><th>the paper's finding</th><th>here</th></tr>"
-    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+    )
 
 
 def _section(name, table, report, workdir):
@@ -178,7 +176,7 @@ def _section(name, table, report, workdir):
     heads = "".join(
         f"<th>{head}</th>"
         for head in (
-            "", "paper, linear", "probe", "kNN", "random network", "std", "loss", "time", "state"
+            "", "paper, linear", "probe", "kNN", "untrained", "std", "loss", "time", "state"
         )
     )  # fmt: skip
     rows = "".join(_html_row(row, color) for row, color in zip(table["rows"], colors, strict=True))
@@ -205,20 +203,27 @@ def _section(name, table, report, workdir):
 
 def _html_row(row, color):
     paper = _text(row["paper"] if row["paper"] is not None else row["paper_remark"] or "–")
-    states = [one["state"] for one in row["seeds"]]
-    counted = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-    collapsed = sum(one["state"] == "finished" and one["collapsed"] for one in row["seeds"])
-    counted += [f"{collapsed} collapsed"] if collapsed else []
     cells = [
         paper,
         *(_spread(row[name], 1) for name in ("probe", "knn", "knn_before_training")),
         *(_spread(row[name], 2) for name in ("std", "loss")),
         tqdm.format_interval(row["seconds"]["mean"]) if row["seconds"]["mean"] else "–",
-        ", ".join(counted) if len(states) > 1 else ", ".join(one.split()[-1] for one in counted),
+        _states(row["seeds"]),
     ]
     dot = f'<span style="color:{color}">●</span>'
     cells = "".join(f"<td>{cell}</td>" for cell in cells)
     return f"<tr><td>{dot} {_text(row['label'])}</td>{cells}</tr>"
+
+
+def _states(seeds):
+    """How the seeds of a row ended, counted where there are several."""
+    states = [
+        "collapsed" if one["state"] == "finished" and one["collapsed"] else one["state"]
+        for one in seeds
+    ]
+    if len(states) == 1:
+        return states[0]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
 def _spread(value, digits):
@@ -236,7 +241,7 @@ def _footer(report):
         "<footer><p>Probe: a linear classifier on the frozen features, whose rate and weight decay "
         "a held-out part of the training images chooses; the paper's numbers are of its own "
         "linear protocol on ImageNet. std and loss: at the end of the training, std as the mean "
-        "over its last tenth; healthy is about 1. ±: the standard deviation over seeds. time: of "
+        "over its last tenth; healthy is about 1. kNN, untrained: of the random network. ±: the standard deviation over seeds. time: of "
         "one seed, training and evaluations.</p>"
         f"<p>Computing time of all runs: {tqdm.format_interval(report['seconds'])}. "
         f"{_text('; '.join(versions))}. Report written on: {_text(report['machine'])}.</p></footer>"
@@ -267,6 +272,8 @@ def _curves(name, table, colors, workdir):
             marker = "." if key == "knn_top1" else None
             axis.plot(*zip(*points, strict=True), color=color, marker=marker) if points else None
         axis.set(title=title, xlabel="epoch")
+        if key == "feature_std":
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         yield _svg(figure, f"{name}.{key}")
 

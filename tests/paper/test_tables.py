@@ -22,7 +22,7 @@ SMALL = {
     "epochs": 2,
     "warmup_epochs": 0,
 }
-SMALL_WHERE_IT_COUNTS = {"queue_size": 32, "num_prototypes": 16}
+SMALL_OF_METHOD = {"mocov2": {"queue_size": 32}, "swav": {"num_prototypes": 16}}
 PLAN = Plan(num_examples=24, num_classes=3, batch_size=8, epochs=2)
 
 
@@ -72,14 +72,9 @@ def trained():
 @pytest.mark.parametrize(("scale", "run"), [one for one in RUNS if one[0] != "digits"])
 def test_two_steps_of_every_row_at_the_papers_scales(scale, run, trained):
     settings = schema.flatten(config_of(scale, run))
-    default = schema.defaults(PretrainConfig)
-    small = {
-        name: value
-        for name, value in SMALL_WHERE_IT_COUNTS.items()
-        if settings[name] != default[name] or settings["method"] == "mocov2"
-    }
-    small |= {"projection_dim": settings["projection_dim"] // 64, "workdir": "runs/small"}
-    config = schema.build(PretrainConfig, settings | SMALL | small)
+    small = SMALL | SMALL_OF_METHOD.get(settings["method"], {}) | {"workdir": "runs/small"}
+    small["projection_dim"] = max(settings["projection_dim"] // 64, 2)
+    config = schema.build(PretrainConfig, settings | small)
     if config not in trained:
         trained[config] = two_steps(config)
     losses, changes = trained[config]
