@@ -49,6 +49,21 @@ def _run_main(main, config):
         _exit("Interrupted", status=130)
 
 
+def read(arguments, config_class):
+    """The config of a command line's arguments, a list: what a program would make of them.
+
+    Raises:
+      UserError: a flag is wrong, or a flagfile is missing.
+    """
+    values = flags.FlagValues()
+    _define(config_class, values)
+    try:
+        values(["", *arguments])
+    except (flags.Error, OSError) as error:
+        raise schema.UserError(" ".join(str(error).split())) from error
+    return schema.build(config_class, values.flag_values_dict())
+
+
 def _parse(argv, config_class):
     if _HELP.intersection(argv[1:]):
         print(_help_text(config_class))
@@ -91,18 +106,20 @@ _DEFINE = {
 }
 
 
-def _define(config_class):
+def _define(config_class, values=FLAGS):
     """Defines a flag for each setting, under its group's title, with the config's own rule."""
     hints = typing.get_type_hints(config_class)
     for field in schema.settings_of(config_class):
         rule = schema.rule_of(field)
         text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
         define = _DEFINE[hints[field.name]]
-        define(field.name, field.default, text, module_name=_title(config_class))
+        where = {"module_name": _title(config_class), "flag_values": values}
+        define(field.name, field.default, text, **where)
         flags.register_validator(
             field.name,
             lambda value, field=field: schema.accepts(field, value),
             message=f"must be {rule}",
+            flag_values=values,
         )
     for group in schema.groups_of(config_class).values():
-        _define(group)
+        _define(group, values)

@@ -19,7 +19,7 @@ ROOMS = [
     ["training.loop", "training.checkpoints", "training.interruption", "training.monitors"],
     ["training.pretrain"],
     ["flags"],
-    ["curves", "interop"],
+    ["curves", "interop", "paper"],
 ]
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")

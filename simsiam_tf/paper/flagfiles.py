@@ -1,0 +1,73 @@
+"""Writes configs/paper/<scale>/<run>.cfg, a flagfile for each run of the paper's tables.
+
+python -m simsiam_tf.paper.flagfiles
+"""
+
+import os
+
+from simsiam_tf import flags, schema
+from simsiam_tf.paper import tables
+
+
+class FlagfilesConfig(schema.Config):
+    """Flagfiles"""
+
+
+def main(_):
+    for path, text in build_flagfiles().items():
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def path_of(scale_name, run):
+    """The flagfile of a run, from the root of the repository."""
+    return f"configs/paper/{scale_name}/{run}.cfg"
+
+
+def build_flagfiles():
+    """All flagfiles: {path from the root of the repository: text}."""
+    return {
+        path_of(scale_name, run): _text(scale_name, run, recipe, settings)
+        for scale_name in tables.SCALES
+        for run, (recipe, settings) in tables.build_runs(scale_name).items()
+    }
+
+
+def _text(scale_name, run, recipe, settings):
+    scale = tables.SCALES[scale_name]
+    shown = [
+        (table, row)
+        for table in tables.build_tables(scale_name).values()
+        for row in table.rows
+        if row.run == run
+    ]
+    lines = [f"{table.title}: {row.label}" for table, row in shown]
+    lines += [
+        "",
+        f"Command:   python train.py --flagfile={path_of(scale_name, run)}",
+        f"Hardware:  {scale.hardware}",
+        "Time:      python -m simsiam_tf.paper.reproduce --dry_run estimates it",
+    ]
+    lines += [
+        f"{head:<11}{_paper_says(row)} ({table.section}); ImageNet, ResNet-50"
+        for head, (table, row) in zip(["Expect:", *[""] * len(shown)], shown, strict=False)
+    ]
+    lines += [
+        "Source:    Chen & He, CVPR 2021",
+        "",
+        "Written by simsiam_tf/paper/flagfiles.py from simsiam_tf/paper/tables.py.",
+    ]
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    settings = {"flagfile": recipe, **settings, "workdir": f"runs/paper/{scale_name}/{run}"}
+    return comments + schema.to_flagfile(settings)
+
+
+def _paper_says(row):
+    if row.number is not None:
+        return f"the paper: linear top-1 {row.number} %"
+    return f"the paper: {row.remark or 'no number'}"
+
+
+if __name__ == "__main__":
+    flags.run(main, FlagfilesConfig)

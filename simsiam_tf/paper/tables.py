@@ -1,0 +1,317 @@
+"""The tables of the paper (Chen & He, CVPR 2021) as data: their rows, numbers and findings.
+
+A run is what `train.py` does with one flagfile, `configs/paper/<scale>/<run>.cfg`; several tables
+may show the same run.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """What stands for the paper's ImageNet with 100 epochs."""
+
+    what: str
+    hardware: str
+    simsiam: str  # the flagfile of SimSiam's recipe
+    suffix: str  # of the other methods' recipes, configs/<method>_<suffix>.cfg
+    num_images: int
+    epochs: tuple[int, ...]  # for the paper's 100, 200, 400 and 800
+    warms_up: bool  # whether every run does, a tenth of its epochs, not large batches alone
+    batch_divisor: int  # the paper's batch sizes, divided by it
+    dim_divisor: int  # its dimensions of z likewise
+    inner_steps: tuple[str, ...]  # for its 1, 10, 100 and epoch
+
+
+SCALES = {
+    "imagenet": Scale(
+        what="ImageNet, ResNet-50, as in the paper",
+        hardware="the paper: 8 GPUs (--strategy=auto uses all that there are); not run by us",
+        simsiam="configs/r50.cfg",
+        suffix="r50",
+        num_images=1_281_167,
+        epochs=(100, 200, 400, 800),
+        warms_up=False,
+        batch_divisor=1,
+        dim_divisor=1,
+        inner_steps=("1", "10", "100", "epoch"),
+    ),
+    "cifar10": Scale(
+        what="CIFAR-10, ResNet-18 with the CIFAR stem",
+        hardware="meant for one GPU; not run to the end by us, which has none",
+        simsiam="configs/cifar10.cfg",
+        suffix="cifar10",
+        num_images=50_000,
+        epochs=(200, 400, 800, 1600),
+        warms_up=False,
+        batch_divisor=1,
+        dim_divisor=1,
+        inner_steps=("1", "10", "100", "epoch"),
+    ),
+    "digits": Scale(
+        what="the embedded digits, ResNet-18 of a quarter of the width",
+        hardware="any CPU",
+        simsiam="configs/digits.cfg",
+        suffix="digits",
+        num_images=1_437,
+        epochs=(20, 40, 80, 160),
+        warms_up=True,
+        batch_divisor=4,
+        dim_divisor=16,
+        inner_steps=("1", "2", "5", "epoch"),  # an epoch has 11
+    ),
+}
+_BUDGETS = (100, 200, 400, 800)  # the paper's epochs
+_BATCH_SIZE, _LARGE_BATCH = 512, 1024  # the default, and the smallest that warms up
+_BATCH_SIZES = {64: 66.1, 128: 67.3, 256: 68.1, 512: 68.1, 1024: 68.0, 2048: 67.9, 4096: 64.0}
+_DIM = 2048  # the default
+_DIMS = {256: 65.3, 512: 67.2, 1024: 67.5, 2048: 68.1}
+_ALTERNATION = {"1": 68.1, "10": 68.7, "100": 68.9, "epoch": 67.0}
+_METHODS = {  # of Table 4, after each of the budgets
+    "simclr": (66.5, 68.3, 69.8, 70.4),
+    "mocov2": (67.4, 69.9, 71.0, 72.2),
+    "byol": (66.5, 70.6, 73.2, 74.3),
+    "swav": (66.5, 69.1, 70.7, 71.8),
+    "simsiam": (68.1, 70.0, 70.8, 71.3),
+}
+_TITLES = {
+    "simclr": "SimCLR",
+    "mocov2": "MoCo v2",
+    "byol": "BYOL",
+    "swav": "SwAV",
+    "simsiam": "SimSiam",
+    "supervised": "Supervised",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    label: str
+    run: str
+    number: float | None = None  # the paper's linear top-1 in percent
+    expected: str = ""  # one of `findings.EXPECTATIONS`; empty: none
+    remark: str = ""  # what the paper has in place of a number
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table, or a comparison in the text, of the paper.
+
+    Where rows have expectations, the finding is reproduced where all of them hold; elsewhere,
+    where the rows have the paper's order.
+    """
+
+    title: str
+    section: str
+    finding: str
+    rows: tuple[Row, ...]
+
+
+def build_runs(scale_name):
+    """The runs at a scale: {name: (flagfile of the recipe, {flag: value} that differ from it)}."""
+    scale = SCALES[scale_name]
+
+    def run(recipe="simsiam", budget=_BUDGETS[0], **flags):
+        epochs = scale.epochs[_BUDGETS.index(budget)]
+        warmup = {"warmup_epochs": epochs // 10} if scale.warms_up else {}
+        base = scale.simsiam if recipe == "simsiam" else f"configs/{recipe}_{scale.suffix}.cfg"
+        return base, {"epochs": epochs} | warmup | flags
+
+    decayed = {"fix_predictor_learning_rate": "false"}
+    runs = {
+        "simsiam": run(),
+        "simsiam_decayed": run(**decayed),
+        "no_stop_gradient": run(**decayed, stop_gradient="false"),
+        "predictor_none": run(**decayed, predictor="none"),
+        "predictor_fixed": run(**decayed, predictor="fixed"),
+        "bn_none": run(projection_bn="none", prediction_bn="none"),
+        "bn_hidden": run(projection_bn="hidden"),
+        "bn_affine": run(projection_bn="all_affine"),
+        "bn_predictor_output": run(projection_bn="all_affine", prediction_bn="all"),
+        "similarity_cross_entropy": run(similarity="cross_entropy"),
+        "asymmetric": run(loss_symmetry="asymmetric"),
+        "asymmetric_2x": run(loss_symmetry="asymmetric_2x"),
+        "expectation_average": run(method="alternation", predictor="none", eta_momentum=0.8),
+    }
+    for size in _BATCH_SIZES:
+        if size != _BATCH_SIZE:
+            warmup = {"warmup_epochs": scale.epochs[0] // 10} if size >= _LARGE_BATCH else {}
+            runs[f"batch_{size}"] = run(batch_size=size // scale.batch_divisor, **warmup)
+    for dim in _DIMS:
+        if dim != _DIM:
+            runs[f"projection_dim_{dim}"] = run(projection_dim=dim // scale.dim_divisor)
+    for paper_steps, steps in zip(_ALTERNATION, scale.inner_steps, strict=True):
+        runs[f"alternation_{paper_steps}"] = run(method="alternation", inner_steps=steps)
+
+    for method in _METHODS:
+        # The paper has SimSiam at batch 256 here, whose 100 epochs are a row of Table 2.
+        is_simsiam = method == "simsiam"
+        flags = {"batch_size": 256} if is_simsiam and scale_name == "imagenet" else {}
+        for budget in _BUDGETS[1:] if is_simsiam else _BUDGETS:
+            runs[f"{method}_{budget}"] = run(method, budget, **flags)
+    runs["supervised_100"] = run("supervised")
+    runs["simclr_predictor"] = run("simclr", predictor="mlp")
+    runs["simclr_predictor_stop_gradient"] = run("simclr", predictor="mlp", stop_gradient="true")
+    runs["swav_predictor"] = run("swav", predictor="mlp")
+    runs["swav_no_stop_gradient"] = run("swav", stop_gradient="false")
+    return runs
+
+
+def build_tables(scale_name):
+    """The tables at a scale, {name: `Table`}; labels say where a setting is not the paper's."""
+    scale = SCALES[scale_name]
+
+    def label(text, here, paper):
+        return text if str(here) == str(paper) else f"{text} (here {here})"
+
+    def batch_row(size, number):
+        name = "simsiam" if size == _BATCH_SIZE else f"batch_{size}"
+        return Row(label(f"batch {size}", size // scale.batch_divisor, size), name, number)
+
+    def dim_row(dim, number):
+        name = "simsiam" if dim == _DIM else f"projection_dim_{dim}"
+        return Row(label(f"d = {dim}", dim // scale.dim_divisor, dim), name, number)
+
+    def alternation_row(paper_steps, number, steps):
+        text = {"1": "1 step", "epoch": "1 epoch"}.get(paper_steps, f"{paper_steps} steps")
+        return Row(label(text, steps, paper_steps), f"alternation_{paper_steps}", number)
+
+    def method_row(method, budget, number):
+        run = f"{method}_{budget}"
+        if run == "simsiam_100":
+            run = "batch_256" if scale_name == "imagenet" else "simsiam"
+        epochs = scale.epochs[_BUDGETS.index(budget)]
+        return Row(label(f"{_TITLES[method]}, {budget} epochs", epochs, budget), run, number)
+
+    return {
+        "stop_gradient": Table(
+            "Stop-gradient",
+            "section 4.1, Figure 2",
+            "Without stop-gradient the features collapse; with it they do not.",
+            (
+                Row("with stop-gradient", "simsiam_decayed", 67.7, "spread"),
+                Row("without", "no_stop_gradient", 0.1, "collapsed"),
+            ),
+        ),
+        "predictor": Table(
+            "Predictor",
+            "section 4.2, Table 1",
+            "Without a predictor the features collapse; with a fixed random one they do not, but "
+            "the loss stays high.",
+            (
+                Row("learned, rate decayed", "simsiam_decayed", 67.7, "spread"),
+                Row("(a) none", "predictor_none", 0.1, "collapsed"),
+                Row("(b) fixed, random", "predictor_fixed", 1.5, "spread_but_high_loss"),
+                Row("(c) learned, rate held", "simsiam", 68.1, "spread"),
+            ),
+        ),
+        "batch_size": Table(
+            "Batch size",
+            "section 4.3, Table 2",
+            "Batches from 128 to 2048 do about equally well; 64 and 4096 are behind.",
+            tuple(batch_row(size, number) for size, number in _BATCH_SIZES.items()),
+        ),
+        "batch_norm": Table(
+            "Batch normalization in the heads",
+            "section 4.4, Table 3",
+            "Without it the network learns far less, yet does not collapse; in the hidden layers "
+            "it is needed most.",
+            (
+                Row("(a) none", "bn_none", 34.6),
+                Row("(b) hidden layers", "bn_hidden", 67.4),
+                Row("(c) and the projector's output", "bn_affine", 68.1),
+                Row("the same without scale and offset", "simsiam", 68.2),
+                Row("(d) and the predictor's output", "bn_predictor_output", remark="unstable"),
+            ),
+        ),
+        "similarity": Table(
+            "Similarity",
+            "section 4.5",
+            "Cross-entropy works too, without collapse; cosine is better.",
+            (
+                Row("cosine", "simsiam", 68.1),
+                Row("cross-entropy", "similarity_cross_entropy", 63.2),
+            ),
+        ),
+        "symmetrization": Table(
+            "Symmetrization",
+            "section 4.6",
+            "An asymmetric loss works too; two pairs of each image nearly make up for it.",
+            (
+                Row("symmetric", "simsiam", 68.1),
+                Row("asymmetric", "asymmetric", 64.8),
+                Row("asymmetric, two pairs", "asymmetric_2x", 67.3),
+            ),
+        ),
+        "projection_dim": Table(
+            "Dimension of z",
+            "appendix",
+            "More dimensions are better.",
+            tuple(dim_row(dim, number) for dim, number in _DIMS.items()),
+        ),
+        "alternation": Table(
+            "Multi-step alternation",
+            "section 5.2",
+            "Targets that are held for several steps, even for an epoch, do as well as SimSiam's.",
+            tuple(
+                alternation_row(*paper, steps)
+                for paper, steps in zip(_ALTERNATION.items(), scale.inner_steps, strict=True)
+            ),
+        ),
+        "expectation": Table(
+            "Expectation over augmentations",
+            "section 5.2",
+            "Without a predictor, a moving average of the targets prevents the collapse.",
+            (
+                Row("no predictor, moving average", "expectation_average", 55.0, "spread"),
+                Row("no predictor, no average", "predictor_none", 0.1, "collapsed"),
+            ),
+        ),
+        "methods": Table(
+            "Methods",
+            "section 6.1, Table 4",
+            "SimSiam is ahead after 100 epochs; all gain from longer training, the others more.",
+            (
+                *(
+                    method_row(method, budget, number)
+                    for method, numbers in _METHODS.items()
+                    for budget, number in zip(_BUDGETS, numbers, strict=True)
+                ),
+                method_row("supervised", _BUDGETS[0], None),
+            ),
+        ),
+        "simclr_ablation": Table(
+            "SimCLR with a predictor",
+            "section 6.2, Table 6a",
+            "Neither a predictor nor stop-gradient helps SimCLR.",
+            (
+                Row("SimCLR", "simclr_100", 66.5),
+                Row("with predictor", "simclr_predictor", 64.2),
+                Row("with predictor and stop-gradient", "simclr_predictor_stop_gradient", 66.0),
+            ),
+        ),
+        "swav_ablation": Table(
+            "SwAV with a predictor, or without stop-gradient",
+            "section 6.2, Table 6b",
+            "Without stop-gradient SwAV does not converge; a predictor does not help it.",
+            (
+                Row("SwAV", "swav_100", 66.5, "spread"),
+                Row("with predictor", "swav_predictor", 65.2, "spread"),
+                Row(
+                    "without stop-gradient",
+                    "swav_no_stop_gradient",
+                    None,
+                    "not_converged",
+                    remark="diverges (NaN)",
+                ),
+            ),
+        ),
+    }
+
+
+def choose_tables(scale_name, name):
+    """The table of a name, or all of them: {name: `Table`}."""
+    found = build_tables(scale_name)
+    return found if name == "all" else {name: found[name]}

@@ -1,0 +1,162 @@
+"""`reproduce`, run as a user runs it."""
+
+import html
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from conftest import ROOT
+from run_results import wait_for_checkpoint
+
+from simsiam_tf.paper import report, tables
+from simsiam_tf.paper.reproduce import ReproduceConfig
+
+PROGRAM = ["-m", "simsiam_tf.paper.reproduce"]
+SMALL = "--epochs=1 --warmup_epochs=0 --width=4 --log_every_steps=1 --checkpoint_every_steps=1"
+
+
+def flags_of(workdir, **settings):
+    settings = {"table": "stop_gradient", "run_flags": SMALL} | settings
+    return [f"--{name}={value}" for name, value in settings.items()] + [f"--workdir={workdir}"]
+
+
+def report_of(workdir):
+    return json.loads((workdir / "report.json").read_text())
+
+
+def states_of(workdir):
+    (table,) = report_of(workdir)["tables"].values()
+    return [one["state"] for row in table["rows"] for one in row["seeds"]]
+
+
+def starts_of(folder):
+    return [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+
+
+class References(HTMLParser):
+    """What a page refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.found |= {named.get(name) for name in ("src", "href", "xlink:href", "data")} - {None}
+
+
+def assert_a_page_by_itself(workdir):
+    """Every row is there, and nothing from outside."""
+    text = (workdir / "report.html").read_text()
+    assert all(reference.startswith("#") for reference in References(text).found)
+    assert "@import" not in text
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+    assert "<script" not in text
+    for name, table in report_of(workdir)["tables"].items():
+        assert f'id="{name}"' in text
+        for row in table["rows"]:
+            assert f"{html.escape(row['label'])}</td>" in text
+    assert text.count("<svg") == 3 * len(report_of(workdir)["tables"])
+
+
+def test_a_dry_run_prints_every_run_once_with_its_cost_and_writes_nothing(program, tmp_path):
+    finished = program(*PROGRAM, *flags_of(tmp_path / "w", table="predictor", seeds=2), "--dry_run")
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert len(lines) == 2 * 4 + 1
+    for line in lines[:-1]:
+        assert re.search(r"seed [01] +11 steps +1,408 images +unknown +not started$", line), line
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_table_is_interrupted_resumed_has_a_failing_row_and_is_completed(
+    program, tfds_dir, tmp_path
+):
+    first, second = (tmp_path / run / "seed-0" for run in ("simsiam_decayed", "no_stop_gradient"))
+    # A run of other flags is in the way of the second row.
+    second.mkdir(parents=True)
+    (second / "flags.cfg").write_text("--momentum=0.5\n")
+
+    with subprocess.Popen(
+        [sys.executable, *PROGRAM, *flags_of(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for_checkpoint(process, first)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("reproduce.py: SIGTERM: simsiam_decayed")
+    assert not (first / "summary.json").exists()
+
+    finished = program(*PROGRAM, *flags_of(tmp_path))
+    assert finished.returncode == 1, finished.stderr
+    assert "1 of 2 runs failed" in finished.stderr.splitlines()[-1]
+    assert states_of(tmp_path) == ["finished", "failed"]
+    assert "Restored" in (first / "programs.log").read_text()
+    assert [one["program"] for one in starts_of(first)] == [
+        "train.py", "train.py", "evaluate.py", "evaluate.py",
+    ]  # fmt: skip
+    (table,) = report_of(tmp_path)["tables"].values()
+    assert table["verdict"] == "not decided"
+    text = (tmp_path / "report.html").read_text()
+    assert "without, seed 0, failed: train.py: --workdir=" in text
+    assert "--momentum=0.5 there, 0.9 here" in text
+    assert_a_page_by_itself(tmp_path)
+
+    before = starts_of(first)
+    (second / "flags.cfg").unlink()
+    finished = program(*PROGRAM, *flags_of(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    assert states_of(tmp_path) == ["finished", "finished"]
+    assert starts_of(first) == before
+    (table,) = report_of(tmp_path)["tables"].values()
+    assert table["verdict"] != "not decided"
+    for row in table["rows"]:
+        assert row["probe"]["count"] == 1
+        assert row["probe"]["spread"] is None
+        assert 5 < row["knn"]["mean"] < 100
+        assert row["knn_before_training"]["mean"] > 20
+    assert_a_page_by_itself(tmp_path)
+
+
+def test_a_report_of_nothing_yet_shows_every_row(tmp_path):
+    report.write(ReproduceConfig(table="all", scale="imagenet", workdir=str(tmp_path), seeds=3))
+    assert_a_page_by_itself(tmp_path)
+    found = report_of(tmp_path)
+    assert list(found["tables"]) == list(tables.build_tables("imagenet"))
+    assert {table["verdict"] for table in found["tables"].values()} == {"not decided"}
+
+
+def test_mean_and_spread_are_those_of_the_seeds():
+    assert report._summarize([1.0, None, 3.0]) == {
+        "mean": 2.0,
+        "spread": pytest.approx(2**0.5),
+        "count": 2,
+    }
+    assert report._summarize([None]) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"table": "other"}, ["--table", "stop_gradient"]),
+        ({"run_flags": "--momentum=2"}, ["--momentum", "below 1"]),
+        ({"run_flags": "--epochs='1"}, ["--run_flags", "No closing quotation"]),
+    ],
+)
+def test_a_wrong_flag_is_one_line(program, tmp_path, settings, words):
+    finished = program(*PROGRAM, *flags_of(tmp_path, **settings))
+    assert finished.returncode in (1, 2)
+    assert "Traceback" not in finished.stderr
+    for word in words:
+        assert word in finished.stderr.splitlines()[-1]

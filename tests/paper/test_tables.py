@@ -1,0 +1,110 @@
+"""The runs of the paper's tables: their flagfiles, and two steps of each."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+from simsiam_tf import flags, schema
+from simsiam_tf.config import PretrainConfig
+from simsiam_tf.methods.base import Plan
+from simsiam_tf.paper import flagfiles, tables
+from simsiam_tf.training import pretrain
+
+RUNS = [(scale, run) for scale in tables.SCALES for run in tables.build_runs(scale)]
+SMALL = {
+    "backbone": "resnet18",
+    "width": 4,
+    "image_size": 32,
+    "projection_hidden_dim": 16,
+    "prediction_hidden_dim": 8,
+    "batch_size": 8,
+    "epochs": 2,
+    "warmup_epochs": 0,
+}
+SMALL_OF_METHOD = {"mocov2": {"queue_size": 32}, "swav": {"num_prototypes": 16}}
+PLAN = Plan(num_examples=24, num_classes=3, batch_size=8, epochs=2)
+
+
+def config_of(scale, run):
+    """The config that `train.py` makes of a run's flagfile."""
+    recipe, _ = tables.build_runs(scale)[run]
+    if not (ROOT / recipe).exists():
+        pytest.skip(f"{recipe} is not there")
+    return flags.read([f"--flagfile={flagfiles.path_of(scale, run)}"], PretrainConfig)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_committed_flagfiles_are_those_of_the_tables():
+    there = {
+        path.relative_to(ROOT).as_posix(): path.read_text()
+        for path in (ROOT / "configs" / "paper").rglob("*.*")
+    }
+    assert there == flagfiles.build_flagfiles(), "python -m simsiam_tf.paper.flagfiles"
+
+
+@pytest.mark.parametrize("scale", tables.SCALES)
+def test_every_row_has_a_run_and_every_run_a_row(scale):
+    rows = [row.run for table in tables.build_tables(scale).values() for row in table.rows]
+    assert set(rows) == set(tables.build_runs(scale))
+
+
+@pytest.mark.parametrize(("scale", "run"), RUNS)
+def test_a_flagfile_is_its_recipe_and_what_the_row_changes(scale, run):
+    recipe, changed = tables.build_runs(scale)[run]
+    config = config_of(scale, run)
+    found = {name: schema.format_value(of) for name, of in schema.flatten(config).items()}
+    base = schema.flatten(flags.read([f"--flagfile={recipe}"], PretrainConfig))
+    expected = {name: schema.format_value(of) for name, of in (base | changed).items()}
+    assert found == expected | {"workdir": f"runs/paper/{scale}/{run}"}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """What was trained before, as several rows are the same once they are small."""
+    return {}
+
+
+@pytest.mark.parametrize(("scale", "run"), [one for one in RUNS if one[0] != "digits"])
+def test_two_steps_of_every_row_at_the_papers_scales(scale, run, trained):
+    settings = schema.flatten(config_of(scale, run))
+    small = SMALL | SMALL_OF_METHOD.get(settings["method"], {}) | {"workdir": "runs/small"}
+    small["projection_dim"] = max(settings["projection_dim"] // 64, 2)
+    config = schema.build(PretrainConfig, settings | small)
+    if config not in trained:
+        trained[config] = two_steps(config)
+    losses, changes = trained[config]
+    assert np.isfinite(losses).all()
+    assert changes > 0
+
+
+def two_steps(config):
+    """The losses of two steps on noise, and how many learned variables they changed."""
+    model, _ = pretrain.build_model(config, tf.distribute.get_strategy(), PLAN)
+    before = [variable.numpy() for variable in model.learned_variables]
+    size, count = config.views.image_size, config.optimization.batch_size
+    shape = [count, size, size, 3]
+    batches = [
+        {
+            "views": [
+                tf.random.stateless_normal(shape, [step, view]) for view in range(model.num_views)
+            ],
+            "label": tf.range(count) % PLAN.num_classes,
+            "index": tf.range(step * count, (step + 1) * count, dtype=tf.int64),
+        }
+        for step in range(2)
+    ]
+    if model.hold_every:
+        for place, batch in enumerate(batches[: model.hold_every]):
+            model.hold_targets(batch, place)
+    losses = []
+    for batch in batches:
+        metrics = model.train_step(batch)
+        assert not metrics["void"]
+        losses.append(float(metrics["loss"]))
+    after = [variable.numpy() for variable in model.learned_variables]
+    return losses, sum((old != new).any() for old, new in zip(before, after, strict=True))
