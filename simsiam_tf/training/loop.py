@@ -43,30 +43,52 @@ def _prepared(batch, prepare, size):
     return {name: batch[name] for name in batch if name != "draws"} | {"views": prepare(batch)}
 
 
-def build_hold(strategy, model, batches, prepare, replica_batch_size):
-    """What lets a model hold the targets of steps to come, as in `run_steps`.
+class TargetHolder:
+    """Has a model hold the targets of its next `hold_every` steps, where it has any to hold.
 
-    Args:
-      strategy: as there.
-      model: a `SelfSupervisedModel` that has `hold_targets`.
-      batches: a distributed data set of the steps whose targets will be held, in order.
-      prepare: as there.
-      replica_batch_size: as there.
-
-    Returns:
-      A function: the number of steps → nothing; it takes their batches.
+    Steps that share such a moment are neighbours in one epoch.
     """
-    iterator = iter(batches)
 
-    def replica_hold(batch, place):
-        model.hold_targets(_prepared(batch, prepare, replica_batch_size), place)
+    def __init__(
+        self, strategy, model, batches_from, prepare, *, replica_batch_size, plan, first_step
+    ):
+        """Args:
+        strategy: as of `run_steps`, like all that is not said otherwise.
+        model: a `SelfSupervisedModel` with `hold_targets`.
+        batches_from: a step → a distributed data set of that step's batch and the following ones.
+        prepare: likewise.
+        replica_batch_size: likewise.
+        plan: the run's `Plan`.
+        first_step: likewise. What is held then is in the model's bank, unless it is a first one.
+        """
+        self.every = model.hold_every
+        self.steps_per_epoch = plan.steps_per_epoch
+        is_due = self._is_due(first_step)
+        self.batches = iter(batches_from(first_step if is_due else self.end(first_step)))
 
-    @tf.function(reduce_retracing=True)
-    def hold(iterator, count):
-        for place in tf.range(count):
-            strategy.run(replica_hold, args=(iterator.get_next(), place))
+        def replica_hold(batch, place):
+            model.hold_targets(_prepared(batch, prepare, replica_batch_size), place)
 
-    return lambda count: hold(iterator, tf.constant(count))
+        @tf.function(reduce_retracing=True)
+        def hold(batches, count):
+            for place in tf.range(count):
+                strategy.run(replica_hold, args=(batches.get_next(), place))
+
+        self.hold = hold
+
+    def end(self, done):
+        """The step up to which the targets of the step after `done` are held."""
+        place = done % self.steps_per_epoch
+        next_place = (place // self.every + 1) * self.every
+        return done - place + min(next_place, self.steps_per_epoch)
+
+    def hold_if_due(self, done):
+        """Holds targets anew if the step after `done` is the first to take them."""
+        if self._is_due(done):
+            self.hold(self.batches, tf.constant(self.end(done) - done))
+
+    def _is_due(self, done):
+        return done % self.steps_per_epoch % self.every == 0
 
 
 def run_steps(

@@ -124,31 +124,25 @@ def _train(config, strategy, output):
 
     knn_every = config.monitor.knn_every_epochs * steps_per_epoch
     save_every = config.system.checkpoint_every_steps
-    hold_every = model.hold_every
-
-    def held_until(done):
-        """The step up to which a step's targets are held, with those of its neighbours."""
-        place = done % steps_per_epoch
-        return done - place + min((place // hold_every + 1) * hold_every, steps_per_epoch)
+    replica_batch_size = batch_size // strategy.num_replicas_in_sync
+    holder = None
+    if model.hold_every:
+        holder = loop.TargetHolder(
+            strategy,
+            model,
+            batches_from,
+            views.prepare,
+            replica_batch_size=replica_batch_size,
+            plan=plan,
+            first_step=first_step,
+        )
 
     def loop_end(done):
         """Python is needed to log, to look at the encoder, to save it and to hold targets."""
         periods = [period for period in (save_every, knn_every) if period]
         due = [(done // period + 1) * period for period in periods]
-        due += [held_until(done)] if hold_every else []
+        due += [holder.end(done)] if holder else []
         return min(done + config.system.steps_per_loop, last_step, *due)
-
-    replica_batch_size = batch_size // strategy.num_replicas_in_sync
-    before_loop = None
-    if hold_every:
-        # Targets that were held when the run was stopped are in its checkpoint.
-        is_held = first_step % steps_per_epoch % hold_every > 0
-        ahead = batches_from(held_until(first_step) if is_held else first_step)
-        hold = loop.build_hold(strategy, model, ahead, views.prepare, replica_batch_size)
-
-        def before_loop(done):
-            if done % steps_per_epoch % hold_every == 0:
-                hold(held_until(done) - done)
 
     with interruption.noted() as received:
         steps = loop.run_steps(
@@ -159,7 +153,7 @@ def _train(config, strategy, output):
             replica_batch_size=replica_batch_size,
             first_step=first_step,
             loop_end=loop_end,
-            before_loop=before_loop,
+            before_loop=holder.hold_if_due if holder else None,
             stop_wanted=lambda: received() is not None,
             xla=config.system.xla,
         )

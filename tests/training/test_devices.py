@@ -63,6 +63,23 @@ def test_a_run_of_one_replica_goes_on_with_two_and_ends_with_the_same_weights(
     assert_same_training(workdir, one_replica, rtol=1e-7)
 
 
+def test_a_run_goes_on_amid_held_targets_with_two_replicas_and_ends_with_the_same_weights(
+    program, tmp_path
+):
+    # Targets are held at steps 0, 5, 10, ...; step 8 needs those of step 5.
+    flags = ["--precision=float64", "--method=alternation", "--inner_steps=5"]
+    flags.append("--checkpoint_every_steps=8")
+    train_digits(program, tmp_path / "one", *flags)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two" / "summary.json").unlink()
+    for newer in ("step-000000016", "step-000000022"):
+        shutil.rmtree(tmp_path / "two" / "checkpoints" / newer)
+    log = train_digits(program, tmp_path / "two", *flags, "--cpu_replicas=2")
+    assert "Targets of 320 images" in log
+    assert "checkpoints/step-000000008" in log
+    assert_same_training(tmp_path / "two", tmp_path / "one", rtol=1e-7)
+
+
 def test_two_replicas_have_the_losses_of_one_over_five_steps_in_float32(program, tmp_path):
     for replicas in (1, 2):
         train_digits(program, tmp_path / str(replicas), f"--cpu_replicas={replicas}")
