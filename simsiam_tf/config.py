@@ -326,6 +326,12 @@ class LinearConfig(Config):
         "LARS: a tensor's rate is scaled by this times its norm over its gradient's.",
         above=0,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class CropsConfig(Config):
+    """Random crops, of linear and spectrum (defaults: the authors' code)"""
+
     crop_min_area: float = setting(
         0.08, "Smallest area of a random crop, as a share of the image's.", above=0, at_most=1
     )
@@ -362,8 +368,13 @@ class EvaluationConfig(Config):
     knn: KnnConfig
     linear: LinearConfig
     probe: ProbeConfig
+    crops: CropsConfig
     encoder: str = setting("", "Folder of the encoder's SavedModel.", filled=True)
-    protocol: str = setting("knn", "Evaluation protocol.", choices=("knn", "probe", "linear"))
+    protocol: str = setting(
+        "knn",
+        "Evaluation protocol; spectrum needs no labels and looks at --eval_split alone.",
+        choices=("knn", "probe", "linear", "spectrum"),
+    )
     image_size: int = setting(
         0, "Height and width of the encoder's input in pixels; 0: as encoder.json says.", at_least=0
     )

@@ -70,7 +70,7 @@ def _load_folder(data_dir, split):
     root = os.path.expanduser(data_dir)
     if not os.path.isdir(root):
         raise UserError(f"--data_dir must be a folder that exists. Received: {data_dir}")
-    splits = [name for name in SPLIT_FOLDERS if os.path.isdir(os.path.join(root, name))]
+    splits = folder_splits(data_dir)
     if not splits and split != "train":
         raise UserError(
             f"{data_dir} has no split {split!r}: without folders of the names "
@@ -123,6 +123,12 @@ def _load_folder(data_dir, split):
         read=read,
         fingerprint=fingerprint,
     )
+
+
+def folder_splits(data_dir):
+    """The splits that a folder of images has folders for; none: all of it is "train"."""
+    root = os.path.expanduser(data_dir)
+    return [name for name in SPLIT_FOLDERS if os.path.isdir(os.path.join(root, name))]
 
 
 def _size_and_time(path):

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from simsiam_tf import export
-from simsiam_tf.evaluation import run
+from simsiam_tf.evaluation import feature_cache, run
 from simsiam_tf.schema import UserError
 
 
@@ -37,8 +37,11 @@ def test_the_result_is_the_last_line_and_the_output_file(
     assert result == json.loads(output.read_text())
     assert result["protocol"] == protocol
     assert (result["num_train"], result["num_test"], result["num_classes"]) == (1437, 360, 10)
-    assert settings.items() <= result["settings"].items()
+    assert settings.items() | {"seed": 0}.items() <= result["settings"].items()
     assert result["encoder"] == str(tiny_run / "encoder")
+    assert result["encoder_sha256"] == feature_cache.hash_of_folder(tiny_run / "encoder")
+    assert result["fingerprints"].keys() == {"train_split", "eval_split"}
+    assert "digits/1.0.0 test" in result["fingerprints"]["eval_split"]
     assert result["versions"]["tensorflow"] == tf.__version__
     assert 0 < result["top1"] < result["top5"] <= 100
 
@@ -146,6 +149,30 @@ def test_the_test_split_has_no_say_in_the_choice(evaluate):
     assert 0 < first["chosen"]["held_out_top1"] <= 100
 
 
+def test_the_spectrum_needs_no_labels_and_takes_a_folder_as_it_is(
+    evaluation_config, pixels_encoder, tmp_path, capsys
+):
+    folder_of(tmp_path / "data", *(f"{number}.png" for number in range(5)))
+    for number in range(4):  # the fifth stays as dark as the others were
+        image = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        (tmp_path / "data" / f"{number}.png").write_bytes(tf.io.encode_png(image).numpy())
+    output = tmp_path / "results.json"
+    run.run(
+        evaluation_config(
+            encoder=str(pixels_encoder), protocol="spectrum", dataset="folder", image_size=8,
+            data_dir=str(tmp_path / "data"), output=str(output), feature_batch_size=2,
+        )
+    )  # fmt: skip
+    short, whole = json.loads(capsys.readouterr().out), json.loads(output.read_text())
+    assert whole.keys() - short.keys() == {"channel_std", "singular_values"}
+    assert whole.items() >= {"protocol": "spectrum", "num_images": 5, "eval_split": "train"}.items()
+    assert len(whole["channel_std"]) == 8 * 8 * 3
+    assert len(whole["singular_values"]) == 5
+    assert 1 < whole["effective_rank"] < 5
+    assert 0 < whole["alignment"] < 4
+    assert whole["settings"]["crop_min_area"] == 0.08
+
+
 def assert_refused(evaluation_config, match, **settings):
     with pytest.raises(UserError, match=match):
         run.run(evaluation_config(**settings))
@@ -153,6 +180,12 @@ def assert_refused(evaluation_config, match, **settings):
 
 def test_the_image_size_must_be_known(evaluation_config, pixels_encoder):
     assert_refused(evaluation_config, "--image_size must be given", encoder=str(pixels_encoder))
+
+
+def test_one_image_has_no_spectrum(evaluation_config, pixels_encoder, tmp_path):
+    settings = folder_of(tmp_path / "data", "1.png") | {"encoder": str(pixels_encoder)}
+    match = r"two images or more\. Received: 1"
+    assert_refused(evaluation_config, match, protocol="spectrum", **settings)
 
 
 def folder_of(tmp_path, *paths):
