@@ -104,7 +104,7 @@ def test_a_config_needs_nothing_but_the_standard_library(module):
         (r"\bFLAGS\b", {"flags"}),
         (r"all_gather\(|MirroredStrategy\(", {"distribution"}),
         (r"read_file|tfds\.builder", {"data.datasets"}),
-        (r"GradientTape", {"methods.base", "evaluation.linear"}),
+        (r"GradientTape", {"methods.base", "evaluation.linear", "evaluation.finetune"}),
         (r"tf\.stop_gradient", {"methods.base", "methods.simsiam"}),
         (r"/ 256$", {"training.schedules"}),
     ],

@@ -7,10 +7,11 @@ import typing
 
 from absl import logging
 
-from simsiam_tf import export
+from simsiam_tf import distribution, export
+from simsiam_tf.config import SystemConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.quarantine import Quarantine
-from simsiam_tf.evaluation import feature_cache, features, knn, linear, probe, spectrum
+from simsiam_tf.evaluation import feature_cache, features, finetune, knn, linear, probe, spectrum
 from simsiam_tf.schema import UserError
 
 
@@ -23,6 +24,7 @@ class _Encoder:
     encode: typing.Callable  # images [b, size, size, 3] float32 in [0, 255] → features [b, F]
     image_size: int
     crop_ratio: float
+    strategy: typing.Any  # to fine-tune under, None for the other protocols
 
     def view(self, image):
         return views.build_evaluation_view(self.image_size, self.crop_ratio)(image)
@@ -31,7 +33,8 @@ class _Encoder:
 def run(config):
     """Evaluates an encoder as an `EvaluationConfig` says; prints and writes the result."""
     _check_output(config.output)
-    encoder = _load_encoder(config)
+    strategy = _build_strategy(config) if config.protocol == "finetune" else None
+    encoder = _load_encoder(config, strategy)
     feature_cache.check(_cache_folder(config))
     if config.protocol == "spectrum":
         config, evaluate = _of_whole_folder(config), _describe
@@ -57,7 +60,17 @@ def run(config):
     print(json.dumps(short), flush=True)
 
 
-def _load_encoder(config):
+def _build_strategy(config):
+    strategy = distribution.build_strategy(SystemConfig(**dataclasses.asdict(config.devices)))
+    if distribution.has_several_workers(strategy):
+        raise UserError(
+            "An evaluation is one process; --strategy=mirrored takes all GPUs of a machine. "
+            f"Received: several workers, by --strategy={config.devices.strategy}"
+        )
+    return strategy
+
+
+def _load_encoder(config, strategy):
     encode, description = export.load(config.encoder)
     image_size = config.image_size or description.get("image_size")
     if not image_size:
@@ -68,7 +81,7 @@ def _load_encoder(config):
     path = os.path.abspath(config.encoder)
     crop_ratio = config.eval_crop_ratio or description.get("eval_crop_ratio", 0.875)
     sha256 = feature_cache.hash_of_folder(path)
-    return _Encoder(path, sha256, encode, image_size, crop_ratio)
+    return _Encoder(path, sha256, encode, image_size, crop_ratio, strategy)
 
 
 def _classify(config, encoder):
@@ -87,7 +100,8 @@ def _classify(config, encoder):
         train.num_examples,
         test.num_examples,
     )
-    protocol = {"knn": _knn, "probe": _probe, "linear": _linear}[config.protocol]
+    protocols = {"knn": _knn, "probe": _probe, "linear": _linear, "finetune": _finetune}
+    protocol = protocols[config.protocol]
     scores, labels, found, settings = protocol(config, encoder, train, test)
     num_classes = len(train.class_names)
     found = {
@@ -144,6 +158,32 @@ def _linear(config, encoder, train, test):
     found = {"num_train": train.num_examples - quarantine.num_bad}
     settings = dataclasses.asdict(config.linear) | dataclasses.asdict(config.crops)
     return classifier(test_features), labels, found, settings
+
+
+def _finetune(config, encoder, train, test):
+    settings = config.finetune
+    if settings.label_fraction < 1:
+        labels = datasets.labels_of(train)
+        rows = finetune.choose_labelled(labels, settings.label_fraction, config.seed)
+        train = datasets.subset(train, rows)
+    with encoder.strategy.scope():
+        resnet = export.load_resnet(encoder.path)
+    quarantine = Quarantine(train, config.data)
+    classify = finetune.train(
+        encoder.strategy,
+        resnet,
+        train,
+        _crops(config, encoder),
+        settings,
+        config.seed,
+        quarantine,
+    )
+    scores, labels = features.extract(
+        classify, test, encoder.view, config.feature_batch_size, data=config.data
+    )
+    found = {"num_train": train.num_examples - quarantine.num_bad}
+    settings = dataclasses.asdict(settings) | {"finetune_epochs": settings.num_epochs}
+    return scores, labels, found, settings | dataclasses.asdict(config.crops)
 
 
 def _describe(config, encoder):

@@ -21,6 +21,7 @@ from simsiam_tf.schema import UserError
             "linear",
             {"batch_size": 64, "epochs": 2, "base_learning_rate": 20.0},
         ),
+        ("finetune", {"finetune_epochs": 1, "finetune_batch_size": 64}),
     ],
 )
 def test_the_result_is_the_last_line_and_the_output_file(
@@ -44,6 +45,28 @@ def test_the_result_is_the_last_line_and_the_output_file(
     assert "digits/1.0.0 test" in result["fingerprints"]["eval_split"]
     assert result["versions"]["tensorflow"] == tf.__version__
     assert 0 < result["top1"] < result["top5"] <= 100
+
+
+def test_an_encoder_is_fine_tuned_on_a_share_of_the_labels_by_two_replicas(program, tiny_run):
+    finished = program(
+        "evaluate.py", f"--encoder={tiny_run / 'encoder'}", "--protocol=finetune",
+        "--label_fraction=0.1", "--finetune_batch_size=16", "--finetune_head_learning_rate=1",
+        "--strategy=mirrored", "--cpu_replicas=2", "--crop_min_area=0.8", "--flip_probability=0",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "on 2 replica(s)" in finished.stderr
+    result = json.loads(finished.stdout)
+    assert 130 < result["num_train"] < 157
+    assert result["settings"]["finetune_epochs"] == 30
+    assert result["top1"] > 60
+
+
+def test_somebody_elses_saved_model_cannot_be_fine_tuned(program, pixels_encoder):
+    finished = program(
+        "evaluate.py", f"--encoder={pixels_encoder}", "--image_size=8", "--protocol=finetune"
+    )
+    assert finished.returncode == 1
+    assert "--encoder must be an encoder that this version" in finished.stderr.splitlines()[-1]
 
 
 def test_knn_is_what_the_runs_own_monitor_found_last(program, tiny_run, tmp_path):
