@@ -17,10 +17,12 @@ FLAGS = flags.FLAGS
 _HELP = {"-?", "-h", "-help", "--help", "-helpshort", "--helpshort"}
 
 
-def run(main, config_class):
+def run(main, config_class, positional=None):
     """Runs a program: command line → `config_class` → `main(config)`, then exits.
 
     A wrong flag ends with one line and status 2, a `UserError` with one line and its own.
+    `positional` names the setting, a tuple of texts, that takes the arguments which are no flags;
+    None: there is none.
     """
     # TensorFlow's C++ notes would bury the one line that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -33,10 +35,10 @@ def run(main, config_class):
             or os.path.dirname(__file__) in record.pathname
         )
     )
-    _define(config_class)
+    _define(config_class, positional)
     app.run(
         lambda config: _run_main(main, config),
-        flags_parser=lambda argv: _parse(argv, config_class),
+        flags_parser=lambda argv: _parse(argv, config_class, positional),
     )
 
 
@@ -49,17 +51,17 @@ def _run_main(main, config):
         _exit("Interrupted", status=130)
 
 
-def _parse(argv, config_class):
+def _parse(argv, config_class, positional):
     if _HELP.intersection(argv[1:]):
         print(_help_text(config_class))
         sys.exit(0)
     try:
-        positional = FLAGS(argv)[1:]
-        if positional:
+        arguments = tuple(FLAGS(argv)[1:])
+        if arguments and not positional:
             raise flags.Error(
-                f"Every setting is a flag, --name=value. Received: {' '.join(positional)}"
+                f"Every setting is a flag, --name=value. Received: {' '.join(arguments)}"
             )
-        return schema.build(config_class, FLAGS.flag_values_dict())
+        return schema.build(config_class, FLAGS.flag_values_dict() | {positional: arguments})
     except (flags.Error, schema.UserError, OSError) as error:
         _exit(error, status=2)
 
@@ -91,10 +93,12 @@ _DEFINE = {
 }
 
 
-def _define(config_class):
+def _define(config_class, positional=None):
     """Defines a flag for each setting, under its group's title, with the config's own rule."""
     hints = typing.get_type_hints(config_class)
     for field in schema.settings_of(config_class):
+        if field.name == positional:
+            continue
         rule = schema.rule_of(field)
         text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
         define = _DEFINE[hints[field.name]]

@@ -108,6 +108,24 @@ def test_every_shipped_flagfile_parses(program, path):
             assert f"--{name}=" in finished.stdout
 
 
+def test_arguments_that_are_no_flags_go_where_a_program_wants_them(program):
+    code = (
+        "import dataclasses\n"
+        "from simsiam_tf import flags, schema\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Files(schema.Config):\n"
+        "    'Files'\n"
+        "    files: tuple[str, ...] = schema.setting((), 'Some files.')\n"
+        "    size: int = schema.setting(1, 'A size.')\n"
+        "flags.run(lambda config: print(config.files, config.size), Files, positional='files')"
+    )
+    assert program("-c", code, "a", "--size=2", "b").stdout == "('a', 'b') 2\n"
+    assert program("-c", code).stdout == "() 1\n"
+    text = program("-c", code, "--help").stdout
+    assert "--size" in text
+    assert "--files" not in text
+
+
 def test_the_interpreter_is_one_that_the_readme_names():
     assert (3, 11) <= sys.version_info[:2] <= (3, 13)
 
