@@ -5,6 +5,8 @@ import enum
 
 from simsiam_tf.schema import Config, UserError, setting
 
+FEATURE_FILES = (".npz", ".tfrecord")
+
 
 class Purpose(enum.IntEnum):
     """What a random number is for: the last word of every seed, so that no two uses share draws."""
@@ -415,8 +417,8 @@ class EvaluationConfig(Config):
     encoder: str = setting("", "Folder of the encoder's SavedModel.", filled=True)
     protocol: str = setting(
         "knn",
-        "Evaluation protocol; spectrum needs no labels and looks at --eval_split alone.",
-        choices=("knn", "probe", "linear", "finetune", "spectrum"),
+        "Evaluation protocol; spectrum and features need no labels and look at --eval_split alone.",
+        choices=("knn", "probe", "linear", "finetune", "spectrum", "features"),
     )
     image_size: int = setting(
         0, "Height and width of the encoder's input in pixels; 0: as encoder.json says.", at_least=0
@@ -436,4 +438,16 @@ class EvaluationConfig(Config):
     seed: int = setting(
         0, "Seed of the classifier, order and crops.", at_least=0, at_most=2**31 - 1
     )
-    output: str = setting("", "File for the result as JSON, besides the last line of stdout.")
+    output: str = setting(
+        "",
+        "File for the result as JSON, besides the last line of stdout; of --protocol=features for "
+        "the features, .npz or .tfrecord.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.protocol == "features" and not self.output.endswith(FEATURE_FILES):
+            raise UserError(
+                "--protocol=features needs an --output that ends in "
+                f"{' or '.join(FEATURE_FILES)}. Received: {self.output}"
+            )

@@ -92,6 +92,24 @@ def labels_of(source):
     return labels
 
 
+def with_indices(source):
+    """The same source, but that each label is a row of two: [label, index]."""
+
+    def pairs(labels, indices):
+        return tf.stack([labels, tf.cast(indices, tf.int32)], axis=-1)
+
+    def read(indices):
+        encoded, labels = source.read(indices)
+        return encoded, pairs(labels, indices)
+
+    def stream(*arguments):
+        return source.stream(*arguments).map(
+            lambda index, encoded, label: (index, encoded, pairs(label, index))
+        )
+
+    return dataclasses.replace(source, read=read, stream=stream if source.stream else None)
+
+
 def subset(source, rows):
     """The `Source` of some of a source's images.
 

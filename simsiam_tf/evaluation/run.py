@@ -5,13 +5,23 @@ import json
 import os
 import typing
 
+import numpy as np
 from absl import logging
 
 from simsiam_tf import distribution, export
 from simsiam_tf.config import SystemConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.quarantine import Quarantine
-from simsiam_tf.evaluation import feature_cache, features, finetune, knn, linear, probe, spectrum
+from simsiam_tf.evaluation import (
+    feature_cache,
+    feature_file,
+    features,
+    finetune,
+    knn,
+    linear,
+    probe,
+    spectrum,
+)
 from simsiam_tf.schema import UserError
 
 
@@ -36,10 +46,10 @@ def run(config):
     strategy = _build_strategy(config) if config.protocol == "finetune" else None
     encoder = _load_encoder(config, strategy)
     feature_cache.check(_cache_folder(config))
-    if config.protocol == "spectrum":
-        config, evaluate = _of_whole_folder(config), _describe
-    else:
-        evaluate = _classify
+    unlabelled = {"spectrum": _describe, "features": _extract}
+    if config.protocol in unlabelled:
+        config = _of_whole_folder(config)
+    evaluate = unlabelled.get(config.protocol, _classify)
     found, settings, sources = evaluate(config, encoder)
     result = {
         "protocol": config.protocol,
@@ -52,7 +62,9 @@ def run(config):
         "encoder_sha256": encoder.sha256,
         "versions": export.versions(),
     }
-    if config.output:
+    if config.protocol == "features":
+        _write_features(config, encoder, sources["eval_split"], result)
+    elif config.output:
         with open(config.output, "w", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
     # A number for each feature is for the file alone.
@@ -115,8 +127,8 @@ def _classify(config, encoder):
 
 
 def _knn(config, encoder, train, test):
-    queries, labels = _features_of(config, encoder, test)
-    bank, bank_labels = _features_of(config, encoder, train)
+    queries, labels, _ = _features_of(config, encoder, test)
+    bank, bank_labels, _ = _features_of(config, encoder, train)
     settings = config.knn
     votes = knn.class_votes(
         bank,
@@ -130,8 +142,8 @@ def _knn(config, encoder, train, test):
 
 
 def _probe(config, encoder, train, test):
-    test_features, labels = _features_of(config, encoder, test)
-    train_features, train_labels = _features_of(config, encoder, train)
+    test_features, labels, _ = _features_of(config, encoder, test)
+    train_features, train_labels, _ = _features_of(config, encoder, train)
     classifier = probe.train_classifier(
         train_features, train_labels, len(train.class_names), config.probe, config.seed
     )
@@ -144,7 +156,7 @@ def _probe(config, encoder, train, test):
 
 
 def _linear(config, encoder, train, test):
-    test_features, labels = _features_of(config, encoder, test)
+    test_features, labels, _ = _features_of(config, encoder, test)
     quarantine = Quarantine(train, config.data)
     classifier = linear.train_classifier(
         encoder.encode,
@@ -194,7 +206,7 @@ def _describe(config, encoder):
             f"--protocol=spectrum needs two images or more. Received: {source.num_examples}"
         )
     logging.info("Protocol spectrum: %d images", source.num_examples)
-    found, _ = _features_of(config, encoder, source)
+    found, _, _ = _features_of(config, encoder, source)
     alignment = spectrum.alignment_of_crops(
         encoder.encode,
         source,
@@ -207,23 +219,46 @@ def _describe(config, encoder):
     return result, dataclasses.asdict(config.crops), {"eval_split": source}
 
 
+def _extract(config, encoder):
+    """The features of the evaluation split, into the cache."""
+    source = datasets.load(config.data.dataset, config.data.data_dir, config.data.eval_split)
+    logging.info("Protocol features: %d images", source.num_examples)
+    found, _, _ = _features_of(config, encoder, source)
+    result = {"num_images": len(found), "num_features": found.shape[1], "output": config.output}
+    return result, {}, {"eval_split": source}
+
+
+def _write_features(config, encoder, source, facts):
+    found, labels, indices = _features_of(config, encoder, source)
+    paths = []
+    if config.data.dataset == "folder":
+        paths = [source.describe(index) for index in indices.tolist()]
+    feature_file.save(config.output, found, labels, indices, paths, source.class_names, facts)
+
+
 def _features_of(config, encoder, source):
-    """Features and labels of a source's images, from the cache where they are there."""
+    """Features, labels and indices of a source's images, from the cache where they are there."""
     facts = _view_settings(config, encoder) | {
         "encoder": encoder.sha256,
         "versions": export.versions(),
         "images": source.fingerprint(),
         "num_examples": source.num_examples,
         "class_names": source.class_names,
+        "columns": ["label", "index"],
     }
-    return feature_cache.load_or_extract(
+    found, columns = feature_cache.load_or_extract(
         _cache_folder(config),
         facts,
         source.name,
         lambda: features.extract(
-            encoder.encode, source, encoder.view, config.feature_batch_size, data=config.data
+            encoder.encode,
+            datasets.with_indices(source),
+            encoder.view,
+            config.feature_batch_size,
+            data=config.data,
         ),
     )
+    return found, *np.array(columns).T
 
 
 def _view_settings(config, encoder):

@@ -461,3 +461,17 @@ def test_a_subset_is_those_images_by_any_way_of_reading(any_source):
 def test_another_subset_has_another_fingerprint(any_source):
     prints = {datasets.subset(any_source, np.array(rows)).fingerprint() for rows in ([1], [2])}
     assert len(prints | {any_source.fingerprint()}) == 3
+
+
+def test_a_source_with_indices_has_them_beside_the_labels(any_source):
+    source = datasets.with_indices(any_source)
+    rows = tf.constant([3, 11, 0], tf.int64)
+    images, labels = any_source.read(rows)
+    found, columns = source.read(rows)
+    np.testing.assert_array_equal(found, images)
+    np.testing.assert_array_equal(columns, np.stack([labels, rows], axis=1))
+    assert columns.dtype == tf.int32
+    if source.stream:
+        labels = datasets.labels_of(any_source)
+        for index, _, column in source.stream(tf.constant([0, 1]), lambda records: records.take(9)):
+            assert column.numpy().tolist() == [labels[int(index)], int(index)]

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn.datasets import load_digits
 
 from simsiam_tf import export
-from simsiam_tf.evaluation import feature_cache, run
+from simsiam_tf.evaluation import feature_cache, feature_file, run
 from simsiam_tf.schema import UserError
 
 
@@ -120,7 +121,7 @@ def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
 
             patch.setattr(run, "export", SimpleNamespace(load=load, versions=export.versions))
             run.run(evaluation_config(**settings | more))
-        return json.loads(capsys.readouterr().out), sum(encoded)
+        return json.loads(capsys.readouterr().out.splitlines()[-1]), sum(encoded)
 
     return run_it
 
@@ -203,6 +204,89 @@ def assert_refused(evaluation_config, match, **settings):
 
 def test_the_image_size_must_be_known(evaluation_config, pixels_encoder):
     assert_refused(evaluation_config, "--image_size must be given", encoder=str(pixels_encoder))
+
+
+@pytest.fixture
+def some_images(tmp_path):
+    """Settings of a folder of four images of their own colour, the second of which is none."""
+    settings = folder_of(tmp_path / "data", *(f"train/{name}" for name in ("a.png", "c.png")))
+    for number, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
+        image = np.full((8, 8, 3), 10 * number, np.uint8)
+        (tmp_path / "data" / "train" / name).write_bytes(tf.io.encode_png(image).numpy())
+    (tmp_path / "data" / "train" / "b.png").write_bytes(b"no image")
+    return settings | {
+        "eval_split": "train", "on_bad_image": "skip", "max_bad_fraction": 0.5,
+        "eval_crop_ratio": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["npz", "tfrecord"])
+def test_features_of_unlabelled_images_are_a_file_that_says_what_they_are_of(
+    evaluation_config, pixels_encoder, some_images, tmp_path, capsys, ending
+):
+    output = tmp_path / f"features.{ending}"
+    settings = some_images | {"encoder": str(pixels_encoder), "protocol": "features"}
+    run.run(evaluation_config(**settings, output=str(output)))
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_images"], result["num_features"]) == (3, 8 * 8 * 3)
+    paths = [str(tmp_path / "data" / "train" / name) for name in ("a.png", "c.png", "d.png")]
+    expected = np.repeat([[-100], [-80], [-70]], 8 * 8 * 3, axis=1)
+    if ending == "npz":
+        with np.load(output) as file:
+            arrays = dict(file)
+        assert json.loads(str(arrays["facts"])) == result
+        assert arrays["class_names"].tolist() == []
+        assert arrays["paths"].tolist() == paths
+        found, labels, indices = (arrays[name] for name in ("features", "labels", "indices"))
+    else:
+        beside = json.loads((tmp_path / "features.tfrecord.json").read_text())
+        assert beside == {"class_names": [], "facts": result}
+        spec = {
+            "features": tf.io.FixedLenFeature([8 * 8 * 3], tf.float32),
+            "label": tf.io.FixedLenFeature([], tf.int64),
+            "index": tf.io.FixedLenFeature([], tf.int64),
+            "path": tf.io.FixedLenFeature([], tf.string),
+        }
+        records = list(tf.data.TFRecordDataset(str(output)))
+        examples = tf.io.parse_example(tf.stack(records), spec)
+        assert [path.decode() for path in examples["path"].numpy()] == paths
+        found, labels, indices = (examples[name].numpy() for name in ("features", "label", "index"))
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert labels.tolist() == [-1, -1, -1]
+    assert indices.tolist() == [0, 2, 3]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_features_of_a_labelled_split_have_its_labels_and_classes(evaluate, tmp_path):
+    output = tmp_path / "features.npz"
+    _, encoded = evaluate(protocol="features", eval_split="test", output=str(output))
+    assert encoded == 360
+    with np.load(output) as file:
+        assert file["indices"].tolist() == list(range(360))
+        assert file["class_names"].tolist() == list("0123456789")
+        assert len(file["paths"]) == 0
+        features, labels = file["features"], file["labels"]
+    assert np.bincount(labels).tolist() == np.bincount(load_digits().target[::5]).tolist()
+    # The same features as the other protocols', which need not be extracted again.
+    assert evaluate(protocol="knn")[1] == 1437
+    assert features.shape == (360, 8 * 8 * 3)
+
+
+@pytest.mark.parametrize("output", ["", "features.h5", "npz"])
+def test_features_need_a_file_of_a_kind_that_is_known(evaluation_config, output):
+    with pytest.raises(UserError, match=rf"ends in \.npz or \.tfrecord\. Received: {output}$"):
+        evaluation_config(encoder="x", protocol="features", output=output)
+
+
+def test_features_that_cannot_be_written_are_one_line_and_nothing_stays(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match=r"--output cannot be written \(No space left on device\)"):
+        feature_file.save(str(tmp_path / "f.npz"), np.zeros((1, 2)), [0], [0], [], [], {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_image_has_no_spectrum(evaluation_config, pixels_encoder, tmp_path):
