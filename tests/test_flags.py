@@ -92,20 +92,25 @@ def test_the_users_own_environment_is_kept(program, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem
+    "path", sorted((ROOT / "configs").rglob("*.cfg")), ids=lambda path: path.stem
 )
 def test_every_shipped_flagfile_parses(program, path):
+    is_transfer = path.parent.name == "transfer"
+    config_class = "EvaluationConfig" if is_transfer else "PretrainConfig"
     code = (
         "import sys; from simsiam_tf import config, flags, schema\n"
         "def main(settings): print(schema.to_flagfile(schema.flatten(settings)))\n"
-        "flags.run(main, config.PretrainConfig)"
+        f"flags.run(main, config.{config_class})"
     )
-    finished = program("-c", code, f"--flagfile={path}")
+    needed = ["--encoder=x"] if is_transfer else []
+    finished = program("-c", code, f"--flagfile={path}", *needed)
     assert finished.returncode == 0, finished.stderr
     for line in path.read_text().splitlines():
         if line.startswith("--"):
-            name = line.removeprefix("--").split("=")[0]
+            name, _, value = line.removeprefix("--").partition("=")
             assert f"--{name}=" in finished.stdout
+            if is_transfer:
+                assert path.stem == value or name != "dataset"
 
 
 def test_arguments_that_are_no_flags_go_where_a_program_wants_them(program):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -419,6 +420,21 @@ def test_a_record_is_described_by_its_split_and_folder(digits_dir):
     assert "7" in description
     assert "digits/1.0.0 test" in description
     assert str(digits_dir) in description
+
+
+@pytest.mark.parametrize("split", ["train+test", "train[:50%]+test"])
+def test_splits_can_be_added_up(digits_dir, split):
+    source = datasets.load("digits", str(digits_dir), split)
+    first, second = (datasets.load("digits", str(digits_dir), part) for part in split.split("+"))
+    assert source.num_examples == first.num_examples + second.num_examples
+    assert read_all(source)[1] == read_all(first)[1] + read_all(second)[1]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "transfer").glob("*.cfg")), ids=lambda path: path.stem
+)
+def test_tfds_knows_the_transfer_sets(path):
+    assert tfds.builder_cls(path.stem).name == path.stem
 
 
 # Labels and parts.
