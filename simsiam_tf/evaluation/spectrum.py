@@ -88,7 +88,10 @@ def uniformity(features):
 
 
 def feature_std(features):
-    """`objectives.feature_std` of features `[N, F]`: about 1 when healthy, 0 when collapsed."""
+    """`objectives.feature_std` of features `[N, F]`: 0 where all are one point, 1 at most.
+
+    A backbone's features are never negative and stay below the 1 that a healthy z has.
+    """
     mean, mean_square = np.zeros((2, features.shape[1]))
     for start in range(0, len(features), _BLOCK):
         unit = tf.cast(_unit(features[start : start + _BLOCK]), tf.float64)
