@@ -69,14 +69,25 @@ def _parse(argv, config_class):
         print(_help_text(config_class))
         sys.exit(0)
     try:
-        positional = FLAGS(argv)[1:]
-        if positional:
-            raise flags.Error(
-                f"Every setting is a flag, --name=value. Received: {' '.join(positional)}"
-            )
-        return schema.build(config_class, FLAGS.flag_values_dict())
+        positional = _take_positional(FLAGS(argv)[1:], config_class)
+        return schema.build(config_class, FLAGS.flag_values_dict() | positional)
     except (flags.Error, schema.UserError, OSError) as error:
         _exit(error, status=2)
+
+
+def _take_positional(arguments, config_class):
+    """{setting: value} of the arguments without a name: one is a text, or all are a tuple's."""
+    values = {}
+    for field in schema.settings_of(config_class):
+        if not field.metadata["positional"]:
+            continue
+        if isinstance(field.default, tuple):
+            values[field.name], arguments = tuple(arguments), []
+        elif arguments and not FLAGS[field.name].present:
+            values[field.name], *arguments = arguments
+    if arguments:
+        raise flags.Error(f"Every setting is a flag, --name=value. Received: {' '.join(arguments)}")
+    return values
 
 
 def _exit(error, status):
@@ -110,11 +121,16 @@ def _define(config_class, values=FLAGS):
     """Defines a flag for each setting, under its group's title, with the config's own rule."""
     hints = typing.get_type_hints(config_class)
     for field in schema.settings_of(config_class):
+        positional = field.metadata["positional"]
+        if positional and isinstance(field.default, tuple):
+            continue
         rule = schema.rule_of(field)
         text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
         define = _DEFINE[hints[field.name]]
         where = {"module_name": _title(config_class), "flag_values": values}
         define(field.name, field.default, text, **where)
+        if positional:
+            continue  # not known before all flags are; the config checks it
         flags.register_validator(
             field.name,
             lambda value, field=field: schema.accepts(field, value),

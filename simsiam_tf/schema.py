@@ -34,6 +34,7 @@ def setting(
     filled=False,
     defines_run=True,
     methods=None,
+    positional=False,
 ):
     """A field of a config: its default, its sentence of help, and what values it takes.
 
@@ -43,6 +44,9 @@ def setting(
     the run is executed or watched, not what it computes.
 
     `methods` are those of `--method` that look at the setting; None: all.
+
+    `positional=True` lets the value stand on the command line without the flag's name; a tuple of
+    texts takes all that stands there.
     """
     rule = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     metadata = {
@@ -52,6 +56,7 @@ def setting(
         "filled": filled,
         "defines_run": defines_run,
         "methods": methods,
+        "positional": positional,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -92,20 +92,43 @@ def test_the_users_own_environment_is_kept(program, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda path: path.stem
+    "path", sorted((ROOT / "configs").rglob("*.cfg")), ids=lambda path: path.stem
 )
 def test_every_shipped_flagfile_parses(program, path):
+    is_transfer = path.parent.name == "transfer"
+    config_class = "EvaluationConfig" if is_transfer else "PretrainConfig"
     code = (
         "import sys; from simsiam_tf import config, flags, schema\n"
         "def main(settings): print(schema.to_flagfile(schema.flatten(settings)))\n"
-        "flags.run(main, config.PretrainConfig)"
+        f"flags.run(main, config.{config_class})"
     )
-    finished = program("-c", code, f"--flagfile={path}")
+    needed = ["--encoder=x"] if is_transfer else []
+    finished = program("-c", code, f"--flagfile={path}", *needed)
     assert finished.returncode == 0, finished.stderr
     for line in path.read_text().splitlines():
         if line.startswith("--"):
-            name = line.removeprefix("--").split("=")[0]
+            name, _, value = line.removeprefix("--").partition("=")
             assert f"--{name}=" in finished.stdout
+            if is_transfer:
+                assert path.stem == value or name != "dataset"
+
+
+def test_arguments_that_are_no_flags_go_where_a_program_wants_them(program):
+    code = (
+        "import dataclasses\n"
+        "from simsiam_tf import flags, schema\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Files(schema.Config):\n"
+        "    'Files'\n"
+        "    files: tuple[str, ...] = schema.setting((), 'Some files.', positional=True)\n"
+        "    size: int = schema.setting(1, 'A size.')\n"
+        "flags.run(lambda config: print(config.files, config.size), Files)"
+    )
+    assert program("-c", code, "a", "--size=2", "b").stdout == "('a', 'b') 2\n"
+    assert program("-c", code).stdout == "() 1\n"
+    text = program("-c", code, "--help").stdout
+    assert "--size" in text
+    assert "--files" not in text
 
 
 def test_the_interpreter_is_one_that_the_readme_names():

@@ -9,12 +9,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import typing
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
+from tqdm import tqdm
 
 from simsiam_tf.data import digits  # noqa: F401 (TFDS knows the builder once it is imported)
 from simsiam_tf.schema import UserError
@@ -24,6 +26,7 @@ SPLIT_FOLDERS = ("train", "val", "validation", "test")
 UNLABELLED = -1
 _SHUFFLE_BUFFER = 10_000
 _SHARDS_READ_AT_ONCE = 16
+_LABELS_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Source:
     # For who reads everything, where `read` is slow:
     # seed int32 [2], or None for the order on disk → data set of (index, encoded, label)
     stream: typing.Callable | None = None
+    labels: np.ndarray | None = None  # int32 [N], where they are known without reading
 
     @property
     def labelled(self):
@@ -64,13 +68,89 @@ def load(name, data_dir, split):
     return _load_tfds(_prepared_builder(name, data_dir or None), split)
 
 
+def labels_of(source):
+    """The label of every image, int32 `[N]`; records are read for it, but nothing is decoded."""
+    if source.labels is not None:
+        return source.labels
+    if source.stream:
+        pairs = source.stream(None).map(lambda index, encoded, label: (index, label))
+        pairs = pairs.batch(_LABELS_AT_ONCE)
+    else:
+        pairs = tf.data.Dataset.range(source.num_examples).batch(_LABELS_AT_ONCE)
+        pairs = pairs.map(lambda indices: (indices, source.read(indices)[1]))
+    labels = np.empty(source.num_examples, np.int32)
+    with tqdm(
+        total=source.num_examples,
+        desc=f"labels of {source.name}",
+        unit="image",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        for indices, found in pairs:
+            labels[indices] = found
+            progress.update(len(found))
+    return labels
+
+
+def with_indices(source):
+    """The same source, but that each label is a row of two: [label, index]."""
+
+    def pairs(labels, indices):
+        return tf.stack([labels, tf.cast(indices, tf.int32)], axis=-1)
+
+    def read(indices):
+        encoded, labels = source.read(indices)
+        return encoded, pairs(labels, indices)
+
+    def stream(*arguments):
+        return source.stream(*arguments).map(
+            lambda index, encoded, label: (index, encoded, pairs(label, index))
+        )
+
+    return dataclasses.replace(source, read=read, stream=stream if source.stream else None)
+
+
+def subset(source, rows):
+    """The `Source` of some of a source's images.
+
+    Args:
+      source: a `Source`.
+      rows: their indices, int64 `[n]`; an image's index is its place there from now on.
+    """
+    row_tensor = tf.constant(rows, tf.int64)
+    places = np.full(source.num_examples, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+    place_tensor = tf.constant(places)
+
+    def stream(seed, transform=lambda records: records):
+        examples = source.stream(
+            seed,
+            lambda records: transform(records.filter(lambda index, _: place_tensor[index] >= 0)),
+        )
+        return examples.map(lambda index, encoded, label: (place_tensor[index], encoded, label))
+
+    def fingerprint():
+        text = f"{source.fingerprint()}\n{np.asarray(rows).tolist()}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    return dataclasses.replace(
+        source,
+        num_examples=len(rows),
+        describe=lambda index: source.describe(int(rows[index])),
+        read=lambda indices: source.read(tf.gather(row_tensor, indices)),
+        fingerprint=fingerprint,
+        stream=stream if source.stream else None,
+        labels=None if source.labels is None else source.labels[rows],
+    )
+
+
 def _load_folder(data_dir, split):
     if not data_dir:
         raise UserError("--dataset=folder needs --data_dir, the images' folder. Received: none")
     root = os.path.expanduser(data_dir)
     if not os.path.isdir(root):
         raise UserError(f"--data_dir must be a folder that exists. Received: {data_dir}")
-    splits = [name for name in SPLIT_FOLDERS if os.path.isdir(os.path.join(root, name))]
+    splits = folder_splits(data_dir)
     if not splits and split != "train":
         raise UserError(
             f"{data_dir} has no split {split!r}: without folders of the names "
@@ -122,7 +202,14 @@ def _load_folder(data_dir, split):
         lambda index: paths[index],
         read=read,
         fingerprint=fingerprint,
+        labels=labels,
     )
+
+
+def folder_splits(data_dir):
+    """The splits that a folder of images has folders for; none: all of it is "train"."""
+    root = os.path.expanduser(data_dir)
+    return [name for name in SPLIT_FOLDERS if os.path.isdir(os.path.join(root, name))]
 
 
 def _size_and_time(path):

@@ -45,7 +45,7 @@ def load_or_extract(folder, facts, name, extract):
       folder: of the cache.
       facts: all that the features depend on, a dict that JSON can hold.
       name: of the images, for the log.
-      extract: () → features float32 `[N, F]` and labels int32 `[N]`.
+      extract: () → features float32 `[N, F]` and labels int32 `[N, …]`.
 
     Returns:
       features and labels; memory-mapped where they come from the cache.

@@ -26,8 +26,8 @@ def extract(encode, source, view, batch_size, *, seed=0, limit=None, data=None):
         defaults.
 
     Returns:
-      features float32 `[N, F]`, labels int32 `[N]`; NumPy arrays. N is smaller by the images that
-      cannot be read, where `--on_bad_image=skip` leaves them out.
+      features float32 `[N, F]`, labels int32 `[N]`, or as the source has them; NumPy arrays. N is
+      smaller by the images that cannot be read, where `--on_bad_image=skip` leaves them out.
 
     Raises:
       UserError: an image cannot be read, or by `--on_bad_image=skip`, too many cannot be.

@@ -14,6 +14,23 @@ from simsiam_tf.training import optimizers, schedules
 _FEW_STEPS = 1000
 
 
+def build_classifier(feature_dim, num_classes, seed):
+    """A fully connected layer, features `[b, feature_dim]` → logits `[b, num_classes]`.
+
+    It starts at N(0, 0.01), its bias at zero.
+    """
+    classifier = keras.layers.Dense(
+        num_classes,
+        kernel_initializer=keras.initializers.RandomNormal(
+            stddev=0.01, seed=seed * len(Purpose) + Purpose.WEIGHTS
+        ),
+        bias_initializer="zeros",
+        dtype=keras.config.floatx(),
+    )
+    classifier.build((None, feature_dim))
+    return classifier
+
+
 def train_classifier(encode, feature_dim, source, views, config, seed, quarantine):
     """Trains a fully connected layer on the frozen encoder, by SGD with LARS.
 
@@ -41,15 +58,7 @@ def train_classifier(encode, feature_dim, source, views, config, seed, quarantin
             "for ImageNet; a smaller --batch_size makes more steps",
             num_steps,
         )
-    classifier = keras.layers.Dense(
-        len(source.class_names),
-        kernel_initializer=keras.initializers.RandomNormal(
-            stddev=0.01, seed=seed * len(Purpose) + Purpose.WEIGHTS
-        ),
-        bias_initializer="zeros",
-        dtype="float32",
-    )
-    classifier.build((None, feature_dim))
+    classifier = build_classifier(feature_dim, len(source.class_names), seed)
     initial_rate = schedules.scaled(config.base_learning_rate, batch_size)
     optimizer = optimizers.LARS(
         optimizers.EpochRates(schedules.cosine(initial_rate, config.epochs), steps_per_epoch),

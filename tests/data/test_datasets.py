@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -262,11 +263,11 @@ def test_digits_on_disk_are_taken_in_the_format_they_are_in(tmp_path):
     assert set(tmp_path.rglob("*")) == files
 
 
-def streamed(source):
-    """[(index, image, label)] in the order on disk."""
+def streamed(source, seed=None):
+    """[(index, image, label)], without a seed in the order on disk."""
     return [
         (int(index), decoding.decode_image(encoded).numpy().tobytes(), int(label))
-        for index, encoded, label in source.stream(None)
+        for index, encoded, label in source.stream(seed)
     ]
 
 
@@ -419,3 +420,74 @@ def test_a_record_is_described_by_its_split_and_folder(digits_dir):
     assert "7" in description
     assert "digits/1.0.0 test" in description
     assert str(digits_dir) in description
+
+
+@pytest.mark.parametrize("split", ["train+test", "train[:50%]+test"])
+def test_splits_can_be_added_up(digits_dir, split):
+    source = datasets.load("digits", str(digits_dir), split)
+    first, second = (datasets.load("digits", str(digits_dir), part) for part in split.split("+"))
+    assert source.num_examples == first.num_examples + second.num_examples
+    assert read_all(source)[1] == read_all(first)[1] + read_all(second)[1]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "transfer").glob("*.cfg")), ids=lambda path: path.stem
+)
+def test_tfds_knows_the_transfer_sets(path):
+    assert tfds.builder_cls(path.stem).name == path.stem
+
+
+# Labels and parts.
+
+
+@pytest.fixture(params=["folder", "array_record", "tfrecord"])
+def any_source(request, tmp_path):
+    """A source of each kind; the TFRecords in several files, whose order on disk is another one."""
+    if request.param == "folder":
+        write_images(tmp_path, *(f"train/{name}/{n}.png" for name in "ab" for n in range(6)))
+        return datasets.load("folder", str(tmp_path), "train")
+    builder = Digits(data_dir=str(tmp_path), file_format=request.param)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+    return datasets.load("digits", str(tmp_path), "test")
+
+
+def test_the_labels_are_those_that_are_read_with_the_images(any_source):
+    labels = datasets.labels_of(any_source)
+    assert labels.dtype == "int32"
+    assert labels.tolist() == read_all(any_source)[1]
+
+
+def test_a_subset_is_those_images_by_any_way_of_reading(any_source):
+    rows = np.array([1, 4, 7, 8, 11])
+    part = datasets.subset(any_source, rows)
+    images, labels = read_all(any_source)
+    expected = [(images[row].tobytes(), labels[row]) for row in rows]
+    assert part.num_examples == 5
+    found, found_labels = read_all(part)
+    assert [image.tobytes() for image in found] == [image for image, _ in expected]
+    assert found_labels == datasets.labels_of(part).tolist() == [label for _, label in expected]
+    assert part.describe(2) == any_source.describe(7)
+    assert part.class_names == any_source.class_names
+    if any_source.stream:
+        for seed in (None, tf.constant([0, 1])):
+            by_index = {index: (image, label) for index, image, label in streamed(part, seed)}
+            assert [by_index[index] for index in range(5)] == expected
+
+
+def test_another_subset_has_another_fingerprint(any_source):
+    prints = {datasets.subset(any_source, np.array(rows)).fingerprint() for rows in ([1], [2])}
+    assert len(prints | {any_source.fingerprint()}) == 3
+
+
+def test_a_source_with_indices_has_them_beside_the_labels(any_source):
+    source = datasets.with_indices(any_source)
+    rows = tf.constant([3, 11, 0], tf.int64)
+    images, labels = any_source.read(rows)
+    found, columns = source.read(rows)
+    np.testing.assert_array_equal(found, images)
+    np.testing.assert_array_equal(columns, np.stack([labels, rows], axis=1))
+    assert columns.dtype == tf.int32
+    if source.stream:
+        labels = datasets.labels_of(any_source)
+        for index, _, column in source.stream(tf.constant([0, 1]), lambda records: records.take(9)):
+            assert column.numpy().tolist() == [labels[int(index)], int(index)]

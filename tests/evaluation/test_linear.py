@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simsiam_tf.config import DataConfig, LinearConfig
+from simsiam_tf.config import CropsConfig, DataConfig, LinearConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import linear
@@ -28,7 +28,7 @@ def mean_colour(images):
 
 def train(source, **settings):
     config = LinearConfig(**({"epochs": 20, "base_learning_rate": 500.0} | settings))
-    view = views.build_linear_view(8, config.crop_min_area, config.flip_probability)
+    view = views.build_linear_view(8, CropsConfig.crop_min_area, CropsConfig.flip_probability)
     quarantine = Quarantine(source, DataConfig())
     return linear.train_classifier(mean_colour, 3, source, view, config, 0, quarantine)
 

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn.datasets import load_digits
 
 from simsiam_tf import export
-from simsiam_tf.evaluation import run
+from simsiam_tf.evaluation import feature_cache, feature_file, run
 from simsiam_tf.schema import UserError
 
 
@@ -21,6 +22,7 @@ from simsiam_tf.schema import UserError
             "linear",
             {"batch_size": 64, "epochs": 2, "base_learning_rate": 20.0},
         ),
+        ("finetune", {"finetune_epochs": 1, "finetune_batch_size": 64}),
     ],
 )
 def test_the_result_is_the_last_line_and_the_output_file(
@@ -37,10 +39,35 @@ def test_the_result_is_the_last_line_and_the_output_file(
     assert result == json.loads(output.read_text())
     assert result["protocol"] == protocol
     assert (result["num_train"], result["num_test"], result["num_classes"]) == (1437, 360, 10)
-    assert settings.items() <= result["settings"].items()
+    assert settings.items() | {"seed": 0}.items() <= result["settings"].items()
     assert result["encoder"] == str(tiny_run / "encoder")
+    assert result["encoder_sha256"] == feature_cache.hash_of_folder(tiny_run / "encoder")
+    assert result["fingerprints"].keys() == {"train_split", "eval_split"}
+    assert "digits/1.0.0 test" in result["fingerprints"]["eval_split"]
     assert result["versions"]["tensorflow"] == tf.__version__
     assert 0 < result["top1"] < result["top5"] <= 100
+
+
+def test_an_encoder_is_fine_tuned_on_a_share_of_the_labels_by_two_replicas(program, tiny_run):
+    finished = program(
+        "evaluate.py", f"--encoder={tiny_run / 'encoder'}", "--protocol=finetune",
+        "--label_fraction=0.1", "--finetune_batch_size=16", "--finetune_head_learning_rate=1",
+        "--strategy=mirrored", "--cpu_replicas=2", "--crop_min_area=0.8", "--flip_probability=0",
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "on 2 replica(s)" in finished.stderr
+    result = json.loads(finished.stdout.splitlines()[-1])
+    assert 130 < result["num_train"] < 157
+    assert result["settings"]["finetune_epochs"] == 30
+    assert result["top1"] > 60
+
+
+def test_somebody_elses_saved_model_cannot_be_fine_tuned(program, pixels_encoder):
+    finished = program(
+        "evaluate.py", f"--encoder={pixels_encoder}", "--image_size=8", "--protocol=finetune"
+    )
+    assert finished.returncode == 1
+    assert "--encoder must be an encoder that this version" in finished.stderr.splitlines()[-1]
 
 
 def test_knn_is_what_the_runs_own_monitor_found_last(program, tiny_run, tmp_path):
@@ -49,7 +76,9 @@ def test_knn_is_what_the_runs_own_monitor_found_last(program, tiny_run, tmp_path
         f"--feature_cache={tmp_path}",
     )  # fmt: skip
     summary = json.loads((tiny_run / "summary.json").read_text())
-    assert json.loads(finished.stdout)["top1"] == pytest.approx(summary["knn_top1"], abs=0.3)
+    assert json.loads(finished.stdout.splitlines()[-1])["top1"] == pytest.approx(
+        summary["knn_top1"], abs=0.3
+    )
 
 
 @pytest.fixture
@@ -71,7 +100,7 @@ def test_any_saved_model_of_the_signature_is_evaluated(program, pixels_encoder):
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     # One nearest neighbour on digits' pixels is known to be very good.
-    assert json.loads(finished.stdout)["top1"] > 95
+    assert json.loads(finished.stdout.splitlines()[-1])["top1"] > 95
 
 
 @pytest.fixture
@@ -94,7 +123,7 @@ def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
 
             patch.setattr(run, "export", SimpleNamespace(load=load, versions=export.versions))
             run.run(evaluation_config(**settings | more))
-        return json.loads(capsys.readouterr().out), sum(encoded)
+        return json.loads(capsys.readouterr().out.splitlines()[-1]), sum(encoded)
 
     return run_it
 
@@ -146,6 +175,30 @@ def test_the_test_split_has_no_say_in_the_choice(evaluate):
     assert 0 < first["chosen"]["held_out_top1"] <= 100
 
 
+def test_the_spectrum_needs_no_labels_and_takes_a_folder_as_it_is(
+    evaluation_config, pixels_encoder, tmp_path, capsys
+):
+    folder_of(tmp_path / "data", *(f"{number}.png" for number in range(5)))
+    for number in range(4):  # the fifth stays as dark as the others were
+        image = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        (tmp_path / "data" / f"{number}.png").write_bytes(tf.io.encode_png(image).numpy())
+    output = tmp_path / "results.json"
+    run.run(
+        evaluation_config(
+            encoder=str(pixels_encoder), protocol="spectrum", dataset="folder", image_size=8,
+            data_dir=str(tmp_path / "data"), output=str(output), feature_batch_size=2,
+        )
+    )  # fmt: skip
+    short, whole = json.loads(capsys.readouterr().out), json.loads(output.read_text())
+    assert whole.keys() - short.keys() == {"channel_std", "singular_values"}
+    assert whole.items() >= {"protocol": "spectrum", "num_images": 5, "eval_split": "train"}.items()
+    assert len(whole["channel_std"]) == 8 * 8 * 3
+    assert len(whole["singular_values"]) == 5
+    assert 1 < whole["effective_rank"] < 5
+    assert 0 < whole["alignment"] < 4
+    assert whole["settings"]["crop_min_area"] == 0.08
+
+
 def assert_refused(evaluation_config, match, **settings):
     with pytest.raises(UserError, match=match):
         run.run(evaluation_config(**settings))
@@ -153,6 +206,95 @@ def assert_refused(evaluation_config, match, **settings):
 
 def test_the_image_size_must_be_known(evaluation_config, pixels_encoder):
     assert_refused(evaluation_config, "--image_size must be given", encoder=str(pixels_encoder))
+
+
+@pytest.fixture
+def some_images(tmp_path):
+    """Settings of a folder of four images of their own colour, the second of which is none."""
+    settings = folder_of(tmp_path / "data", *(f"train/{name}" for name in ("a.png", "c.png")))
+    for number, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
+        image = np.full((8, 8, 3), 10 * number, np.uint8)
+        (tmp_path / "data" / "train" / name).write_bytes(tf.io.encode_png(image).numpy())
+    (tmp_path / "data" / "train" / "b.png").write_bytes(b"no image")
+    return settings | {
+        "eval_split": "train", "on_bad_image": "skip", "max_bad_fraction": 0.5,
+        "eval_crop_ratio": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["npz", "tfrecord"])
+def test_features_of_unlabelled_images_are_a_file_that_says_what_they_are_of(
+    evaluation_config, pixels_encoder, some_images, tmp_path, capsys, ending
+):
+    output = tmp_path / f"features.{ending}"
+    settings = some_images | {"encoder": str(pixels_encoder), "protocol": "features"}
+    run.run(evaluation_config(**settings, output=str(output)))
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_images"], result["num_features"]) == (3, 8 * 8 * 3)
+    paths = [str(tmp_path / "data" / "train" / name) for name in ("a.png", "c.png", "d.png")]
+    expected = np.repeat([[-100], [-80], [-70]], 8 * 8 * 3, axis=1)
+    if ending == "npz":
+        with np.load(output) as file:
+            arrays = dict(file)
+        assert json.loads(str(arrays["facts"])) == result
+        assert arrays["class_names"].tolist() == []
+        assert arrays["paths"].tolist() == paths
+        found, labels, indices = (arrays[name] for name in ("features", "labels", "indices"))
+    else:
+        beside = json.loads((tmp_path / "features.tfrecord.json").read_text())
+        assert beside == {"class_names": [], "facts": result}
+        spec = {
+            "features": tf.io.FixedLenFeature([8 * 8 * 3], tf.float32),
+            "label": tf.io.FixedLenFeature([], tf.int64),
+            "index": tf.io.FixedLenFeature([], tf.int64),
+            "path": tf.io.FixedLenFeature([], tf.string),
+        }
+        records = list(tf.data.TFRecordDataset(str(output)))
+        examples = tf.io.parse_example(tf.stack(records), spec)
+        assert [path.decode() for path in examples["path"].numpy()] == paths
+        found, labels, indices = (examples[name].numpy() for name in ("features", "label", "index"))
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert labels.tolist() == [-1, -1, -1]
+    assert indices.tolist() == [0, 2, 3]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_features_of_a_labelled_split_have_its_labels_and_classes(evaluate, tmp_path):
+    output = tmp_path / "features.npz"
+    _, encoded = evaluate(protocol="features", eval_split="test", output=str(output))
+    assert encoded == 360
+    with np.load(output) as file:
+        assert file["indices"].tolist() == list(range(360))
+        assert file["class_names"].tolist() == list("0123456789")
+        assert len(file["paths"]) == 0
+        features, labels = file["features"], file["labels"]
+    assert np.bincount(labels).tolist() == np.bincount(load_digits().target[::5]).tolist()
+    # The same features as the other protocols', which need not be extracted again.
+    assert evaluate(protocol="knn")[1] == 1437
+    assert features.shape == (360, 8 * 8 * 3)
+
+
+@pytest.mark.parametrize("output", ["", "features.h5", "npz"])
+def test_features_need_a_file_of_a_kind_that_is_known(evaluation_config, output):
+    with pytest.raises(UserError, match=rf"ends in \.npz or \.tfrecord\. Received: {output}$"):
+        evaluation_config(encoder="x", protocol="features", output=output)
+
+
+def test_features_that_cannot_be_written_are_one_line_and_nothing_stays(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match=r"--output cannot be written \(No space left on device\)"):
+        feature_file.save(str(tmp_path / "f.npz"), np.zeros((1, 2)), [0], [0], [], [], {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_image_has_no_spectrum(evaluation_config, pixels_encoder, tmp_path):
+    settings = folder_of(tmp_path / "data", "1.png") | {"encoder": str(pixels_encoder)}
+    match = r"two images or more\. Received: 1"
+    assert_refused(evaluation_config, match, protocol="spectrum", **settings)
 
 
 def folder_of(tmp_path, *paths):

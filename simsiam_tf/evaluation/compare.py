@@ -1,0 +1,103 @@
+"""Prints a table of results that `evaluate.py --output` wrote.
+
+python -m simsiam_tf.evaluation.compare runs/*/results*.json
+"""
+
+import dataclasses
+import json
+
+from simsiam_tf import flags, schema
+from simsiam_tf.schema import UserError, setting
+
+# Of a result, in the order of the table; those that no file has are left out.
+_COLUMNS = (
+    "protocol",
+    "dataset",
+    "train_split",
+    "eval_split",
+    "label_fraction",
+    "num_train",
+    "top1",
+    "top5",
+    "effective_rank",
+    "rankme",
+    "alignment",
+    "uniformity",
+    "feature_std",
+    "seed",
+    "encoder_sha256",
+)
+_HASH_LENGTH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(schema.Config):
+    """Compare"""
+
+    files: tuple[str, ...] = setting((), "The results' files.", positional=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.files:
+            raise UserError("Name results to compare, as runs/*/results*.json. Received: none")
+
+
+def main(config):
+    rows, strange = [], []
+    for path in config.files:
+        try:
+            rows.append({"file": path, **_read(path)})
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            strange.append(f"{path} ({reason})")
+    if rows:
+        print(table(rows), flush=True)
+    if strange:
+        raise UserError(
+            f"Only results of evaluate.py can be compared. Received: {', '.join(strange)}"
+        )
+
+
+def table(rows):
+    """Dicts by column → Markdown that reads as plain text too; a column that is empty is not there.
+
+    Numbers are on the right, floats with two digits behind the point.
+    """
+    names = ["file", *(name for name in _COLUMNS if any(name in row for row in rows))]
+    cells = [[_text(name, row.get(name, "")) for name in names] for row in rows]
+    is_number = [any(isinstance(row.get(name), int | float) for row in rows) for name in names]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+
+    def line(texts):
+        padded = [
+            text.rjust(width) if right else text.ljust(width)
+            for text, width, right in zip(texts, widths, is_number, strict=True)
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * (width - 1) + ":" if right else "-" * width
+        for width, right in zip(widths, is_number, strict=True)
+    ]
+    return "\n".join(map(line, [names, rule, *cells]))
+
+
+def _read(path):
+    """A result with its settings beside it; a file of another kind is a `ValueError`."""
+    with open(path, encoding="utf-8") as file:
+        result = json.load(file)
+    if not (isinstance(result, dict) and {"protocol", "settings", "encoder"} <= result.keys()):
+        raise ValueError("no result of evaluate.py")
+    return result["settings"] | result
+
+
+def _text(name, value):
+    if name == "encoder_sha256":
+        return value[:_HASH_LENGTH]
+    if name == "label_fraction":
+        return f"{value:g}" if value else ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    flags.run(main, CompareConfig)

@@ -1,0 +1,85 @@
+"""Features as a file for other programs: .npz or .tfrecord."""
+
+import contextlib
+import json
+import os
+import sys
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from simsiam_tf.config import FEATURE_FILES
+from simsiam_tf.schema import UserError
+
+_NPZ, _TFRECORD = FEATURE_FILES
+
+
+def save(path, features, labels, indices, paths, class_names, facts):
+    """Writes features with what they are of; what has the name is whole.
+
+    An .npz has the arrays `features`, `labels`, `indices`, `paths`, `class_names` and `facts`, a
+    JSON text. A .tfrecord has an example an image, with `features`, `label`, `index` and `path`;
+    class names and facts are in a .json beside it.
+
+    Args:
+      path: the file, which ends in .npz or .tfrecord.
+      features: `[N, F]` float32; a memory-mapped array too.
+      labels: `[N]` int, −1 where there is none.
+      indices: of the images in their split, `[N]` int.
+      paths: of the images' files, N texts; empty where they are none.
+      class_names: of the labels, texts; empty where there are no labels.
+      facts: a dict that JSON can hold.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    staging = f"{path}.partial"
+    try:
+        if path.endswith(_NPZ):
+            _save_npz(staging, features, labels, indices, paths, class_names, json.dumps(facts))
+        else:
+            _save_tfrecord(staging, features, labels, indices, paths)
+            with open(f"{path}.json", "w", encoding="utf-8") as file:
+                json.dump({"class_names": class_names, "facts": facts}, file)
+        os.replace(staging, path)
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--output cannot be written ({reason}). Received: {path}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(staging)
+
+
+def _save_npz(path, features, labels, indices, paths, class_names, facts):
+    with open(path, "wb") as file:
+        np.savez(
+            file,
+            features=features,
+            labels=labels,
+            indices=indices,
+            paths=np.array(paths, dtype=str),
+            class_names=np.array(class_names, dtype=str),
+            facts=np.array(facts),
+        )
+
+
+def _save_tfrecord(path, features, labels, indices, paths):
+    names = paths or [""] * len(features)
+    with tf.io.TFRecordWriter(path) as writer:
+        for row, label, index, name in tqdm(
+            zip(features, labels, indices, names, strict=True),
+            total=len(features),
+            desc="writing features",
+            unit="image",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        ):
+            example = {
+                "features": tf.train.Feature(float_list=tf.train.FloatList(value=row)),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+                "index": tf.train.Feature(int64_list=tf.train.Int64List(value=[index])),
+                "path": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),
+            }
+            features_of_example = tf.train.Features(feature=example)
+            writer.write(tf.train.Example(features=features_of_example).SerializeToString())
