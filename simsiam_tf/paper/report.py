@@ -238,11 +238,11 @@ def _spread(value, digits):
 def _footer(report):
     versions = [", ".join(f"{name} {of}" for name, of in one.items()) for one in report["versions"]]
     return (
-        "<footer><p>Probe: a linear classifier on the frozen features, whose rate and weight decay "
-        "a held-out part of the training images chooses; the paper's numbers are of its own "
-        "linear protocol on ImageNet. std and loss: at the end of the training, std as the mean "
-        "over its last tenth; healthy is about 1. kNN, untrained: of the random network. ±: the standard deviation over seeds. time: of "
-        "one seed, training and evaluations.</p>"
+        "<footer><p>probe: a linear classifier on the frozen features, whose rate and weight decay "
+        "a held-out part of the training images chooses; the paper's numbers are of its own linear "
+        "protocol on ImageNet. untrained: kNN of the random network. std, loss: at the end of the "
+        "training, std as the mean over its last tenth; healthy is about 1. time: of one seed, "
+        "training and evaluations. ±: standard deviation over seeds.</p>"
         f"<p>Computing time of all runs: {tqdm.format_interval(report['seconds'])}. "
         f"{_text('; '.join(versions))}. Report written on: {_text(report['machine'])}.</p></footer>"
     )
@@ -263,6 +263,8 @@ def _curves(name, table, colors, workdir):
         )
         for row in table["rows"]
     }
+    if not any(lines.values()):
+        return
     for key, title in _PANELS.items():
         figure = Figure(figsize=(3.6, 2.7), layout="constrained")
         axis = figure.add_subplot()
@@ -270,10 +272,11 @@ def _curves(name, table, colors, workdir):
             points = [(line["epoch"], line[key]) for line in lines[row["run"]] if key in line]
             points = points[:: len(points) // _MOST_POINTS + 1]
             marker = "." if key == "knn_top1" else None
-            axis.plot(*zip(*points, strict=True), color=color, marker=marker) if points else None
+            if points:
+                axis.plot(*zip(*points, strict=True), color=color, marker=marker)
         axis.set(title=title, xlabel="epoch")
         if key == "feature_std":
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.05)
         axis.grid(alpha=0.3)
         yield _svg(figure, f"{name}.{key}")
 
