@@ -149,12 +149,12 @@ def test_a_report_of_nothing_yet_shows_every_row(tmp_path):
 
 
 def test_mean_and_spread_are_those_of_the_seeds():
-    assert report._summarize([1.0, None, 3.0]) == {
+    assert report.summarize([1.0, None, 3.0]) == {
         "mean": 2.0,
         "spread": pytest.approx(2**0.5),
         "count": 2,
     }
-    assert report._summarize([None]) is None
+    assert report.summarize([None]) is None
 
 
 def test_a_workdir_that_cannot_be_written_to_is_one_line(program, tmp_path):
