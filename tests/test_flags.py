@@ -52,6 +52,23 @@ def test_an_unknown_flag_in_a_flagfile_is_named(program, tmp_path):
     assert_one_line(program("train.py", f"--flagfile={flagfile}"), 2, "lerning_rate")
 
 
+def test_arguments_are_read_as_a_program_reads_them(tmp_path):
+    (tmp_path / "mine.cfg").write_text("# a remark\n--epochs=3\n--noexport\n")
+    arguments = [f"--flagfile={tmp_path / 'mine.cfg'}", "--momentum=0.5"]
+    found = schema.flatten(flags.read(arguments, config_lib.PretrainConfig))
+    expected = schema.defaults(config_lib.PretrainConfig) | {"epochs": 3, "momentum": 0.5}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "word"),
+    [("--momentum=2", "below 1"), ("--epoch=3", "'epoch'"), ("--flagfile=missing.cfg", "missing")],
+)
+def test_arguments_that_a_program_refuses_are_a_user_error(argument, word):
+    with pytest.raises(schema.UserError, match=word):
+        flags.read([argument], config_lib.PretrainConfig)
+
+
 def test_evaluation_needs_an_encoder(program):
     assert_one_line(program("evaluate.py"), 2, "--encoder")
 
