@@ -85,8 +85,8 @@ def test_flags_imports_only_the_schema():
     assert imports_of("flags") == {"schema"}
 
 
-@pytest.mark.parametrize("module", ["schema", "config"])
-def test_a_config_needs_nothing_but_the_standard_library(module):
+@pytest.mark.parametrize("module", ["schema", "config", "paper.tables"])
+def test_settings_and_tables_need_nothing_but_the_standard_library(module):
     roots = set()
     for node in ast.walk(ast.parse(source_of(module))):
         if isinstance(node, ast.Import):

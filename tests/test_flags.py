@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from simsiam_tf import config as config_lib
-from simsiam_tf import schema
+from simsiam_tf import flags, schema
 
 
 def assert_one_line(finished, status, *words):
@@ -52,6 +52,23 @@ def test_an_unknown_flag_in_a_flagfile_is_named(program, tmp_path):
     assert_one_line(program("train.py", f"--flagfile={flagfile}"), 2, "lerning_rate")
 
 
+def test_arguments_are_read_as_a_program_reads_them(tmp_path):
+    (tmp_path / "mine.cfg").write_text("# a remark\n--epochs=3\n--noexport\n")
+    arguments = [f"--flagfile={tmp_path / 'mine.cfg'}", "--momentum=0.5"]
+    found = schema.flatten(flags.read(arguments, config_lib.PretrainConfig))
+    expected = schema.defaults(config_lib.PretrainConfig) | {"epochs": 3, "momentum": 0.5}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "word"),
+    [("--momentum=2", "below 1"), ("--epoch=3", "'epoch'"), ("--flagfile=missing.cfg", "missing")],
+)
+def test_arguments_that_a_program_refuses_are_a_user_error(argument, word):
+    with pytest.raises(schema.UserError, match=word):
+        flags.read([argument], config_lib.PretrainConfig)
+
+
 def test_evaluation_needs_an_encoder(program):
     assert_one_line(program("evaluate.py"), 2, "--encoder")
 
@@ -92,25 +109,26 @@ def test_the_users_own_environment_is_kept(program, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").rglob("*.cfg")), ids=lambda path: path.stem
+    "path",
+    [path for path in sorted((ROOT / "configs").rglob("*.cfg")) if "paper" not in path.parts],
+    ids=lambda path: path.stem,
 )
-def test_every_shipped_flagfile_parses(program, path):
+def test_every_shipped_flagfile_sets_what_it_says(path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the flagfiles that it builds on are found
     is_transfer = path.parent.name == "transfer"
-    config_class = "EvaluationConfig" if is_transfer else "PretrainConfig"
-    code = (
-        "import sys; from simsiam_tf import config, flags, schema\n"
-        "def main(settings): print(schema.to_flagfile(schema.flatten(settings)))\n"
-        f"flags.run(main, config.{config_class})"
-    )
+    config_class = config_lib.EvaluationConfig if is_transfer else config_lib.PretrainConfig
     needed = ["--encoder=x"] if is_transfer else []
-    finished = program("-c", code, f"--flagfile={path}", *needed)
-    assert finished.returncode == 0, finished.stderr
-    for line in path.read_text().splitlines():
-        if line.startswith("--"):
-            name, _, value = line.removeprefix("--").partition("=")
-            assert f"--{name}=" in finished.stdout
-            if is_transfer:
-                assert path.stem == value or name != "dataset"
+    found = schema.flatten(flags.read([f"--flagfile={path}", *needed], config_class))
+    lines = [line for line in path.read_text().splitlines() if line.startswith("--")]
+    assert lines
+    for line in lines:
+        name, _, text = line.removeprefix("--").partition("=")
+        if name == "flagfile":
+            continue
+        kind = type(found[name])
+        assert found[name] == (text in ("", "true") if kind is bool else kind(text)), name
+    if is_transfer:
+        assert found["dataset"] == path.stem
 
 
 def test_arguments_that_are_no_flags_go_where_a_program_wants_them(program):

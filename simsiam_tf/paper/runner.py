@@ -10,9 +10,9 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 from absl import logging
@@ -24,7 +24,7 @@ from simsiam_tf.paper import outcomes, report, tables
 from simsiam_tf.paper.flagfiles import path_of
 from simsiam_tf.schema import StoppedError, UserError
 from simsiam_tf.training import interruption
-from simsiam_tf.training.checkpoints import FLAGFILE
+from simsiam_tf.training.checkpoints import FLAGFILE, check_workdir, writing_to
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _LOG = "programs.log"
@@ -40,11 +40,7 @@ class Job:
     folder: str
     arguments: list  # of train.py
     steps: int
-    batch_size: int
-
-    @property
-    def num_images(self):
-        return self.steps * self.batch_size
+    num_images: int  # that they take
 
     @property
     def name(self):
@@ -54,9 +50,9 @@ class Job:
 def run(config):
     """Runs and evaluates what a `ReproduceConfig` asks for and is not there yet."""
     jobs = list_jobs(config)
-    _make_workdir(config.workdir)
-    report.write(config)
-    with interruption.noted() as received:
+    with interruption.noted() as received, writing_to(config.workdir):
+        os.makedirs(config.workdir, exist_ok=True)
+        report.write(config)
         for number, job in enumerate(jobs, start=1):
             if outcomes.read_outcome(job.folder).is_over:
                 continue
@@ -114,10 +110,13 @@ def _job(config, name, seed, run_flags):
         f"--seed={seed}",
         f"--workdir={folder}",
     ]
-    with contextlib.chdir(_ROOT):  # which flagfiles' paths start at
-        settings = flags.read(arguments, PretrainConfig).optimization
-    steps = tables.SCALES[config.scale].num_images // settings.batch_size * settings.epochs
-    return Job(name, seed, folder, arguments, steps, settings.batch_size)
+    with contextlib.chdir(_ROOT):  # where the paths in flagfiles start
+        settings = flags.read(arguments, PretrainConfig)
+    if os.path.exists(os.path.join(folder, FLAGFILE)):
+        check_workdir(settings)  # of another scale, for one
+    batch_size, epochs = settings.optimization.batch_size, settings.optimization.epochs
+    steps = tables.SCALES[config.scale].num_images // batch_size * epochs
+    return Job(name, seed, folder, arguments, steps, steps * batch_size)
 
 
 def _estimate(jobs):
@@ -134,19 +133,6 @@ def _estimate(jobs):
 
 def _interval(seconds):
     return "unknown" if seconds is None else tqdm.format_interval(seconds)
-
-
-def _make_workdir(workdir):
-    """Finds out before the work whether the report can be written."""
-    try:
-        os.makedirs(workdir, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--workdir must be a folder that can be written to ({error.strerror}). "
-            f"Received: {workdir}"
-        ) from error
 
 
 def _complete(job, received):
@@ -198,22 +184,23 @@ def _call(job, command, received):
                 process.send_signal(received())
         log.seek(start)
         last = ([line for line in log.read().splitlines() if line.strip()] or [""])[-1]
-    number = process.returncode
-    failed = number != 0 and not received()
-    line = {
-        "program": command[0],
-        "seconds": time.perf_counter() - started,
-        "error": (last or f"{command[0]} ended with status {number}") if failed else None,
-    }
+    status = process.returncode
+    if received() or status == 0:
+        error = None
+    elif status < 0:
+        error = f"{command[0]} was ended by {signal.Signals(-status).name}"
+    else:
+        error = last or f"{command[0]} ended with status {status}"
+    seconds = time.perf_counter() - started
+    line = {"program": command[0], "seconds": seconds, "error": error}
     with open(os.path.join(job.folder, outcomes.STARTS), "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     if received():
         raise StoppedError(
-            f"{received().name}: {job.name} is saved in {job.folder}; the same command goes on "
-            "from there",
+            f"{received().name}: stopped at {job.name}; the same command goes on from there",
             received(),
         )
-    return number == 0
+    return status == 0
 
 
 def _log_outcome(job):
