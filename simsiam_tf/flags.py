@@ -54,7 +54,7 @@ def _parse(argv, config_class):
         print(_help_text(config_class))
         sys.exit(0)
     try:
-        positional = FLAGS(argv)[1:]
+        positional = _take_positional(FLAGS(argv)[1:], config_class)
         if positional:
             raise flags.Error(
                 f"Every setting is a flag, --name=value. Received: {' '.join(positional)}"
@@ -62,6 +62,15 @@ def _parse(argv, config_class):
         return schema.build(config_class, FLAGS.flag_values_dict())
     except (flags.Error, schema.UserError, OSError) as error:
         _exit(error, status=2)
+
+
+def _take_positional(arguments, config_class):
+    """Gives the settings that may stand without a name theirs. Returns what is left."""
+    names = [f.name for f in schema.settings_of(config_class) if f.metadata["positional"]]
+    for name in names:
+        if arguments and not FLAGS[name].present:
+            FLAGS[name].value, *arguments = arguments
+    return arguments
 
 
 def _exit(error, status):
@@ -99,6 +108,8 @@ def _define(config_class):
         text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
         define = _DEFINE[hints[field.name]]
         define(field.name, field.default, text, module_name=_title(config_class))
+        if field.metadata["positional"]:
+            continue  # not known before all flags are; the config checks it
         flags.register_validator(
             field.name,
             lambda value, field=field: schema.accepts(field, value),

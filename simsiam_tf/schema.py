@@ -33,6 +33,7 @@ def setting(
     choices=None,
     filled=False,
     defines_run=True,
+    positional=False,
 ):
     """A field of a config: its default, its sentence of help, and what values it takes.
 
@@ -40,6 +41,8 @@ def setting(
 
     `defines_run=False` marks a setting that two halves of one run may differ in: it changes how
     the run is executed or watched, not what it computes.
+
+    `positional=True` lets the value stand on the command line without the flag's name.
     """
     rule = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     metadata = {
@@ -48,6 +51,7 @@ def setting(
         "choices": choices,
         "filled": filled,
         "defines_run": defines_run,
+        "positional": positional,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
