@@ -19,7 +19,8 @@ ROOMS = [
     ["training.loop", "training.checkpoints", "training.interruption", "training.monitors"],
     ["training.pretrain"],
     ["flags"],
-    ["curves", "interop"],
+    ["curves", "interop", "reporting"],
+    ["report"],
 ]
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
