@@ -95,7 +95,7 @@ def test_what_a_run_is_called_and_says_is_no_html(report):
 
 def test_the_view_pairs_are_those_that_the_run_showed_at_its_first_step(run):
     first, second = pictures.view_pairs(record.read(str(run)).config)
-    (path,) = (run / "tensorboard").iterdir()
+    (path,) = (run / "tensorboard").glob("events*")
     (shown,) = [
         value.tensor.string_val[2]
         for event in summary_iterator(str(path))

@@ -85,18 +85,12 @@ def gallery(config, encoder):
     data = dataclasses.replace(config.data, on_bad_image="skip")
     source = _evaluation_source(data)
     view = views.build_evaluation_view(config.views.image_size, config.views.eval_crop_ratio)
-    size = min(config.views.image_size, _THUMBNAIL)
-    thumbnails = []
-
-    def encode_and_keep(images):
-        thumbnails.append(_to_uint8(tf.image.resize(images, [size, size], antialias=True)))
-        return encode(images)
-
-    found, labels = features.extract(
-        encode_and_keep,
+    found, labels, thumbnails = features.extract_with_thumbnails(
+        encode,
         source,
         view,
         _ENCODE_AT_ONCE,
+        _THUMBNAIL,
         seed=config.system.seed,
         limit=MOST_IMAGES,
         data=data,
@@ -109,7 +103,7 @@ def gallery(config, encoder):
         description.get("step"),
         source.class_names,
         labels,
-        np.concatenate(thumbnails),
+        thumbnails,
         found / np.maximum(length, np.finfo(np.float32).tiny),
     )
 
