@@ -179,9 +179,9 @@ def _evaluation(run):
 
 def _table(titles, rows):
     def td(cell):
-        # Only where it must, or a phone would have its numbers in pieces.
+        # Elsewhere only after a word of a flag: a phone would have numbers in pieces.
         kind = ' class="long"' if len(cell) > _LONG_CELL else ""
-        return f"<td{kind}>{html.escape(cell)}</td>"
+        return f"<td{kind}>{html.escape(cell).replace('_', '_<wbr>')}</td>"
 
     head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     body = "".join(f"<tr>{''.join(map(td, row))}</tr>" for row in rows)
