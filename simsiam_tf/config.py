@@ -338,6 +338,12 @@ class MonitorConfig(Config):
     knn_bank_size: int = setting(
         50_000, "Training images that the kNN monitor compares with, at most.", at_least=1
     )
+    histogram_every_epochs: int = setting(
+        0,
+        "Epochs from one histogram of every weight in TensorBoard to the next; 0: none.",
+        at_least=0,
+        defines_run=False,
+    )
 
     def __post_init__(self):
         super().__post_init__()

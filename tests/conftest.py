@@ -36,6 +36,7 @@ TINY_RUN = [
     "--eval_crop_ratio=1",
     "--knn_k=20",
     "--log_every_steps=5",
+    "--histogram_every_epochs=2",
 ]
 
 

@@ -16,10 +16,17 @@ ROOMS = [
     ["methods"],
     ["export", "evaluation"],
     ["training.meter"],
-    ["training.loop", "training.checkpoints", "training.interruption", "training.monitors"],
+    [
+        "training.loop",
+        "training.checkpoints",
+        "training.interruption",
+        "training.monitors",
+        "training.tensorboard",
+    ],
     ["training.pretrain"],
     ["flags"],
-    ["curves", "evaluation.compare", "interop", "paper"],
+    ["curves", "evaluation.compare", "interop", "paper", "reporting"],
+    ["report"],
 ]
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")

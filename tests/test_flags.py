@@ -9,6 +9,19 @@ from conftest import ROOT
 from simsiam_tf import config as config_lib
 from simsiam_tf import flags, schema
 
+POSITIONAL = """
+import dataclasses
+from simsiam_tf import flags, schema
+
+@dataclasses.dataclass(frozen=True)
+class Place(schema.Config):
+    "Place"
+    count: int = schema.setting(0, "How many.")
+    place: str = schema.setting("", "Where.", filled=True, positional=True)
+
+flags.run(lambda config: print(config.place), Place)
+"""
+
 
 def assert_one_line(finished, status, *words):
     assert finished.returncode == status, finished.stderr
@@ -44,6 +57,25 @@ def test_help_shows_every_flag_under_its_group(program):
 )
 def test_a_wrong_flag_ends_with_one_line_and_status_2(program, arguments, words):
     assert_one_line(program("train.py", *arguments), 2, *words)
+
+
+@pytest.mark.parametrize("arguments", [["mine"], ["--place=mine"], ["--count=1", "mine"]])
+def test_one_setting_may_stand_without_its_name(program, arguments):
+    finished = program("-c", POSITIONAL, *arguments)
+    assert finished.stdout == "mine\n", finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--place must be non-empty"]),
+        ([""], ["--place must be non-empty"]),
+        (["mine", "yours"], ["Received: yours"]),
+        (["--place=mine", "yours"], ["Received: yours"]),
+    ],
+)
+def test_only_that_setting_may(program, arguments, words):
+    assert_one_line(program("-c", POSITIONAL, *arguments), 2, *words)
 
 
 def test_an_unknown_flag_in_a_flagfile_is_named(program, tmp_path):

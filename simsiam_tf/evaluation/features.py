@@ -76,3 +76,29 @@ def extract(encode, source, view, batch_size, *, seed=0, limit=None, data=None):
     if not labels:
         raise UserError(f"No image of {source.name} can be read")
     return np.concatenate(features), np.concatenate(labels)
+
+
+def extract_with_thumbnails(encode, source, view, batch_size, size, **options):
+    """`extract`, and small pictures of the images.
+
+    Args:
+      encode: as for `extract`, like what follows.
+      source: a `datasets.Source`.
+      view: image → what `encode` takes.
+      batch_size: images that are encoded at once.
+      size: of the pictures in pixels, at most; they stay as they are where they are smaller.
+      **options: of `extract`.
+
+    Returns:
+      features float32 `[N, F]`, labels int32 `[N]`, pictures uint8 `[N, s, s, 3]`.
+    """
+    pictures = []
+
+    def encode_and_keep(images):
+        small = min(size, images.shape[1])
+        small = tf.image.resize(images, [small, small], antialias=True)
+        pictures.append(tf.cast(tf.round(tf.clip_by_value(small, 0, 255)), tf.uint8).numpy())
+        return encode(images)
+
+    found, labels = extract(encode_and_keep, source, view, batch_size, **options)
+    return found, labels, np.concatenate(pictures)

@@ -122,6 +122,9 @@ class Monitor:
         self._write(step.number, line)
         with self.summaries.as_default(step.number):
             tf.summary.scalar("predictor_learning_rate", self.predictor_learning_rates[epoch])
+            # Lines to read the curve by.
+            tf.summary.scalar("feature_std_healthy", 1.0)
+            tf.summary.scalar("feature_std_collapsed", COLLAPSED_STD)
         text = (
             f"loss {line['loss']:.4f}, std {line['feature_std']:.3f}, "
             f"{line['images_per_second']:.0f} images/s"
@@ -298,11 +301,13 @@ class KnnMonitor:
         self.bank = bank
         self.queries = queries
         self.config = config
+        self.bank_features = None  # [N, F], of the newest evaluation
 
     def top1(self):
         """In percent."""
         config = self.config
         bank, bank_labels = self._extract(self.bank, config.monitor.knn_bank_size)
+        self.bank_features = bank
         queries, labels = self._extract(self.queries, None)
         votes = knn.class_votes(
             bank,

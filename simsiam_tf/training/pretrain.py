@@ -1,6 +1,7 @@
 """What `train.py` does, from top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -14,11 +15,12 @@ from absl import logging
 from simsiam_tf import distribution, export
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.data.quarantine import FILE_NAME, READ_ERRORS, Quarantine
+from simsiam_tf.evaluation import features
 from simsiam_tf.methods import build_method
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import StoppedError, UserError
-from simsiam_tf.training import interruption, loop, meter, optimizers, schedules
+from simsiam_tf.training import interruption, loop, meter, optimizers, schedules, tensorboard
 from simsiam_tf.training.checkpoints import (
     Checkpoints,
     check_workdir,
@@ -29,6 +31,7 @@ from simsiam_tf.training.checkpoints import (
 from simsiam_tf.training.monitors import VIEW_PAIRS, KnnMonitor, Monitor, log_file
 
 SUMMARY = "summary.json"
+_ENCODE_AT_ONCE = 64
 
 
 def run(config):
@@ -116,6 +119,8 @@ def _train(config, strategy, output):
             predictor_learning_rates=schedules.predictor_learning_rates(config.optimization),
             peak_flops=peak_flops,
         )
+        if restored_step is None:
+            tensorboard.describe_run(monitor.summaries, config)
     knn_monitor = KnnMonitor(model.encoder, *knn_sources, config) if knn_sources else None
     if knn_monitor and restored_step is None:
         _run_knn(knn_monitor, monitor, 0, workdir)  # the random network, for comparison
@@ -124,6 +129,7 @@ def _train(config, strategy, output):
 
     knn_every = config.monitor.knn_every_epochs * steps_per_epoch
     save_every = config.system.checkpoint_every_steps
+    histogram_every = config.monitor.histogram_every_epochs * steps_per_epoch
     replica_batch_size = batch_size // strategy.num_replicas_in_sync
     holder = None
     if model.hold_every:
@@ -139,7 +145,7 @@ def _train(config, strategy, output):
 
     def loop_end(done):
         """Python is needed to log, to look at the encoder, to save it and to hold targets."""
-        periods = [period for period in (save_every, knn_every) if period]
+        periods = [period for period in (save_every, knn_every, histogram_every) if period]
         due = [(done // period + 1) * period for period in periods]
         due += [holder.end(done)] if holder else []
         return min(done + config.system.steps_per_loop, last_step, *due)
@@ -172,6 +178,9 @@ def _train(config, strategy, output):
             last = step.number == last_step
             if knn_monitor and (last or step.number % knn_every == 0):
                 _run_knn(knn_monitor, monitor, step.number, workdir)
+            if is_chief and histogram_every and step.number % histogram_every == 0:
+                with monitor.pause(), writing_to(workdir):
+                    tensorboard.write_weights(monitor.summaries, step.number, model)
             stopping = step.stopping and not last
             if last or stopping or step.number % save_every == 0:
                 with monitor.pause(), writing_to(workdir):
@@ -183,6 +192,7 @@ def _train(config, strategy, output):
     if not is_chief:
         return
 
+    _show_features(config, model.encoder, knn_sources[1] if knn_sources else source)
     summary = {
         "steps": last_step,
         "epochs": config.optimization.epochs,
@@ -364,6 +374,28 @@ def _run_knn(knn_monitor, monitor, step, workdir):
         top1 = knn_monitor.top1()
     with writing_to(workdir):
         monitor.knn(step, top1)
+        with monitor.pause():
+            tensorboard.write_spectrum(monitor.summaries, step, knn_monitor.bank_features)
+
+
+def _show_features(config, encoder, source):
+    """Some images and their features, for TensorBoard's projector."""
+    served = export.ServedEncoder(encoder, config.views.image_size, config.views.eval_crop_ratio)
+    found, labels, thumbnails = features.extract_with_thumbnails(
+        lambda images: served.features(images)["features"],
+        source,
+        served.view,
+        _ENCODE_AT_ONCE,
+        tensorboard.SPRITE_SIZE,
+        seed=config.system.seed,
+        limit=tensorboard.MOST_POINTS,
+        # The run is done: no image that cannot be read shall spoil its end.
+        data=dataclasses.replace(config.data, on_bad_image="skip", max_bad_fraction=1.0),
+    )
+    workdir = config.system.workdir
+    with writing_to(workdir):
+        folder = os.path.join(workdir, "tensorboard")
+        tensorboard.write_projector(folder, found, labels, thumbnails, source.class_names)
 
 
 def _export(config, encoder, step):

@@ -1,0 +1,227 @@
+"""The page on a run: what it says, and that a real browser shows it."""
+
+import html
+import json
+import os
+import re
+import shutil
+
+import browser
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.summary.summary_iterator import summary_iterator
+
+from simsiam_tf.reporting import page, pictures, record
+
+LONG = "a_folder_whose_name_has_no_end_" * 8
+RESULT = {"protocol": "probe", "top1": 98.25, "top5": 99.5, "dataset": "digits"}
+WARNING = f"W1122 09:09:14.984443 139678286556032 monitors.py:1] Lost <b>{LONG}</b>\n"
+
+
+@pytest.fixture(scope="module")
+def run(program, tiny_run, tfds_dir, tmp_path_factory):
+    """The workdir of a finished run with a result, a warning and long names."""
+    workdir = tmp_path_factory.mktemp("report") / "<i>&run"
+    shutil.copytree(tiny_run, workdir)
+    set_flags(workdir, data_dir=tfds_dir, knn_dataset=LONG)
+    (workdir / "results-probe.json").write_text(json.dumps(RESULT))
+    with open(workdir / "logs" / "worker-0.log", "a") as file:
+        file.write(WARNING)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def report(program, run):
+    """The page of that run."""
+    finished = program("-m", "simsiam_tf.report", run)
+    assert finished.returncode == 0, finished.stderr
+    return run / "report.html"
+
+
+def set_flags(workdir, **settings):
+    path = workdir / "flags.cfg"
+    text = path.read_text()
+    for name, value in settings.items():
+        text = re.sub(f"--{name}=.*", f"--{name}={value}", text)
+    path.write_text(text)
+
+
+def sections_of(text):
+    """{title: its HTML} of a page."""
+    parts = text.split("<section><h2>")[1:]
+    return dict(part.split("</section>")[0].split("</h2>", 1) for part in parts)
+
+
+def render(workdir):
+    return sections_of(page.render(record.read(str(workdir))))
+
+
+def test_the_page_has_every_part(report, run):
+    text = report.read_text()
+    sections = sections_of(text)
+    assert list(sections) == [
+        "Curves", "Warnings", "Speed", "Evaluation", "View pairs", "Nearest neighbours",
+        "Map of the features", "Configuration",
+    ]  # fmt: skip
+    assert "Not shown" not in text
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"<dd>{summary['loss']:.3f}</dd>" in text
+    assert f"<dd>{summary['knn_top1']:.1f} %</dd>" in text
+    assert "Finished: 2 epochs, 44 steps, 1437 images." in text
+    assert html.escape(summary["limit"]) in sections["Speed"]
+    assert sections["Curves"].count('class="curve"') == 5
+    assert "collapsed under 0.3" in sections["Curves"]
+    assert "<td>98.25\N{NO-BREAK SPACE}%</td>" in sections["Evaluation"]
+    assert sections["View pairs"].count("<img") == 2 * 8
+    assert sections["Nearest neighbours"].count("<img") == 8 * 6
+    assert "digits/1.0.0 test" in sections["Nearest neighbours"]
+    assert sections["Map of the features"].count("<circle") == 360 + 10  # and the legend's
+
+
+def test_what_differs_from_the_defaults_comes_first(report):
+    changed, same = sections_of(report.read_text())["Configuration"].split("<details>")
+    assert "<td>width</td><td>16</td><td>64</td>" in changed
+    assert ">momentum<" not in changed
+    assert "<td>momentum</td><td>0.9</td>" in same
+    assert ">width<" not in same
+
+
+def test_what_a_run_is_called_and_says_is_no_html(report):
+    text = report.read_text()
+    assert "<h1>&lt;i&gt;&amp;run</h1>" in text
+    assert f"Lost &lt;b&gt;{LONG}&lt;/b&gt;" in text
+
+
+def test_the_view_pairs_are_those_that_the_run_showed_at_its_first_step(run):
+    first, second = pictures.view_pairs(record.read(str(run)).config)
+    (path,) = (run / "tensorboard").glob("events*")
+    (shown,) = [
+        value.tensor.string_val[2]
+        for event in summary_iterator(str(path))
+        for value in event.summary.value
+        if value.tag == "view_pairs"
+    ]
+    np.testing.assert_allclose(
+        np.concatenate(np.concatenate([first, second], axis=2)).astype(int),
+        tf.io.decode_png(shown).numpy(),
+        atol=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    path = browser.find()
+    if path is None:
+        reason = f"no browser is installed, none of {', '.join(browser.NAMES)}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    with browser.started(path, tmp_path_factory.mktemp("profile")) as tab:
+        yield tab
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_the_page_without_asking_for_anything_else(tab, report, width, dark):
+    asked, complaints = tab.open(report.as_uri(), width, dark)
+    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+    assert complaints == []
+    assert tab.value("innerWidth") == width
+    assert tab.value("document.documentElement.scrollWidth") <= width
+    # Nothing is cut off either: every element ends within the screen.
+    right = (
+        "Math.max(...[...document.querySelectorAll('*')].map(e => e.getBoundingClientRect().right))"
+    )
+    assert tab.value(right) <= width
+    assert tab.value("[...document.images].length") == 2 * 8 + 8 * 6
+    assert tab.value("[...document.images].every(image => image.naturalWidth > 0)")
+    background = tab.value("getComputedStyle(document.body).backgroundColor")
+    shade = np.mean([int(part) for part in re.findall(r"\d+", background)])
+    assert shade < 60 if dark else shade > 200
+    assert tab.value("getComputedStyle(document.querySelector('.verdict strong')).fontWeight") > "5"
+
+
+def test_the_browser_sees_what_the_page_must_not_have(tab, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(
+        "<!doctype html><img src='https://example.invalid/a.png'><pre style='width: 500px'>x</pre>"
+    )
+    asked, complaints = tab.open(path.as_uri(), 390)
+    assert "https://example.invalid/a.png" in asked
+    assert complaints
+    assert tab.value("document.documentElement.scrollWidth") > 390
+
+
+def test_a_run_that_is_not_finished_has_a_page(run, tmp_path):
+    workdir = tmp_path / "unfinished"
+    shutil.copytree(run, workdir, ignore=shutil.ignore_patterns("encoder", "*.json", "logs"))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:9])
+    text = page.render(record.read(str(workdir)))
+    assert f"Not finished: epoch {json.loads(lines[3])['epoch']:g} of 2." in text
+    sections = sections_of(text)
+    assert "So far the devices waited" in sections["Speed"]
+    assert "train.py --export writes it" in sections["Nearest neighbours"]
+    assert "train.py --export writes it" in sections["Map of the features"]
+    assert "evaluate.py" in sections["Evaluation"]
+    assert "None." in sections["Warnings"]
+    assert sections["View pairs"].count("<img") == 2 * 8
+
+
+def test_a_run_without_a_step_has_a_page(tmp_path, run):
+    shutil.copy(run / "flags.cfg", tmp_path)
+    sections = render(tmp_path)
+    assert "No step is logged yet" in sections["Curves"]
+    assert "Nothing is measured yet" in sections["Speed"]
+
+
+def test_a_run_whose_data_set_is_gone_has_a_page_that_says_so(run, tmp_path):
+    workdir = tmp_path / "gone"
+    shutil.copytree(run, workdir)
+    set_flags(workdir, dataset="folder", data_dir=tmp_path / "no_images")
+    sections = render(workdir)
+    for title in ("View pairs", "Nearest neighbours", "Map of the features"):
+        assert "Not shown. --data_dir must be a folder that exists" in sections[title]
+    assert sections["Curves"].count('class="curve"') == 5
+
+
+def test_a_run_on_unlabelled_images_has_neighbours_and_a_map(run, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(12):
+        image = np.full([20, 20, 3], 20 * number, np.uint8)
+        (images / f"{number:02d}.png").write_bytes(tf.io.encode_png(image).numpy())
+    (images / "bad.png").write_text("no image")
+    workdir = tmp_path / "unlabelled"
+    shutil.copytree(run, workdir)
+    set_flags(workdir, dataset="folder", data_dir=images, max_bad_fraction=0.2)
+    sections = render(workdir)
+    assert sections["View pairs"].count("<img") == 2 * 8
+    assert sections["Nearest neighbours"].count("<img") == 8 * 6
+    assert "class" not in re.sub('class="', "", sections["Nearest neighbours"])
+    assert sections["Map of the features"].count("<circle") == 12
+    assert "legend" not in sections["Map of the features"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([], 2, ["--run must be non-empty"]),
+        (["no/run"], 1, ["--run must be the workdir of a run", "Received: no/run"]),
+        (["one", "two"], 2, ["Received: two"]),
+        (["--run=one", "two"], 2, ["Received: two"]),
+    ],
+)
+def test_a_wrong_run_is_one_line(program, arguments, status, words):
+    finished = program("-m", "simsiam_tf.report", *arguments)
+    assert finished.returncode == status, finished.stderr
+    line = finished.stderr.splitlines()[-1]
+    assert line.startswith("report.py: ")
+    for word in words:
+        assert word in line
+
+
+def test_a_page_that_cannot_be_written_is_one_line(program, run, tmp_path):
+    output = tmp_path / "missing" / "page.html"
+    finished = program("-m", "simsiam_tf.report", f"--run={run}", f"--output={output}")
+    assert finished.returncode == 1
+    assert f"Received: {output}" in finished.stderr.splitlines()[-1]
