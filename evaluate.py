@@ -6,7 +6,8 @@ python evaluate.py --encoder=runs/mine/encoder --protocol=linear --dataset=cifar
 import sys
 
 try:
-    from simsiam_tf import config, flags
+    from simsiam_tf import flags
+    from simsiam_tf.evaluation.config import EvaluationConfig
 except ImportError as error:  # a package that is missing, or Keras with another backend
     sys.exit(f"evaluate.py: {error}")
 
@@ -19,4 +20,4 @@ def main(settings):
 
 
 if __name__ == "__main__":
-    flags.run(main, config.EvaluationConfig)
+    flags.run(main, EvaluationConfig)

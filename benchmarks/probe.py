@@ -31,6 +31,7 @@ import numpy as np  # isort: skip
 from simsiam_tf import config as config_lib
 from simsiam_tf import schema
 from simsiam_tf.evaluation import run
+from simsiam_tf.evaluation.config import EvaluationConfig
 from simsiam_tf.training import pretrain
 
 # What README.md evaluates the digits with.
@@ -93,7 +94,7 @@ def spread(values, form=".2f"):
 def evaluate(flags):
     """The result of `evaluate.py` with these flags, and how long it took."""
     text = "\n".join(shlex.split(flags))
-    config = schema.from_flagfile(config_lib.EvaluationConfig, text)
+    config = schema.from_flagfile(EvaluationConfig, text)
     printed = io.StringIO()
     started, cpu_started = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(printed):

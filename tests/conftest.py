@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from simsiam_tf import config as config_lib
 from simsiam_tf import schema
+from simsiam_tf.evaluation.config import EvaluationConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,4 +110,4 @@ def pretrain_config():
 @pytest.fixture
 def evaluation_config():
     """(**settings) → an `EvaluationConfig` with these settings and defaults for the rest."""
-    return _builder(config_lib.EvaluationConfig)
+    return _builder(EvaluationConfig)

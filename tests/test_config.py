@@ -4,6 +4,7 @@ import pytest
 
 from simsiam_tf import config as config_lib
 from simsiam_tf import schema
+from simsiam_tf.evaluation.config import EvaluationConfig
 from simsiam_tf.schema import UserError
 
 
@@ -67,13 +68,13 @@ def test_flatten_and_build_are_inverse(pretrain_config):
     assert schema.build(config_lib.PretrainConfig, values) == config
 
 
-@pytest.mark.parametrize("config_class", [config_lib.PretrainConfig, config_lib.EvaluationConfig])
+@pytest.mark.parametrize("config_class", [config_lib.PretrainConfig, EvaluationConfig])
 def test_setting_names_are_unique_over_a_program(config_class):
     names = [field.name for field in all_settings(config_class)]
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("config_class", [config_lib.PretrainConfig, config_lib.EvaluationConfig])
+@pytest.mark.parametrize("config_class", [config_lib.PretrainConfig, EvaluationConfig])
 def test_every_setting_has_a_sentence_of_help_and_a_default_that_its_rule_takes(config_class):
     for field in all_settings(config_class):
         assert field.metadata["help"].endswith("."), field.name

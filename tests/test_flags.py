@@ -8,6 +8,7 @@ from conftest import ROOT
 
 from simsiam_tf import config as config_lib
 from simsiam_tf import flags, schema
+from simsiam_tf.evaluation.config import EvaluationConfig
 
 POSITIONAL = """
 import dataclasses
@@ -148,7 +149,7 @@ def test_the_users_own_environment_is_kept(program, monkeypatch):
 def test_every_shipped_flagfile_sets_what_it_says(path, monkeypatch):
     monkeypatch.chdir(ROOT)  # where the flagfiles that it builds on are found
     is_transfer = path.parent.name == "transfer"
-    config_class = config_lib.EvaluationConfig if is_transfer else config_lib.PretrainConfig
+    config_class = EvaluationConfig if is_transfer else config_lib.PretrainConfig
     needed = ["--encoder=x"] if is_transfer else []
     found = schema.flatten(flags.read([f"--flagfile={path}", *needed], config_class))
     lines = [line for line in path.read_text().splitlines() if line.startswith("--")]

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from simsiam_tf.config import FEATURE_FILES
+from simsiam_tf.evaluation.config import FEATURE_FILES
 from simsiam_tf.schema import UserError
 
 _NPZ, _TFRECORD = FEATURE_FILES

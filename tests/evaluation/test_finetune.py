@@ -3,10 +3,11 @@ import pytest
 import tensorflow as tf
 
 from simsiam_tf import export
-from simsiam_tf.config import DataConfig, EncoderConfig, FinetuneConfig
+from simsiam_tf.config import DataConfig, EncoderConfig
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import finetune, linear
+from simsiam_tf.evaluation.config import FinetuneConfig
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 

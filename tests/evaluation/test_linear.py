@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simsiam_tf.config import CropsConfig, DataConfig, LinearConfig
+from simsiam_tf.config import DataConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import linear
+from simsiam_tf.evaluation.config import CropsConfig, LinearConfig
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from simsiam_tf.config import ProbeConfig
 from simsiam_tf.evaluation import probe
+from simsiam_tf.evaluation.config import ProbeConfig
 from simsiam_tf.schema import UserError
 
 CLASSES = 3
