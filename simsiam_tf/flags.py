@@ -66,13 +66,20 @@ def read(arguments, config_class):
 
 def _parse(argv, config_class):
     if _HELP.intersection(argv[1:]):
-        print(_help_text(config_class))
+        _print_help(config_class)
         sys.exit(0)
     try:
         positional = _take_positional(FLAGS(argv)[1:], config_class)
         return schema.build(config_class, FLAGS.flag_values_dict() | positional)
     except (flags.Error, schema.UserError, OSError) as error:
         _exit(error, status=2)
+
+
+def _print_help(config_class):
+    try:
+        print(_help_text(config_class), flush=True)
+    except BrokenPipeError:  # `| head` has seen enough; Python's own flush at the end must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _take_positional(arguments, config_class):

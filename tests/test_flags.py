@@ -1,6 +1,8 @@
 """The programs' command lines, run as a user runs them. None of this loads TensorFlow."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -41,6 +43,17 @@ def test_help_shows_every_flag_under_its_group(program):
     assert "--momentum" not in data
     for name in schema.run_defining_names(config_lib.PretrainConfig):
         assert re.search(rf"--(\[no\])?{name}\b", text), name
+
+
+def test_help_may_be_cut_off_by_its_reader():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "train.py", "--help"]
+    finished = subprocess.run(
+        command, cwd=ROOT, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write_end)
+    assert (finished.returncode, finished.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
