@@ -54,10 +54,12 @@ def _read_metrics(run):
     path = os.path.join(run, "metrics.jsonl")
     try:
         with open(path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except OSError as error:
+            # A run that goes on may be writing its last line.
+            return [json.loads(line) for line in file if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--runs must name workdirs with a metrics.jsonl ({error.strerror}). Received: {run}"
+            f"--runs must name workdirs with a metrics.jsonl ({reason}). Received: {run}"
         ) from error
 
 
