@@ -10,7 +10,7 @@ PACKAGE = ROOT / "simsiam_tf"
 
 # From left to right: a module may import from its own room and from those to the left.
 ROOMS = [
-    ["schema"],
+    ["schema", "progress"],
     ["config"],
     ["distribution", "objectives", "data", "models", "training.schedules", "training.optimizers"],
     ["methods"],

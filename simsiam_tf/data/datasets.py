@@ -9,16 +9,15 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 import typing
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
-from tqdm import tqdm
 
 from simsiam_tf.data import digits  # noqa: F401 (TFDS knows the builder once it is imported)
+from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
@@ -79,13 +78,7 @@ def labels_of(source):
         pairs = tf.data.Dataset.range(source.num_examples).batch(_LABELS_AT_ONCE)
         pairs = pairs.map(lambda indices: (indices, source.read(indices)[1]))
     labels = np.empty(source.num_examples, np.int32)
-    with tqdm(
-        total=source.num_examples,
-        desc=f"labels of {source.name}",
-        unit="image",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
+    with Progress(source.num_examples, f"labels of {source.name}", "image") as progress:
         for indices, found in pairs:
             labels[indices] = found
             progress.update(len(found))

@@ -3,13 +3,12 @@
 import contextlib
 import json
 import os
-import sys
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from simsiam_tf.evaluation.config import FEATURE_FILES
+from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
 
 _NPZ, _TFRECORD = FEATURE_FILES
@@ -66,15 +65,12 @@ def _save_npz(path, features, labels, indices, paths, class_names, facts):
 
 def _save_tfrecord(path, features, labels, indices, paths):
     names = paths or [""] * len(features)
-    with tf.io.TFRecordWriter(path) as writer:
-        for row, label, index, name in tqdm(
-            zip(features, labels, indices, names, strict=True),
-            total=len(features),
-            desc="writing features",
-            unit="image",
-            leave=False,
-            disable=not sys.stderr.isatty(),
-        ):
+    with (
+        tf.io.TFRecordWriter(path) as writer,
+        Progress(len(features), "writing features", "image") as progress,
+    ):
+        examples = zip(features, labels, indices, names, strict=True)
+        for row, label, index, name in examples:
             example = {
                 "features": tf.train.Feature(float_list=tf.train.FloatList(value=row)),
                 "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
@@ -83,3 +79,4 @@ def _save_tfrecord(path, features, labels, indices, paths):
             }
             features_of_example = tf.train.Features(feature=example)
             writer.write(tf.train.Example(features=features_of_example).SerializeToString())
+            progress.update()

@@ -1,14 +1,12 @@
 """From an encoder and a data set to features."""
 
-import sys
-
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
 from simsiam_tf.config import DataConfig
 from simsiam_tf.data import pipeline, quarantine
+from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
 
 
@@ -51,13 +49,7 @@ def extract(encode, source, view, batch_size, *, seed=0, limit=None, data=None):
         )
 
     features, labels = [], []
-    with tqdm(
-        total=count,
-        desc=f"features of {source.name}",
-        unit="image",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
+    with Progress(count, f"features of {source.name}", "image") as progress:
         for images, batch_labels in pipeline.iterate(
             batches, source, indices_of, max_pixels=data.max_image_pixels
         ):

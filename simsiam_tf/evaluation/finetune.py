@@ -4,18 +4,17 @@ Where the share is small this is the semi-supervised protocol of the field.
 """
 
 import math
-import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
 from simsiam_tf import distribution
 from simsiam_tf.config import Purpose
 from simsiam_tf.data import pipeline, views
 from simsiam_tf.evaluation import linear
+from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import optimizers, schedules
 
@@ -119,18 +118,12 @@ def train(strategy, encoder, source, view, config, seed, quarantine):
         lambda step: pipeline.step_order(source.num_examples, batch_size, seed, step),
         quarantine=quarantine,
     )
-    with tqdm(
-        total=num_steps,
-        desc="fine-tuning",
-        unit="step",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
+    with Progress(num_steps, "fine-tuning", "step") as progress:
         for step, batch in enumerate(batches, start=1):
             loss = train_step(batch)
             progress.update()
             if step % steps_per_epoch == 0:
-                _tell(progress, step // steps_per_epoch, epochs, float(loss), config)
+                _tell(progress, step // steps_per_epoch, float(loss), config)
     return predict
 
 
@@ -157,13 +150,11 @@ def _build_sgd(base_rate, batch_size, epochs, steps_per_epoch, weight_decay):
     return optimizers.SGD(optimizers.EpochRates(rates, steps_per_epoch), _MOMENTUM, weight_decay)
 
 
-def _tell(progress, epoch, epochs, loss, config):
+def _tell(progress, epoch, loss, config):
     """Shows an epoch's last loss; ends what has run away."""
     if not math.isfinite(loss):
         raise UserError(
             f"The loss of fine-tuning is not finite in epoch {epoch}; lower "
             f"--finetune_learning_rate. Received: {config.finetune_learning_rate}"
         )
-    progress.set_postfix(epoch=epoch, loss=loss)
-    if epoch % max(1, epochs // 10) == 0 and progress.disable:
-        logging.info("Fine-tuning epoch %d/%d, loss %.4f", epoch, epochs, loss)
+    progress.note(epoch=epoch, loss=loss)

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from simsiam_tf.progress import Progress
+
 # So many queries are compared at once with so much of the bank: 128 MB of cosines.
 _QUERY_BLOCK = 512
 _BANK_BLOCK = 65_536
@@ -28,12 +30,15 @@ def class_votes(bank, bank_labels, queries, num_classes, k, temperature):
     starts = range(0, len(queries), _QUERY_BLOCK)
     queries = [_normalized(queries[start : start + _QUERY_BLOCK]) for start in starts]
     nearest = [None] * len(queries)
-    for start in range(0, len(bank), _BANK_BLOCK):
-        block = _normalized(bank[start : start + _BANK_BLOCK])
-        labels = tf.convert_to_tensor(bank_labels[start : start + _BANK_BLOCK])
-        for row, query in enumerate(queries):
-            found = _search(query, block, labels, k)
-            nearest[row] = _merge(nearest[row], found, k) if start else found
+    bank_starts = range(0, len(bank), _BANK_BLOCK)
+    with Progress(len(bank_starts) * len(queries), "nearest neighbours", "block") as progress:
+        for start in bank_starts:
+            block = _normalized(bank[start : start + _BANK_BLOCK])
+            labels = tf.convert_to_tensor(bank_labels[start : start + _BANK_BLOCK])
+            for row, query in enumerate(queries):
+                found = _search(query, block, labels, k)
+                nearest[row] = _merge(nearest[row], found, k) if start else found
+                progress.update()
     return tf.concat(
         [_count(labels, tf.exp(cosine / temperature), num_classes) for cosine, labels in nearest],
         axis=0,

@@ -1,14 +1,12 @@
 """The linear protocol: a classifier on frozen features (section 3, "Experimental setup")."""
 
-import sys
-
 import keras
 import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
 from simsiam_tf.config import Purpose
 from simsiam_tf.data import pipeline
+from simsiam_tf.progress import Progress
 from simsiam_tf.training import optimizers, schedules
 
 _FEW_STEPS = 1000
@@ -92,13 +90,7 @@ def train_classifier(encode, feature_dim, source, views, config, seed, quarantin
     def indices_of(step):
         return pipeline.step_order(source.num_examples, batch_size, seed, step)
 
-    with tqdm(
-        total=num_steps,
-        desc="linear classifier",
-        unit="step",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
+    with Progress(num_steps, "linear classifier", "step") as progress:
         batches = pipeline.iterate(batches, source, indices_of, quarantine=quarantine)
         for step, batch in enumerate(batches):
             (images,) = batch["views"]
@@ -106,7 +98,5 @@ def train_classifier(encode, feature_dim, source, views, config, seed, quarantin
             progress.update()
             if (step + 1) % steps_per_epoch == 0:
                 epoch = (step + 1) // steps_per_epoch
-                progress.set_postfix(epoch=epoch, loss=float(loss))
-                if epoch % max(1, config.epochs // 10) == 0 and progress.disable:
-                    logging.info("Linear epoch %d/%d, loss %.4f", epoch, config.epochs, float(loss))
+                progress.note(epoch=epoch, loss=float(loss))
     return classifier

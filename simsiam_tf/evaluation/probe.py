@@ -16,6 +16,7 @@ from absl import logging
 from simsiam_tf.config import Purpose
 from simsiam_tf.data import pipeline
 from simsiam_tf.evaluation import knn
+from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
 
 LEARNING_RATES = tuple(10.0**power for power in (-3, -2.5, -2, -1.5, -1, -0.5, 0))
@@ -150,12 +151,14 @@ def train_heads(features, labels, rows, num_classes, pairs, config, seed):
     num_steps = steps_per_epoch * config.probe_epochs
     factors = (1 + np.cos(np.pi * np.arange(num_steps) / num_steps)) / 2
     factors = factors.astype(np.float32).reshape(config.probe_epochs, steps_per_epoch)
-    for epoch, of_epoch in enumerate(factors):
-        order = rows[order_of(tf.constant(epoch))]
-        for start in range(0, steps_per_epoch, _STEPS_AT_ONCE):
-            some = of_epoch[start : start + _STEPS_AT_ONCE]
-            taken = order[start * batch_size : (start + len(some)) * batch_size]
-            train_steps(features[taken], labels[taken], some)
+    with Progress(num_steps, f"{num_heads} linear classifier(s)", "step") as progress:
+        for epoch, of_epoch in enumerate(factors):
+            order = rows[order_of(tf.constant(epoch))]
+            for start in range(0, steps_per_epoch, _STEPS_AT_ONCE):
+                some = of_epoch[start : start + _STEPS_AT_ONCE]
+                taken = order[start * batch_size : (start + len(some)) * batch_size]
+                train_steps(features[taken], labels[taken], some)
+                progress.update(len(some))
     # Folded in, so that the classifier takes features as they are.
     kernel, bias = kernel.numpy()[:-1] * scale[:, np.newaxis], kernel.numpy()[-1]
     bias = bias - mean @ kernel

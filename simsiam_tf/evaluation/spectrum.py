@@ -1,13 +1,11 @@
 """How spread out features are, without labels: partial collapse, which a loss does not show."""
 
-import sys
-
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from simsiam_tf import objectives
 from simsiam_tf.data import pipeline
+from simsiam_tf.progress import Progress
 
 _BLOCK = 4096  # rows that are worked on at once
 
@@ -161,13 +159,7 @@ def alignment_of_crops(encode, source, view, batch_size, seed, quarantine):
         quarantine=quarantine,
     )
     found = []
-    with tqdm(
-        total=num_steps * batch_size,
-        desc=f"crops of {source.name}",
-        unit="image",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
+    with Progress(num_steps * batch_size, f"crops of {source.name}", "image") as progress:
         for batch in batches:
             x, y = (encode(tf.cast(view, tf.float32)) for view in batch["views"])
             found.append(float(alignment(x, y)))
