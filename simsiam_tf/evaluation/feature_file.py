@@ -69,8 +69,7 @@ def _save_tfrecord(path, features, labels, indices, paths):
         tf.io.TFRecordWriter(path) as writer,
         Progress(len(features), "writing features", "image") as progress,
     ):
-        examples = zip(features, labels, indices, names, strict=True)
-        for row, label, index, name in examples:
+        for row, label, index, name in zip(features, labels, indices, names, strict=True):
             example = {
                 "features": tf.train.Feature(float_list=tf.train.FloatList(value=row)),
                 "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
