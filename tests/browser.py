@@ -1,6 +1,5 @@
 """A headless Chromium, spoken to by the DevTools protocol over two pipes: no driver, no port."""
 
-import base64
 import contextlib
 import itertools
 import json
@@ -91,11 +90,6 @@ class Browser:
         """What a JavaScript expression gives on the page."""
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         return answer["result"]["value"]
-
-    def screenshot(self):
-        """The whole page as PNG."""
-        answer = self._call("Page.captureScreenshot", captureBeyondViewport=True)
-        return base64.b64decode(answer["data"])
 
     def _of(self, method):
         return [event["params"] for event in self._events if event["method"] == method]
