@@ -63,7 +63,7 @@ def assert_same_tensors(got, expected):
         assert torch.equal(got[name], tensor), name
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_pool_features_are_pytorchs_and_the_way_back_is_the_identity(tmp_path, backbone):
     state = random_tensors(torch_twin.encoder_shapes(backbone))
     encoder = import_file(tmp_path, state)
