@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from method_runs import Run
 
 from simsiam_tf.training import optimizers
 
@@ -104,3 +105,16 @@ def test_excluded_variables_have_neither_l2_nor_a_scaled_rate(kind):
     plain = slow_sgd(START, lambda index, step: rate(step), lambda gradient, weight: gradient)
     np.testing.assert_allclose(variables[1].numpy(), plain[1], rtol=1e-12)
     assert np.abs(variables[0].numpy() - plain[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_biases_and_normalization_may_go_without_l2(exclude):
+    run = Run(exclude_norm_and_bias=exclude, weight_decay=0.1)
+    variables = run.model.learned_variables
+    before = [variable.numpy() for variable in variables]
+    run.optimizer.apply([np.zeros_like(value) for value in before], variables)
+    stayed = [(old == new.numpy()).all() for old, new in zip(before, variables, strict=True)]
+    # All zero at the start is what stays without being left out.
+    left_out = [exclude and value.ndim == 1 or not value.any() for value in before]
+    assert stayed == left_out
+    assert any(value.ndim == 1 and value.any() for value in before)
