@@ -16,7 +16,7 @@ from simsiam_tf.schema import UserError
 def run_of(pretrain_config):
     def run(**settings):
         config = pretrain_config(
-            backbone="resnet18", width=4, stem="cifar", projection_dim=16,
+            backbone="resnet10", width=4, stem="cifar", projection_dim=16,
             projection_hidden_dim=16, prediction_hidden_dim=8, batch_size=BATCH,
             base_learning_rate=1.0, epochs=4, **settings,
         )  # fmt: skip
@@ -169,7 +169,7 @@ def test_supervised_training_is_softmax_regression_on_the_features_of_one_view(r
 
 
 def test_supervised_training_without_labels_is_refused():
-    encoder = ResNet(EncoderConfig(backbone="resnet18", width=4, stem="cifar"), seed=0)
+    encoder = ResNet(EncoderConfig(backbone="resnet10", width=4, stem="cifar"), seed=0)
     plan = Plan(num_examples=24, num_classes=0, batch_size=8, epochs=1)
     with pytest.raises(UserError, match="--method=supervised needs a data set with labels"):
         build_method(MethodConfig(method="supervised"), encoder, 0, plan)

@@ -13,7 +13,7 @@ from simsiam_tf.training import pretrain
 
 RUNS = [(scale, run) for scale in tables.SCALES for run in tables.build_runs(scale)]
 SMALL = {
-    "backbone": "resnet18",
+    "backbone": "resnet10",
     "width": 4,
     "image_size": 32,
     "projection_hidden_dim": 16,
