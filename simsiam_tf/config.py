@@ -125,8 +125,8 @@ class EncoderConfig(Config):
 
     backbone: str = setting(
         "resnet50",
-        "Backbone.",
-        choices=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+        "Backbone; resnet10 has one block a stage, for trials without an accelerator.",
+        choices=("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     )
     width: int = setting(64, "Channels of the backbone's first stage.", at_least=1)
     stem: str = setting(

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A small run that has every part: 22 steps an epoch.
 TINY_RUN = [
     "--image_size=16",
-    "--backbone=resnet18",
+    "--backbone=resnet10",
     "--width=16",
     "--stem=cifar",
     "--projection_dim=128",

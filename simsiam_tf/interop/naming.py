@@ -82,7 +82,7 @@ def infer_settings(shapes):
       {flag name: value}: of the encoder, and of the method where there are heads.
 
     Raises:
-      UserError: no ResNet of 18 to 152 layers has these names.
+      UserError: no ResNet of 10 to 152 layers has these names.
     """
     prefix = encoder_prefix(shapes)
     depths = tuple(

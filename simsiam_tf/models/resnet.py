@@ -1,4 +1,4 @@
-"""ResNet 18 to 152 as torchvision computes it ("v1.5": the stride is on the 3x3 convolution).
+"""ResNet 10 to 152 as torchvision computes it ("v1.5": the stride is on the 3x3 convolution).
 
 Layers carry torchvision's names ("conv1", "layer1.0.conv2", "layer1.0.downsample"), so that a
 weight is found in either library. Padding is symmetric everywhere; Keras' "same" is not, at stride
@@ -13,6 +13,7 @@ from simsiam_tf.models.normalization import BatchNormalization
 
 # name → (whether its blocks are bottlenecks, blocks in each of the four stages)
 ARCHITECTURES = {
+    "resnet10": (False, (1, 1, 1, 1)),
     "resnet18": (False, (2, 2, 2, 2)),
     "resnet34": (False, (3, 4, 6, 3)),
     "resnet50": (True, (3, 4, 6, 3)),

@@ -36,7 +36,7 @@ def test_pipeline_beside_pillow_in_a_dataloader(program, tmp_path):
 def test_train_step_beside_pytorch(program, tmp_path):
     output = tmp_path / "step.json"
     finished = program(
-        "benchmarks/train_step.py", "--backbone=resnet18", "--stem=cifar", "--image_size=16",
+        "benchmarks/train_step.py", "--backbone=resnet10", "--stem=cifar", "--image_size=16",
         "--batch_size=4", "--rounds=1", "--steps=1", "--sides=2", f"--output={output}",
     )  # fmt: skip
     assert list(sides_of(finished, output)) == ["PyTorch, eager", "ours"]

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 DEPTHS = {
+    "resnet10": (1, 1, 1, 1),
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
@@ -22,7 +23,7 @@ def encoder_shapes(arch, width=64, kernel_size=7):
     channels = width
     for stage, depth in enumerate(DEPTHS[arch]):
         inner = width * 2**stage
-        outer = inner if arch in ("resnet18", "resnet34") else 4 * inner
+        outer = inner if arch in ("resnet10", "resnet18", "resnet34") else 4 * inner
         for index in range(depth):
             block = f"layer{stage + 1}.{index}"
             if outer == inner:

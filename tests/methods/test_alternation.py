@@ -3,22 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_methods import BATCH, Run
+from method_runs import BATCH, Run
 
 from simsiam_tf.schema import UserError
-
-
-@pytest.fixture
-def run_of(pretrain_config):
-    def run(**settings):
-        config = pretrain_config(
-            backbone="resnet18", width=4, stem="cifar", projection_dim=16,
-            projection_hidden_dim=16, prediction_hidden_dim=8, batch_size=BATCH,
-            base_learning_rate=1.0, epochs=4, **settings,
-        )  # fmt: skip
-        return Run(config, tf.distribute.get_strategy())
-
-    return run
 
 
 def assert_same(ours, theirs):
@@ -27,8 +14,8 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.usefixtures("float64")
-def test_one_inner_step_is_simsiam_step_for_step(run_of):
-    simsiam, alternation = run_of(), run_of(method="alternation", inner_steps="1")
+def test_one_inner_step_is_simsiam_step_for_step():
+    simsiam, alternation = Run(), Run(method="alternation", inner_steps="1")
     for step in range(5):
         expected, metrics = simsiam.step(step), alternation.step(step)
         assert float(metrics["loss"]) == float(expected["loss"])
@@ -50,10 +37,8 @@ def similarity(p, z):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("inner_steps", "starts"), [("2", (0, 0, 2, 3)), ("epoch", (0, 0, 0, 3))])
-def test_targets_are_those_of_the_network_at_the_start_of_the_inner_steps(
-    run_of, inner_steps, starts
-):
-    run = run_of(method="alternation", inner_steps=inner_steps)
+def test_targets_are_those_of_the_network_at_the_start_of_the_inner_steps(inner_steps, starts):
+    run = Run(method="alternation", inner_steps=inner_steps)
     model, held = run.model, {}
     for step, start in enumerate(starts):  # an epoch is three steps
         if step == start:
@@ -70,8 +55,8 @@ def test_targets_are_those_of_the_network_at_the_start_of_the_inner_steps(
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_average_moves_by_a_fifth_of_the_newest_views_and_begins_with_the_first(run_of):
-    run = run_of(method="alternation", eta_momentum=0.8, predictor="none")
+def test_the_average_moves_by_a_fifth_of_the_newest_views_and_begins_with_the_first():
+    run = Run(method="alternation", eta_momentum=0.8, predictor="none")
     model, bank = run.model, np.zeros([24, 16])
     for step in range(5):  # each image is seen in every third step
         batch = run.batch(step)
@@ -86,18 +71,12 @@ def test_the_average_moves_by_a_fifth_of_the_newest_views_and_begins_with_the_fi
         np.testing.assert_allclose(np.concatenate(list(model.bank.parts())), bank, atol=1e-9)
 
 
-def test_the_memory_of_the_targets_is_told(run_of, caplog):
-    caplog.set_level("INFO")
-    run_of(method="alternation", eta_momentum=0.5)
-    assert "Targets of 24 images, 0.0 MB on each of 1 replica(s)" in caplog.text
-
-
 @pytest.mark.parametrize("value", ["0", "-1", "often", "1.5"])
-def test_inner_steps_are_a_number_or_an_epoch(run_of, value):
+def test_inner_steps_are_a_number_or_an_epoch(value):
     with pytest.raises(UserError, match="--inner_steps must be"):
-        run_of(method="alternation", inner_steps=value)
+        Run(method="alternation", inner_steps=value)
 
 
-def test_an_average_with_held_targets_is_refused(run_of):
+def test_an_average_with_held_targets_is_refused():
     with pytest.raises(UserError, match="--inner_steps must be 1"):
-        run_of(method="alternation", inner_steps="3", eta_momentum=0.8)
+        Run(method="alternation", inner_steps="3", eta_momentum=0.8)

@@ -1,4 +1,4 @@
-"""The one training step: void steps, accumulation, mixed precision, XLA."""
+"""The one training step: void steps, accumulation, mixed precision."""
 
 import keras
 import numpy as np
@@ -168,19 +168,3 @@ def test_the_loss_scale_halves_with_a_void_step_and_doubles_after_2000_others():
     scale.update(tf.constant(True))  # the count begins anew
     scale.update(tf.constant(False))
     assert float(scale.value) == 2**14
-
-
-@pytest.mark.usefixtures("float64")
-def test_the_step_compiles_under_xla_and_computes_the_same():
-    views = tuple(tf.cast(view, tf.float64) for view in random_views(batch=4, size=8))
-    states, losses = [], []
-    for jit_compile in (False, True):
-        model = build_model(width=2)
-        add_optimizer(model, rates=(0.1, 0.1))
-        step = tf.function(model.train_step, jit_compile=jit_compile)
-        losses.append([float(step({"views": views})["loss"]) for _ in range(2)])
-        states.append(state_of(model))
-        assert step.experimental_get_tracing_count() == 1
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-10)
-    for plain, compiled in zip(*states, strict=True):
-        np.testing.assert_allclose(plain, compiled, rtol=1e-8, atol=1e-11)

@@ -3,26 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_methods import BATCH, PLAN, Run
+from method_runs import BATCH, PLAN, Run
 
 from simsiam_tf.config import EncoderConfig, MethodConfig
 from simsiam_tf.methods import build_method
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
-
-
-@pytest.fixture
-def run_of(pretrain_config):
-    def run(**settings):
-        config = pretrain_config(
-            backbone="resnet18", width=4, stem="cifar", projection_dim=16,
-            projection_hidden_dim=16, prediction_hidden_dim=8, batch_size=BATCH,
-            base_learning_rate=1.0, epochs=4, **settings,
-        )  # fmt: skip
-        return Run(config, tf.distribute.get_strategy())
-
-    return run
 
 
 def unit(x):
@@ -42,8 +29,8 @@ def project(model, views, part=None):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("predictor", ["none", "mlp"])
-def test_simclr_tells_each_view_from_all_other_images(run_of, predictor):
-    run = run_of(method="simclr", predictor=predictor, stop_gradient=False, temperature=0.2)
+def test_simclr_tells_each_view_from_all_other_images(predictor):
+    run = Run(method="simclr", predictor=predictor, stop_gradient=False, temperature=0.2)
     model, batch = run.model, run.batch(0)
     z = np.concatenate(project(model, batch["views"]))
     p = model.predictor(tf.constant(z), training=True, num_views=2).numpy()
@@ -66,8 +53,8 @@ def gradient_at(run, variables):
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("method", ["simclr", "swav"])
 @pytest.mark.parametrize("stop_gradient", [True, False])
-def test_stop_gradient_stops_it_at_the_targets(run_of, method, stop_gradient):
-    run = run_of(method=method, stop_gradient=stop_gradient)
+def test_stop_gradient_stops_it_at_the_targets(method, stop_gradient):
+    run = Run(method=method, stop_gradient=stop_gradient)
     # With a constant prediction, nothing but the targets' branch carries a gradient.
     run.model.predictor.linears[-1].kernel.assign(tf.zeros([8, 16], tf.float64))
     found = gradient_at(run, run.model.projector.trainable_variables)
@@ -75,8 +62,8 @@ def test_stop_gradient_stops_it_at_the_targets(run_of, method, stop_gradient):
 
 
 @pytest.mark.usefixtures("float64")
-def test_mocos_queries_are_told_from_the_queue_which_both_views_keys_enter(run_of):
-    run = run_of(method="mocov2", queue_size=20, temperature=0.2, target_momentum=0.9)
+def test_mocos_queries_are_told_from_the_queue_which_both_views_keys_enter():
+    run = Run(method="mocov2", queue_size=20, temperature=0.2, target_momentum=0.9)
     model, batch = run.model, run.batch(0)
     q = [unit(z) for z in project(model, batch["views"])]
     k = [unit(z) for z in project(model, batch["views"], model.target)]
@@ -92,8 +79,8 @@ def test_mocos_queries_are_told_from_the_queue_which_both_views_keys_enter(run_o
 
 
 @pytest.mark.usefixtures("float64")
-def test_byols_loss_is_the_squared_distance_of_unit_vectors(run_of):
-    run = run_of(method="byol", projection_bn="hidden")
+def test_byols_loss_is_the_squared_distance_of_unit_vectors():
+    run = Run(method="byol", projection_bn="hidden")
     model, batch = run.model, run.batch(0)
     for weight in model.target.projector.linears:  # so that f' is not f
         weight.kernel.assign(weight.kernel * 1.5 + 0.1)
@@ -109,10 +96,8 @@ def test_byols_loss_is_the_squared_distance_of_unit_vectors(run_of):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("method", ["mocov2", "byol"])
-def test_no_gradient_reaches_the_momentum_encoder_and_the_optimizer_does_not_know_it(
-    run_of, method
-):
-    run = run_of(method=method)
+def test_no_gradient_reaches_the_momentum_encoder_and_the_optimizer_does_not_know_it(method):
+    run = Run(method=method)
     target = run.model.target.trainable_variables
     assert gradient_at(run, target) == 0
     assert gradient_at(run, run.model.learned_variables) > 0
@@ -122,8 +107,8 @@ def test_no_gradient_reaches_the_momentum_encoder_and_the_optimizer_does_not_kno
 
 
 @pytest.mark.usefixtures("float64")
-def test_swavs_views_predict_each_others_codes(run_of):
-    run = run_of(method="swav", predictor="none", num_prototypes=6, sinkhorn_epsilon=0.1)
+def test_swavs_views_predict_each_others_codes():
+    run = Run(method="swav", predictor="none", num_prototypes=6, sinkhorn_epsilon=0.1)
     model, batch = run.model, run.batch(0)
     vectors = model.prototypes.vectors.numpy()
     scores = [unit(z) @ vectors for z in project(model, batch["views"])]
@@ -141,8 +126,8 @@ def test_swavs_views_predict_each_others_codes(run_of):
     assert float(loss) == pytest.approx(np.mean(expected), rel=1e-9)
 
 
-def test_swavs_prototypes_keep_their_length_and_stay_for_the_first_epoch(run_of):
-    run = run_of(method="swav", predictor="none", num_prototypes=6, weight_decay=0.0)
+def test_swavs_prototypes_keep_their_length_and_stay_for_the_first_epoch():
+    run = Run(method="swav", predictor="none", num_prototypes=6, weight_decay=0.0)
     start = run.model.prototypes.vectors.numpy()
     for step in range(4):
         batch = run.batch(step)
@@ -155,8 +140,8 @@ def test_swavs_prototypes_keep_their_length_and_stay_for_the_first_epoch(run_of)
 
 
 @pytest.mark.usefixtures("float64")
-def test_supervised_training_is_softmax_regression_on_the_features_of_one_view(run_of):
-    run = run_of(method="supervised")
+def test_supervised_training_is_softmax_regression_on_the_features_of_one_view():
+    run = Run(method="supervised")
     model, batch = run.model, run.batch(0)
     assert len(batch["views"]) == 1
     features = model.encoder(batch["views"][0], training=True).numpy()
@@ -169,7 +154,7 @@ def test_supervised_training_is_softmax_regression_on_the_features_of_one_view(r
 
 
 def test_supervised_training_without_labels_is_refused():
-    encoder = ResNet(EncoderConfig(backbone="resnet18", width=4, stem="cifar"), seed=0)
+    encoder = ResNet(EncoderConfig(backbone="resnet10", width=4, stem="cifar"), seed=0)
     plan = Plan(num_examples=24, num_classes=0, batch_size=8, epochs=1)
     with pytest.raises(UserError, match="--method=supervised needs a data set with labels"):
         build_method(MethodConfig(method="supervised"), encoder, 0, plan)

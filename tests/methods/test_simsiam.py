@@ -16,7 +16,7 @@ from simsiam_tf.training import optimizers
 TINY = MethodConfig(projection_dim=16, prediction_hidden_dim=8)
 
 
-def build_model(config=TINY, backbone="resnet18", width=4, stem="cifar", seed=0):
+def build_model(config=TINY, backbone="resnet10", width=4, stem="cifar", seed=0):
     encoder = ResNet(EncoderConfig(backbone=backbone, width=width, stem=stem), seed)
     return build_method(config, encoder, seed)
 

@@ -15,7 +15,7 @@ CONFIG = MethodConfig(
 
 @pytest.fixture
 def followed():
-    encoder = ResNet(EncoderConfig(backbone="resnet18", width=4, stem="cifar"), seed=3)
+    encoder = ResNet(EncoderConfig(backbone="resnet10", width=4, stem="cifar"), seed=3)
     return encoder, MomentumEncoder(encoder, CONFIG, seed=3, num_steps=10)
 
 

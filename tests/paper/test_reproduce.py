@@ -17,7 +17,10 @@ from simsiam_tf.paper import report, tables
 from simsiam_tf.paper.reproduce import ReproduceConfig
 
 PROGRAM = ["-m", "simsiam_tf.paper.reproduce"]
-SMALL = "--epochs=1 --warmup_epochs=0 --width=4 --log_every_steps=1 --checkpoint_every_steps=1"
+SMALL = (
+    "--backbone=resnet10 --width=4 --epochs=1 --warmup_epochs=0 --log_every_steps=1 "
+    "--checkpoint_every_steps=1"
+)
 
 
 def flags_of(workdir, **settings):

@@ -13,7 +13,7 @@ from simsiam_tf.training import pretrain
 
 RUNS = [(scale, run) for scale in tables.SCALES for run in tables.build_runs(scale)]
 SMALL = {
-    "backbone": "resnet18",
+    "backbone": "resnet10",
     "width": 4,
     "image_size": 32,
     "projection_hidden_dim": 16,
@@ -28,9 +28,6 @@ PLAN = Plan(num_examples=24, num_classes=3, batch_size=8, epochs=2)
 
 def config_of(scale, run):
     """The config that `train.py` makes of a run's flagfile."""
-    recipe, _ = tables.build_runs(scale)[run]
-    if not (ROOT / recipe).exists():
-        pytest.skip(f"{recipe} is not there")
     return flags.read([f"--flagfile={flagfiles.path_of(scale, run)}"], PretrainConfig)
 
 

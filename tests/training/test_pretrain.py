@@ -82,7 +82,7 @@ def test_export_alone_writes_the_encoder_of_the_newest_checkpoint(program, tiny_
 
 
 def test_export_without_a_checkpoint_is_refused(pretrain_config, tmp_path):
-    config = pretrain_config(workdir=str(tmp_path), export=True, backbone="resnet18", width=4)
+    config = pretrain_config(workdir=str(tmp_path), export=True, backbone="resnet10", width=4)
     with pytest.raises(UserError, match="--export needs a checkpoint"):
         pretrain.run(config)
 
@@ -116,7 +116,7 @@ def test_images_without_labels_are_enough(program, photographs, tmp_path):
 
 def test_the_knn_monitor_may_use_another_data_set(pretrain_config, photographs, tmp_path, tfds_dir):
     config = pretrain_config(
-        dataset="folder", data_dir=str(photographs), workdir=str(tmp_path), backbone="resnet18",
+        dataset="folder", data_dir=str(photographs), workdir=str(tmp_path), backbone="resnet10",
         width=4, stem="cifar", image_size=8, projection_dim=16, prediction_hidden_dim=8,
         batch_size=8, epochs=1, knn_dataset="digits", knn_data_dir=str(tfds_dir), knn_k=20,
         knn_bank_size=500,
@@ -142,7 +142,7 @@ def test_an_image_that_cannot_be_read_is_named(program, photographs, tmp_path):
 def small_run_of(folder, workdir):
     return {
         "dataset": "folder", "data_dir": str(folder), "workdir": str(workdir), "image_size": 8,
-        "backbone": "resnet18", "width": 8, "stem": "cifar", "projection_dim": 16,
+        "backbone": "resnet10", "width": 8, "stem": "cifar", "projection_dim": 16,
         "prediction_hidden_dim": 8, "batch_size": 8, "epochs": 2,
     }  # fmt: skip
 

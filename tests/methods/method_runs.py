@@ -1,0 +1,78 @@
+"""A method's steps on fixed batches, for the tests of this folder."""
+
+import numpy as np
+import tensorflow as tf
+
+from simsiam_tf import schema
+from simsiam_tf.config import PretrainConfig
+from simsiam_tf.methods.base import Plan
+from simsiam_tf.training import pretrain
+from simsiam_tf.training.checkpoints import Checkpoints
+
+BATCH, IMAGES = 8, 24
+PLAN = Plan(num_examples=IMAGES, num_classes=5, batch_size=BATCH, epochs=4)
+SMALL = {
+    "backbone": "resnet10",
+    "width": 4,
+    "stem": "cifar",
+    "projection_dim": 16,
+    "projection_hidden_dim": 16,
+    "prediction_hidden_dim": 8,
+    "batch_size": BATCH,
+    "base_learning_rate": 1.0,
+    "epochs": 4,
+}
+
+
+class Run:
+    """A small model of these settings on a strategy, and its steps on fixed batches."""
+
+    def __init__(self, strategy=None, **settings):
+        self.strategy = strategy or tf.distribute.get_strategy()
+        defaults = schema.defaults(PretrainConfig)
+        config = schema.build(PretrainConfig, defaults | SMALL | settings)
+        self.model, self.optimizer = pretrain.build_model(config, self.strategy, PLAN)
+
+    def batch(self, step):
+        """The batch of a step: {name: array}, the same whoever asks."""
+        rng = np.random.default_rng(step % 3)
+        shape = (self.model.num_views, BATCH, 8, 8, 3)
+        return {
+            "views": tuple(tf.constant(view) for view in rng.standard_normal(shape)),
+            "label": tf.constant(rng.integers(0, 5, BATCH), tf.int32),
+            "index": tf.range(BATCH, dtype=tf.int64) + BATCH * (step % 3),
+        }
+
+    def share(self, batch):
+        context = tf.distribute.get_replica_context()
+        count = self.strategy.num_replicas_in_sync
+        number = context.replica_id_in_sync_group
+        return tf.nest.map_structure(lambda rows: tf.stack(tf.split(rows, count))[number], batch)
+
+    @tf.function
+    def _step(self, batch):
+        results = self.strategy.run(lambda: self.model.train_step(self.share(batch)))
+        return {
+            name: self.strategy.experimental_local_results(value)[0]
+            for name, value in results.items()
+        }
+
+    @tf.function
+    def _hold(self, batch, place):
+        self.strategy.run(lambda: self.model.hold_targets(self.share(batch), place))
+
+    def step(self, step, batch=None):
+        if self.model.hold_every and step % 3 % self.model.hold_every == 0:
+            for place in range(self.model.hold_every):
+                self._hold(self.batch(step + place), tf.constant(place))
+        return self._step(batch or self.batch(step))
+
+    def checkpoints(self, folder):
+        return Checkpoints(str(folder), self.model, self.optimizer, bank=self.model.bank)
+
+    def state(self):
+        """Every number that training goes on from, but for the count of steps."""
+        count, *velocities = self.optimizer.variables
+        assert count.name == "iteration"
+        bank = list(self.model.bank.parts()) if self.model.bank else []
+        return [variable.numpy() for variable in [*self.model.weights, *velocities]] + bank
