@@ -115,6 +115,6 @@ def test_biases_and_normalization_may_go_without_l2(exclude):
     run.optimizer.apply([np.zeros_like(value) for value in before], variables)
     stayed = [(old == new.numpy()).all() for old, new in zip(before, variables, strict=True)]
     # All zero at the start is what stays without being left out.
-    left_out = [exclude and value.ndim == 1 or not value.any() for value in before]
+    left_out = [(exclude and value.ndim == 1) or not value.any() for value in before]
     assert stayed == left_out
     assert any(value.ndim == 1 and value.any() for value in before)
