@@ -6,10 +6,13 @@ import os
 import re
 import shlex
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 
 from simsiam_tf import flags
+from simsiam_tf.evaluation import feature_file
 
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -87,3 +90,40 @@ def test_the_readmes_programs_are_found():
     found = " ".join(name for name in COMMANDS if name.startswith("README.md"))
     for program in ("train.py", "evaluate.py", "simsiam_tf.report", "simsiam_tf.curves"):
         assert program in found
+
+
+@pytest.fixture
+def own_images(tiny_run, tmp_path, monkeypatch):
+    """The current folder is one in which docs/own_images.md has come to its classifiers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(tiny_run)
+    for split in ("train", "test"):
+        paths = []
+        for label, name in enumerate(("dark", "light")):
+            folder = tmp_path / "my_images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                level = tf.constant(60 + 120 * label + number, tf.uint8)
+                paths.append(str(folder / f"{number}.png"))
+                tf.io.write_file(paths[-1], tf.io.encode_png(tf.fill([32, 32, 3], level)))
+        labels = np.repeat([0, 1], 8)
+        features = np.random.default_rng(0).standard_normal((16, 4)) + 9 * labels[:, None]
+        feature_file.save(
+            f"{split}.npz", features.astype("f"), labels, range(16), paths, ["dark", "light"], {}
+        )
+
+
+@pytest.mark.usefixtures("own_images")
+def test_the_classifiers_of_own_images_tell_light_from_dark(capsys):
+    text = (ROOT / "docs" / "own_images.md").read_text()
+    from_features, from_images = (code for kind, code in FENCE.findall(text) if kind == "python")
+    exec(from_features, {})
+    output = capsys.readouterr().out
+    assert output.startswith("100.0% of the test images\n")
+    assert "/test/dark/0.png dark\n" in output
+    found = {}
+    exec(from_images, found)
+    (images, labels), *_ = found["test"].map(found["to_features"])
+    hits = found["classifier"].predict(images, verbose=0).argmax(axis=1) == labels
+    assert np.mean(hits) > 0.9
