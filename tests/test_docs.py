@@ -15,6 +15,7 @@ from simsiam_tf import flags
 from simsiam_tf.evaluation import feature_file
 
 DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MAIN = re.compile(r"^ +flags\.run\(main, ([\w.]+)\)$", re.MULTILINE)
@@ -29,7 +30,7 @@ def anchors_of(document):
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_every_link_leads_to_a_file_and_its_heading(document):
     for link in LINK.findall(document.read_text()):
         if link.startswith("https://"):
@@ -56,8 +57,8 @@ def commands_of(text):
 
 
 COMMANDS = {
-    f"{document.name}: {' '.join(command)}": command
-    for document in DOCUMENTS
+    f"{name}: {' '.join(command)}": command
+    for name, document in zip(NAMES, DOCUMENTS, strict=True)
     for language, text in FENCE.findall(document.read_text())
     if not language
     for command in commands_of(text)
