@@ -136,8 +136,8 @@ class EncoderConfig(Config):
     )
 
 
-_METHODS = ("simsiam", "simclr", "mocov2", "byol", "swav", "alternation", "supervised")
-_SELF_SUPERVISED = _METHODS[:-1]
+_SELF_SUPERVISED = ("simsiam", "simclr", "mocov2", "byol", "swav", "alternation")
+_METHODS = (*_SELF_SUPERVISED, "supervised")
 _PREDICTING = ("simsiam", "simclr", "byol", "swav", "alternation")
 
 

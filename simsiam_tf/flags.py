@@ -58,10 +58,9 @@ def read(arguments, config_class):
     values = flags.FlagValues()
     _define(config_class, values)
     try:
-        values(["", *arguments])
+        return _build(["", *arguments], config_class, values)
     except (flags.Error, OSError) as error:
         raise schema.UserError(" ".join(str(error).split())) from error
-    return schema.build(config_class, values.flag_values_dict())
 
 
 def _parse(argv, config_class):
@@ -69,8 +68,7 @@ def _parse(argv, config_class):
         _print_help(config_class)
         sys.exit(0)
     try:
-        positional = _take_positional(FLAGS(argv)[1:], config_class)
-        return schema.build(config_class, FLAGS.flag_values_dict() | positional)
+        return _build(argv, config_class, FLAGS)
     except (flags.Error, schema.UserError, OSError) as error:
         _exit(error, status=2)
 
@@ -82,19 +80,20 @@ def _print_help(config_class):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _take_positional(arguments, config_class):
-    """{setting: value} of the arguments without a name: one is a text, or all are a tuple's."""
-    values = {}
+def _build(argv, config_class, values):
+    """The config of a command line, for which `values` has the flags."""
+    arguments = values(argv)[1:]
+    positional = {}  # one argument is a text's, or all that are left are a tuple's
     for field in schema.settings_of(config_class):
         if not field.metadata["positional"]:
             continue
         if isinstance(field.default, tuple):
-            values[field.name], arguments = tuple(arguments), []
-        elif arguments and not FLAGS[field.name].present:
-            values[field.name], *arguments = arguments
+            positional[field.name], arguments = tuple(arguments), []
+        elif arguments and not values[field.name].present:
+            positional[field.name], *arguments = arguments
     if arguments:
         raise flags.Error(f"Every setting is a flag, --name=value. Received: {' '.join(arguments)}")
-    return values
+    return schema.build(config_class, values.flag_values_dict() | positional)
 
 
 def _exit(error, status):

@@ -108,7 +108,12 @@ def test_arguments_are_read_as_a_program_reads_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("argument", "word"),
-    [("--momentum=2", "below 1"), ("--epoch=3", "'epoch'"), ("--flagfile=missing.cfg", "missing")],
+    [
+        ("--momentum=2", "below 1"),
+        ("--epoch=3", "'epoch'"),
+        ("--flagfile=missing.cfg", "missing"),
+        ("extra", "Received: extra"),
+    ],
 )
 def test_arguments_that_a_program_refuses_are_a_user_error(argument, word):
     with pytest.raises(schema.UserError, match=word):

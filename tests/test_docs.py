@@ -1,0 +1,130 @@
+"""The documents: links lead somewhere, and every command is one that the programs take."""
+
+import importlib
+import operator
+import os
+import re
+import shlex
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+from simsiam_tf import flags
+from simsiam_tf.evaluation import feature_file
+
+DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+MAIN = re.compile(r"^ +flags\.run\(main, ([\w.]+)\)$", re.MULTILINE)
+PYTHON = re.compile(r"(.*/)?python3?")
+# Of others; the last one is Detectron2's, by MoCo.
+NOT_OURS = {"venv", "pytest", "pip", "train_net.py"}
+
+
+def anchors_of(document):
+    """The names that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
+def test_every_link_leads_to_a_file_and_its_heading(document):
+    for link in LINK.findall(document.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path) if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors_of(target), link
+
+
+def commands_of(text):
+    """The Python programs of a shell's lines: the arguments of each, the program first."""
+    commands = []
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words = list(lexer)
+        starts = [place for place, word in enumerate(words) if PYTHON.fullmatch(word)]
+        for start in starts:
+            rest = words[start + 1 :]
+            ends = [place for place, word in enumerate(rest) if set(word) <= set("();<>|&")]
+            commands.append(rest[: min(ends, default=len(rest))])
+    return commands
+
+
+COMMANDS = {
+    f"{name}: {' '.join(command)}": command
+    for name, document in zip(NAMES, DOCUMENTS, strict=True)
+    for language, text in FENCE.findall(document.read_text())
+    if not language
+    for command in commands_of(text)
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_is_one_that_its_program_takes(command, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the flagfiles are
+    program, *arguments = command
+    if program == "-m":
+        program, *arguments = arguments
+        path = f"{program.replace('.', os.sep)}.py"
+    else:
+        path = program
+    if program in NOT_OURS:
+        return
+    text = (ROOT / path).read_text()
+    main = MAIN.search(text)
+    if main:
+        module = importlib.import_module(path.removesuffix(".py").replace(os.sep, "."))
+        flags.read(arguments, operator.attrgetter(main[1])(module))
+    else:  # argparse's
+        for argument in arguments:
+            name = argument.split("=")[0]
+            assert not name.startswith("--") or f'"{name}"' in text, argument
+
+
+def test_the_readmes_programs_are_found():
+    found = " ".join(name for name in COMMANDS if name.startswith("README.md"))
+    for program in ("train.py", "evaluate.py", "simsiam_tf.report", "simsiam_tf.curves"):
+        assert program in found
+
+
+@pytest.fixture
+def own_images(tiny_run, tmp_path, monkeypatch):
+    """The current folder is one in which docs/own_images.md has come to its classifiers."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(tiny_run)
+    for split in ("train", "test"):
+        paths = []
+        for label, name in enumerate(("dark", "light")):
+            folder = tmp_path / "my_images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                level = tf.constant(60 + 120 * label + number, tf.uint8)
+                paths.append(str(folder / f"{number}.png"))
+                tf.io.write_file(paths[-1], tf.io.encode_png(tf.fill([32, 32, 3], level)))
+        labels = np.repeat([0, 1], 8)
+        features = np.random.default_rng(0).standard_normal((16, 4)) + 9 * labels[:, None]
+        feature_file.save(
+            f"{split}.npz", features.astype("f"), labels, range(16), paths, ["dark", "light"], {}
+        )
+
+
+@pytest.mark.usefixtures("own_images")
+def test_the_classifiers_of_own_images_tell_light_from_dark(capsys):
+    text = (ROOT / "docs" / "own_images.md").read_text()
+    from_features, from_images = (code for kind, code in FENCE.findall(text) if kind == "python")
+    exec(from_features, {})
+    output = capsys.readouterr().out
+    assert output.startswith("100.0% of the test images\n")
+    assert "/test/dark/0.png dark\n" in output
+    found = {}
+    exec(from_images, found)
+    (images, labels), *_ = found["test"].map(found["to_features"])
+    hits = found["classifier"].predict(images, verbose=0).argmax(axis=1) == labels
+    assert np.mean(hits) > 0.9
