@@ -40,7 +40,7 @@ def view_pairs(config):
     quarantine = Quarantine(source, data)
     batches = pipeline.training_batches(
         source,
-        views.build_views(config.views),
+        views.build_views(config.views, num_views=2),
         batch_size=few,
         seed=seed,
         first_step=0,
