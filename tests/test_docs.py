@@ -5,6 +5,7 @@ import operator
 import os
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -113,18 +114,28 @@ def own_images(tiny_run, tmp_path, monkeypatch):
         feature_file.save(
             f"{split}.npz", features.astype("f"), labels, range(16), paths, ["dark", "light"], {}
         )
+    shutil.copy("test.npz", "heap.npz")
 
 
 @pytest.mark.usefixtures("own_images")
-def test_the_classifiers_of_own_images_tell_light_from_dark(capsys):
+def test_the_examples_of_own_images_tell_light_from_dark(capsys):
     text = (ROOT / "docs" / "own_images.md").read_text()
-    from_features, from_images = (code for kind, code in FENCE.findall(text) if kind == "python")
+    from_features, from_images, nearest = (
+        code for kind, code in FENCE.findall(text) if kind == "python"
+    )
     exec(from_features, {})
     output = capsys.readouterr().out
     assert output.startswith("100.0% of the test images\n")
     assert "/test/dark/0.png dark\n" in output
     found = {}
     exec(from_images, found)
-    (images, labels), *_ = found["test"].map(found["to_features"])
-    hits = found["classifier"].predict(images, verbose=0).argmax(axis=1) == labels
+    ((features, labels),) = found["test"]
+    hits = found["classifier"].predict(features, verbose=0).argmax(axis=1) == labels
     assert np.mean(hits) > 0.9
+    capsys.readouterr()
+    exec(nearest, {})
+    pairs = [line.split(" is most like ") for line in capsys.readouterr().out.splitlines()]
+    assert len(pairs) == 5
+    for path, other in pairs:
+        assert path != other
+        assert os.path.dirname(path) == os.path.dirname(other)
