@@ -91,7 +91,7 @@ def _take_positional(arguments, config_class):
 
 
 def _exit(error, status):
-    program = os.path.basename(sys.argv[0])
+    program = os.path.basename(sys.argv[0].removesuffix("/__main__.py"))
     print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(status)
 

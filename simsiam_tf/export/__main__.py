@@ -55,7 +55,7 @@ class ExportConfig(schema.Config):
         missing = [name for name in _FORMATS[self.format][1] if not importlib.util.find_spec(name)]
         if missing:
             raise UserError(
-                f"--format={self.format} needs the package {' and '.join(missing)}: "
+                f"--format={self.format} needs {' and '.join(missing)}: "
                 "pip install -r requirements-export.txt"
             )
 

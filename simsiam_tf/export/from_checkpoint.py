@@ -27,6 +27,8 @@ def export(config):
         run.system, strategy="default", cpu_replicas=1, precision=precision
     )
     distribution.build_strategy(system)
+    # Of a GPU: what it rounds away would be taken for a difference.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     encoder = resnet.ResNet(run.encoder, run.system.seed)
     # The first of a model's weights are its encoder's.
     there = checkpoints.Checkpoints(workdir, encoder)

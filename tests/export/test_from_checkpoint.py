@@ -100,9 +100,10 @@ def test_a_package_that_is_missing_is_named_at_once(program, format_, package):
     code = (
         "import runpy, sys\n"
         f"sys.modules['{package}'] = sys.modules['tensorflow'] = None\n"
-        "runpy.run_module('simsiam_tf.export', run_name='__main__')"
+        "runpy.run_module('simsiam_tf.export', run_name='__main__', alter_sys=True)"
     )
     finished = program("-c", code, "--checkpoint=run", f"--format={format_}")
     assert (finished.returncode, finished.stdout) == (2, "")
     (line,) = finished.stderr.splitlines()
-    assert f"needs the package {package}: pip install -r requirements-export.txt" in line
+    hint = "pip install -r requirements-export.txt"
+    assert line == f"export: --format={format_} needs {package}: {hint}"
