@@ -97,7 +97,7 @@ def _build(argv, config_class, values):
 
 
 def _exit(error, status):
-    program = os.path.basename(sys.argv[0])
+    program = os.path.basename(sys.argv[0].removesuffix("/__main__.py"))
     print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(status)
 

@@ -101,7 +101,7 @@ def _builder(config_class):
     return lambda **settings: schema.build(config_class, defaults | settings)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def pretrain_config():
     """(**settings) → a `PretrainConfig` with these settings and defaults for the rest."""
     return _builder(config_lib.PretrainConfig)

@@ -25,7 +25,15 @@ ROOMS = [
     ],
     ["training.pretrain"],
     ["flags"],
-    ["curves", "evaluation.compare", "interop", "paper", "reporting"],
+    [
+        "curves",
+        "evaluation.compare",
+        "export.__main__",
+        "export.from_checkpoint",
+        "interop",
+        "paper",
+        "reporting",
+    ],
     ["report"],
 ]
 MODULES = sorted(
@@ -86,6 +94,11 @@ def test_data_and_models_do_not_know_each_other(module):
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("evaluation")])
 def test_evaluation_takes_an_encoder_never_a_method(module):
     assert not [name for name in imports_of(module) if name.startswith("methods")]
+
+
+@pytest.mark.parametrize("module", ["export.formats", "export.saved_model"])
+def test_export_takes_an_encoder_and_knows_no_training(module):
+    assert not [name for name in imports_of(module) if name.startswith(("methods", "training"))]
 
 
 def test_flags_imports_only_the_schema():

@@ -8,7 +8,7 @@ import typing
 import numpy as np
 from absl import logging
 
-from simsiam_tf import distribution, export
+from simsiam_tf import distribution
 from simsiam_tf.config import SystemConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.quarantine import Quarantine
@@ -22,6 +22,7 @@ from simsiam_tf.evaluation import (
     probe,
     spectrum,
 )
+from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
 
 
@@ -60,7 +61,7 @@ def run(config):
         "settings": settings | _view_settings(config, encoder) | {"seed": config.seed},
         "encoder": encoder.path,
         "encoder_sha256": encoder.sha256,
-        "versions": export.versions(),
+        "versions": saved_model.versions(),
     }
     if config.protocol == "features":
         _write_features(config, encoder, sources["eval_split"], result)
@@ -83,11 +84,11 @@ def _build_strategy(config):
 
 
 def _load_encoder(config, strategy):
-    encode, description = export.load(config.encoder)
+    encode, description = saved_model.load(config.encoder)
     image_size = config.image_size or description.get("image_size")
     if not image_size:
         raise UserError(
-            f"{config.encoder} has no {export.DESCRIPTION}, so --image_size must be given. "
+            f"{config.encoder} has no {saved_model.DESCRIPTION}, so --image_size must be given. "
             "Received: 0"
         )
     path = os.path.abspath(config.encoder)
@@ -179,7 +180,7 @@ def _finetune(config, encoder, train, test):
         rows = finetune.choose_labelled(labels, settings.label_fraction, config.seed)
         train = datasets.subset(train, rows)
     with encoder.strategy.scope():
-        resnet = export.load_resnet(encoder.path)
+        resnet = saved_model.load_resnet(encoder.path)
     quarantine = Quarantine(train, config.data)
     classify = finetune.train(
         encoder.strategy,
@@ -240,7 +241,7 @@ def _features_of(config, encoder, source):
     """Features, labels and indices of a source's images, from the cache where they are there."""
     facts = _view_settings(config, encoder) | {
         "encoder": encoder.sha256,
-        "versions": export.versions(),
+        "versions": saved_model.versions(),
         "images": source.fingerprint(),
         "num_examples": source.num_examples,
         "class_names": source.class_names,

@@ -8,12 +8,19 @@ import tensorflow as tf
 from absl import logging
 
 from simsiam_tf import config as config_lib
-from simsiam_tf import distribution, export, schema
+from simsiam_tf import distribution, schema
+from simsiam_tf.export import saved_model
 from simsiam_tf.interop import files, naming
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import pretrain, schedules
-from simsiam_tf.training.checkpoints import FLAGFILE, Checkpoints, check_workdir, write_whole
+from simsiam_tf.training.checkpoints import (
+    FLAGFILE,
+    Checkpoints,
+    check_workdir,
+    read_config,
+    write_whole,
+)
 
 # torchvision's names → Detectron2's, one after the other.
 _RENAMINGS = [
@@ -48,7 +55,7 @@ def import_torch(config):
 
     name = os.path.basename(config.checkpoint)
     facts = {"step": config.step, "method": "", "dataset": "", "imported_from": name}
-    export.save(encoder, run, config.output, facts)
+    saved_model.save(encoder, run, config.output, facts)
     logging.info("Exported the %s of %s to %s", encoder.name, config.checkpoint, config.output)
     if config.workdir:
         velocities = _velocities(model, optimizer)
@@ -172,7 +179,7 @@ def _tensors_of(variables):
 def _load_encoder(config):
     """The `ResNet` of a `SourceConfig`."""
     if config.encoder:
-        return export.load_resnet(config.encoder)
+        return saved_model.load_resnet(config.encoder)
     run = _run_in(config.workdir)
     encoder = resnet.ResNet(run.encoder, run.system.seed)
     _restore(config.workdir, encoder)
@@ -194,14 +201,7 @@ def load_run(workdir):
 
 def _run_in(workdir):
     """The config of a run, for one device."""
-    path = os.path.join(workdir, FLAGFILE)
-    try:
-        with open(path, encoding="utf-8") as file:
-            run = schema.from_flagfile(config_lib.PretrainConfig, file.read())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--workdir must be the folder of a run, with its {FLAGFILE}. Received: {workdir}"
-        ) from error
+    run = read_config(workdir, "workdir")
     one_device = dataclasses.replace(run.system, strategy="default", cpu_replicas=1)
     distribution.build_strategy(one_device)
     return run

@@ -9,10 +9,10 @@ import tensorflow as tf
 from absl import logging
 from sklearn import manifold
 
-from simsiam_tf import export
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import features
+from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
 from simsiam_tf.training.monitors import VIEW_PAIRS
 
@@ -81,7 +81,7 @@ def gallery(config, encoder):
     """
     if not os.path.isdir(encoder):
         raise UserError(f"There is no {encoder}; train.py --export writes it at any time")
-    encode, description = export.load(encoder)
+    encode, description = saved_model.load(encoder)
     data = dataclasses.replace(config.data, on_bad_image="skip")
     source = _evaluation_source(data)
     view = views.build_evaluation_view(config.views.image_size, config.views.eval_crop_ratio)

@@ -13,12 +13,14 @@ import tensorflow as tf
 from absl import logging
 
 from simsiam_tf import schema
+from simsiam_tf.config import PretrainConfig
 from simsiam_tf.schema import UserError
 
 FLAGFILE = "flags.cfg"
 _MANIFEST = "manifest.json"
 _BANK = "targets.npy"
 _UNFINISHED = ".partial"
+_FOLDER = "checkpoints"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
@@ -69,6 +71,28 @@ def check_workdir(config):
         )
 
 
+def read_config(workdir, flag):
+    """The `PretrainConfig` of the run in a folder, which the user named by a flag."""
+    path = os.path.join(workdir, FLAGFILE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return schema.from_flagfile(PretrainConfig, file.read())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--{flag} must be the folder of a run, with its {FLAGFILE}. Received: {workdir}"
+        ) from error
+
+
+def locate(checkpoint):
+    """The workdir of a checkpoint's folder, and its step; of another folder itself, and None."""
+    folder = os.path.abspath(checkpoint)
+    parent, name = os.path.split(folder)
+    step = _STEP_FOLDER.fullmatch(name)
+    if step and os.path.basename(parent) == _FOLDER:
+        return os.path.dirname(parent), int(step[1])
+    return folder, None
+
+
 def write_flags(config):
     """Writes the resolved flags into the workdir, as a flagfile that repeats the run."""
     text = schema.to_flagfile(schema.flatten(config))
@@ -105,7 +129,7 @@ class Checkpoints:
         self.keep = keep
         self.keep_every = keep_every
         self.writes = writes
-        self.directory = os.path.join(workdir, "checkpoints")
+        self.directory = os.path.join(workdir, _FOLDER)
         # By position: TensorFlow does not look into the lists of layers that Keras layers hold.
         self.checkpoint = tf.train.Checkpoint(
             model=[variable.value for variable in model.weights],
@@ -173,16 +197,11 @@ class Checkpoints:
         """
         steps = self._steps()
         for step in reversed(steps):
-            folder = self._folder(step)
-            damage = _damage(folder)
+            damage = _damage(self._folder(step))
             if damage:
-                logging.error("%s is damaged: %s", folder, damage)
+                logging.error("%s is damaged: %s", self._folder(step), damage)
                 continue
-            status = self.checkpoint.read(os.path.join(folder, "state"))
-            status.assert_existing_objects_matched()
-            if self.bank:
-                self.bank.restore(np.load(os.path.join(folder, _BANK), mmap_mode="r"))
-            logging.info("Restored %s", folder)
+            self._read(step)
             return step
         if steps:
             raise UserError(
@@ -190,6 +209,28 @@ class Checkpoints:
                 f"{self.directory}, all {len(steps)} damaged"
             )
         return None
+
+    def restore_step(self, step):
+        """Restores the checkpoint of a step and no other.
+
+        Raises:
+          UserError: it is missing or damaged.
+        """
+        damage = _damage(self._folder(step))
+        if damage:
+            raise UserError(
+                f"--checkpoint must be whole ({damage}). Received: {self._folder(step)}"
+            )
+        self._read(step)
+
+    def _read(self, step):
+        folder = self._folder(step)
+        status = self.checkpoint.read(os.path.join(folder, "state"))
+        # An encoder alone asks for its part of what is there.
+        status.assert_existing_objects_matched().expect_partial()
+        if self.bank:
+            self.bank.restore(np.load(os.path.join(folder, _BANK), mmap_mode="r"))
+        logging.info("Restored %s", folder)
 
     def _folder(self, step):
         return os.path.join(self.directory, f"step-{step:09d}")

@@ -12,9 +12,9 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from simsiam_tf import export
 from simsiam_tf.data import views
 from simsiam_tf.evaluation import features, knn
+from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import meter
 from simsiam_tf.training.checkpoints import write_whole
@@ -295,7 +295,7 @@ class KnnMonitor:
         queries: labelled `datasets.Source` to classify.
         config: a `PretrainConfig`.
         """
-        self.served = export.ServedEncoder(
+        self.served = saved_model.ServedEncoder(
             encoder, config.views.image_size, config.views.eval_crop_ratio
         )
         self.bank = bank

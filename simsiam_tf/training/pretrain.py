@@ -12,10 +12,11 @@ import time
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf import distribution, export
+from simsiam_tf import distribution
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.data.quarantine import FILE_NAME, READ_ERRORS, Quarantine
 from simsiam_tf.evaluation import features
+from simsiam_tf.export import saved_model
 from simsiam_tf.methods import build_method
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.models import resnet
@@ -205,7 +206,7 @@ def _train(config, strategy, output):
         **monitor.usage(),
         "seconds_of_last_start": time.perf_counter() - started,
         "replicas": strategy.num_replicas_in_sync,
-        "versions": export.versions(),
+        "versions": saved_model.versions(),
     }
     with writing_to(workdir):
         _export(config, model.encoder, last_step)
@@ -380,7 +381,8 @@ def _run_knn(knn_monitor, monitor, step, workdir):
 
 def _show_features(config, encoder, source):
     """Some images and their features, for TensorBoard's projector."""
-    served = export.ServedEncoder(encoder, config.views.image_size, config.views.eval_crop_ratio)
+    size, ratio = config.views.image_size, config.views.eval_crop_ratio
+    served = saved_model.ServedEncoder(encoder, size, ratio)
     found, labels, thumbnails = features.extract_with_thumbnails(
         lambda images: served.features(images)["features"],
         source,
@@ -400,7 +402,7 @@ def _show_features(config, encoder, source):
 
 def _export(config, encoder, step):
     directory = os.path.join(config.system.workdir, "encoder")
-    export.save(encoder, config, directory, {"step": step})
+    saved_model.save(encoder, config, directory, {"step": step})
     logging.info("Exported the encoder of step %d to %s", step, directory)
 
 

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simsiam_tf import export
 from simsiam_tf.config import DataConfig, EncoderConfig
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import finetune, linear
 from simsiam_tf.evaluation.config import FinetuneConfig
+from simsiam_tf.export import saved_model
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
@@ -74,10 +74,10 @@ def test_an_exported_encoder_goes_on_learning_with_every_weight_and_statistic(
     for variable in exported.trainable_variables:
         if not variable.numpy().any() and variable.name == "gamma":
             variable.assign(tf.ones_like(variable))  # behind a zero, nothing moves at first
-    export.save(exported, config, str(tmp_path / "encoder"), {})
+    saved_model.save(exported, config, str(tmp_path / "encoder"), {})
     strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
     with strategy.scope():
-        encoder = export.load_resnet(str(tmp_path / "encoder"))
+        encoder = saved_model.load_resnet(str(tmp_path / "encoder"))
     before = encoder.get_weights()
     train(colours, strategy, encoder, finetune_epochs=1, finetune_learning_rate=1.0)
     names = [variable.path for variable in encoder.weights]

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from simsiam_tf import export
 from simsiam_tf.evaluation import feature_cache, feature_file, run
+from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
 
 
@@ -118,10 +118,12 @@ def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
         with pytest.MonkeyPatch.context() as patch:
 
             def load(directory):
-                encode, description = export.load(directory)
+                encode, description = saved_model.load(directory)
                 return lambda images: encoded.append(len(images)) or encode(images), description
 
-            patch.setattr(run, "export", SimpleNamespace(load=load, versions=export.versions))
+            patch.setattr(
+                run, "saved_model", SimpleNamespace(load=load, versions=saved_model.versions)
+            )
             run.run(evaluation_config(**settings | more))
         return json.loads(capsys.readouterr().out.splitlines()[-1]), sum(encoded)
 

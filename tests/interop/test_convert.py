@@ -10,8 +10,8 @@ import torch
 import torch_twin
 from safetensors.torch import load_file
 
-from simsiam_tf import export
 from simsiam_tf.data import views
+from simsiam_tf.export import saved_model
 from simsiam_tf.interop import convert
 from simsiam_tf.interop.settings import (
     Detectron2ExportConfig,
@@ -69,7 +69,7 @@ def test_pool_features_are_pytorchs_and_the_way_back_is_the_identity(tmp_path, b
     encoder = import_file(tmp_path, state)
     images = np.random.default_rng(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
 
-    encode, description = export.load(encoder)
+    encode, description = saved_model.load(encoder)
     normalized = (images / 255 - views.MEAN) / views.STD
     nchw = torch.from_numpy(normalized.transpose(0, 3, 1, 2).astype(np.float32))
     expected = torch_twin.features(state, nchw).numpy()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simsiam_tf import export
 from simsiam_tf.data import decoding, views
+from simsiam_tf.export import saved_model
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
@@ -27,13 +27,13 @@ def train_a_little(encoder):
 
 def save(config, directory):
     encoder = train_a_little(ResNet(config.encoder, seed=0))
-    export.save(encoder, config, str(directory), {"step": 7})
+    saved_model.save(encoder, config, str(directory), {"step": 7})
     return encoder
 
 
 def test_the_loaded_encoder_gives_the_features_of_the_saved_one(tmp_path, pretrain_config, images):
     encoder = save(pretrain_config(**SETTINGS), tmp_path / "encoder")
-    encode, description = export.load(str(tmp_path / "encoder"))
+    encode, description = saved_model.load(str(tmp_path / "encoder"))
     expected = encoder(views.normalize(images / 255), training=False)
     np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-6)
     assert encode(images).shape == (3, description["features"])
@@ -43,13 +43,13 @@ def test_the_loaded_encoder_gives_the_features_of_the_saved_one(tmp_path, pretra
 
 def test_the_input_may_have_any_size(tmp_path, pretrain_config):
     save(pretrain_config(**SETTINGS), tmp_path / "encoder")
-    encode, _ = export.load(str(tmp_path / "encoder"))
+    encode, _ = saved_model.load(str(tmp_path / "encoder"))
     assert encode(tf.zeros([2, 24, 20, 3])).shape == (2, 32)
 
 
 def test_encoded_files_are_resized_and_cropped_as_evaluation_does(tmp_path, pretrain_config):
     save(pretrain_config(**SETTINGS), tmp_path / "encoder")
-    encode, _ = export.load(str(tmp_path / "encoder"))
+    encode, _ = saved_model.load(str(tmp_path / "encoder"))
     image = tf.cast(tf.random.stateless_uniform([40, 30, 3], [0, 0], 0, 256, tf.int32), tf.uint8)
     files = tf.stack([tf.io.encode_png(image), tf.io.encode_jpeg(image)])
     served = tf.saved_model.load(str(tmp_path / "encoder")).signatures["serve_encoded"]
@@ -74,7 +74,7 @@ def test_the_gradient_of_the_loaded_features_reaches_every_weight(
 @pytest.mark.usefixtures("float64")
 def test_a_float64_encoder_serves_float32(tmp_path, pretrain_config, images):
     encoder = save(pretrain_config(**SETTINGS, precision="float64"), tmp_path / "encoder")
-    features = export.load(str(tmp_path / "encoder"))[0](images)
+    features = saved_model.load(str(tmp_path / "encoder"))[0](images)
     assert features.dtype == tf.float32
     expected = encoder(views.normalize(tf.cast(images, tf.float64) / 255), training=False)
     np.testing.assert_allclose(features, expected, rtol=1e-6)
@@ -86,35 +86,36 @@ def test_an_encoder_trained_on_two_replicas_is_exported_as_one(
     config = pretrain_config(**SETTINGS)
     with two_replicas.scope():
         encoder = train_a_little(ResNet(config.encoder, seed=0))
-    export.save(encoder, config, str(tmp_path / "encoder"), {})
+    saved_model.save(encoder, config, str(tmp_path / "encoder"), {})
     expected = train_a_little(ResNet(config.encoder, seed=0))(views.normalize(images / 255))
-    encode, _ = export.load(str(tmp_path / "encoder"))
+    encode, _ = saved_model.load(str(tmp_path / "encoder"))
     np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_exporting_again_replaces_what_was_there(tmp_path, pretrain_config):
     config = pretrain_config(**SETTINGS)
     (tmp_path / "encoder.partial").mkdir()  # left behind by a kill
+    encoder = ResNet(config.encoder, 0)
     for step in (1, 2):
-        export.save(ResNet(config.encoder, 0), config, str(tmp_path / "encoder"), {"step": step})
+        saved_model.save(encoder, config, str(tmp_path / "encoder"), {"step": step})
     assert json.loads((tmp_path / "encoder" / "encoder.json").read_text())["step"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["encoder"]
 
 
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="--encoder must be a folder that exists"):
-        export.load(str(tmp_path / "none"))
+        saved_model.load(str(tmp_path / "none"))
 
 
 def test_a_folder_without_a_saved_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"saved_model\.pb"):
-        export.load(str(tmp_path))
+        saved_model.load(str(tmp_path))
 
 
 def test_a_damaged_saved_model_is_refused(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"not a protocol buffer")
     with pytest.raises(UserError, match="--encoder cannot be loaded"):
-        export.load(str(tmp_path))
+        saved_model.load(str(tmp_path))
 
 
 def test_a_saved_model_of_another_signature_is_refused(tmp_path):
@@ -122,4 +123,4 @@ def test_a_saved_model_of_another_signature_is_refused(tmp_path):
     module.double = tf.function(lambda x: {"y": 2 * x}, [tf.TensorSpec([], tf.float32, "x")])
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.double})
     with pytest.raises(UserError, match=r"must take images and give features\. Received: x and y"):
-        export.load(str(tmp_path))
+        saved_model.load(str(tmp_path))

@@ -6,6 +6,7 @@
 Normalisation is inside; the gradient flows through both to the weights.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -56,30 +57,41 @@ def save(encoder, config, directory, facts):
       directory: where to; a folder.
       facts: more entries of `encoder.json`, a dict.
     """
-    # A fresh copy, with arithmetic as precise as its weights: no replica, strategy, training graph
-    # or mixed precision goes into the file.
+    served = serve(encoder, config, encoder.variable_dtype)
+    with whole(directory) as staging:
+        write(served, staging)
+        write_description(os.path.join(staging, DESCRIPTION), served, config, facts)
+
+
+def serve(encoder, config, dtype):
+    """A `ServedEncoder` of a fresh copy, whose weights and arithmetic are of a `dtype`.
+
+    No replica, strategy, training graph or mixed precision goes into the file.
+    """
     policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(encoder.variable_dtype)
+    keras.config.set_dtype_policy(dtype)
     copy = resnet.ResNet(config.encoder, config.system.seed)
     keras.config.set_dtype_policy(policy)
     copy.set_weights(encoder.get_weights())
-    size, ratio = config.views.image_size, config.views.eval_crop_ratio
-    served = ServedEncoder(copy, size, ratio)
-    staging = f"{directory}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    tf.saved_model.save(
-        served,
-        staging,
-        signatures={
-            "serving_default": served.features,
-            "serve_encoded": served.features_of_encoded,
-        },
-    )
+    return ServedEncoder(copy, config.views.image_size, config.views.eval_crop_ratio)
+
+
+def write(served, directory):
+    """Writes a `ServedEncoder`'s SavedModel, without `encoder.json`."""
+    signatures = {
+        "serving_default": served.features,
+        "serve_encoded": served.features_of_encoded,
+    }
+    tf.saved_model.save(served, directory, signatures=signatures)
+
+
+def write_description(path, served, config, facts):
+    """Writes what a `ServedEncoder` takes and how it was made, as `encoder.json` says it."""
     description = {
-        "image_size": size,
+        "image_size": config.views.image_size,
         "channels": 3,
-        "features": copy.feature_dim,
-        "eval_crop_ratio": ratio,
+        "features": served.encoder.feature_dim,
+        "eval_crop_ratio": config.views.eval_crop_ratio,
         "resize": "bilinear, antialiased",
         "mean": views.MEAN,
         "std": views.STD,
@@ -91,10 +103,32 @@ def save(encoder, config, directory, facts):
         **facts,
         "versions": versions(),
     }
-    with open(os.path.join(staging, DESCRIPTION), "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8") as file:
         json.dump(description, file, indent=2)
-    shutil.rmtree(directory, ignore_errors=True)
-    os.replace(staging, directory)
+
+
+@contextlib.contextmanager
+def whole(path):
+    """A context that yields a name to write at: a file or folder that is `path` if all went well.
+
+    Where something did not, what was at `path` stays.
+    """
+    staging = f"{path}.partial"
+    _remove(staging)
+    try:
+        yield staging
+    except BaseException:
+        _remove(staging)
+        raise
+    _remove(path)
+    os.replace(staging, path)
+
+
+def _remove(path):
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.exists(path):
+        os.remove(path)
 
 
 def load(directory):

@@ -1,0 +1,1 @@
+"""The encoder, out of training: as a SavedModel, and in the formats of other runtimes."""

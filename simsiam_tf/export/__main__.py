@@ -1,0 +1,71 @@
+"""Exports the encoder of a run's checkpoint, and compares what was written with the encoder.
+
+    python -m simsiam_tf.export --checkpoint=runs/mine --format=onnx
+    python -m simsiam_tf.export --checkpoint=runs/mine/checkpoints/step-000000220
+
+onnx and litert need more packages: pip install -r requirements-export.txt.
+"""
+
+import dataclasses
+import importlib.util
+
+from simsiam_tf import flags, schema
+from simsiam_tf.schema import UserError, setting
+
+# format → (how the name of its file ends, packages that it needs)
+_FORMATS = {
+    "savedmodel": ("", ()),
+    "onnx": (".onnx", ("tf2onnx", "onnxruntime")),
+    "litert": (".tflite", ("ai_edge_litert",)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig(schema.Config):
+    """Export"""
+
+    checkpoint: str = setting(
+        "",
+        "Workdir of a run, for its newest checkpoint, or the folder of one of its checkpoints.",
+        filled=True,
+    )
+    format: str = setting(
+        "savedmodel",
+        "Format: savedmodel (a folder), onnx (.onnx) or litert (.tflite).",
+        choices=tuple(_FORMATS),
+    )
+    output: str = setting(
+        "",
+        "The folder or file. Empty: encoder, encoder.onnx or encoder.tflite in the run's folder, "
+        "and of a checkpoint that was named encoder-step-….",
+    )
+
+    @property
+    def suffix(self):
+        """How the name of the format's file ends."""
+        return _FORMATS[self.format][0]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.output and not self.output.endswith(self.suffix):
+            raise UserError(
+                f"--output of --format={self.format} must end in {self.suffix}. "
+                f"Received: {self.output}"
+            )
+        missing = [name for name in _FORMATS[self.format][1] if not importlib.util.find_spec(name)]
+        if missing:
+            raise UserError(
+                f"--format={self.format} needs {' and '.join(missing)}: "
+                "pip install -r requirements-export.txt"
+            )
+
+
+def main(config):
+    # TensorFlow loads only now, after the flags are checked.
+    from simsiam_tf.export import from_checkpoint
+
+    from_checkpoint.export(config)
+
+
+if __name__ == "__main__":
+    flags.run(main, ExportConfig)

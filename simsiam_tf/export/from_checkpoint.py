@@ -1,0 +1,76 @@
+"""What `python -m simsiam_tf.export` does, from top to bottom."""
+
+import dataclasses
+import os
+import tempfile
+
+import tensorflow as tf
+
+from simsiam_tf import distribution
+from simsiam_tf.export import formats, saved_model
+from simsiam_tf.models import resnet
+from simsiam_tf.schema import UserError
+from simsiam_tf.training import checkpoints
+
+
+def export(config):
+    """Does what an `ExportConfig` says; writes nothing where the parity is not as it should be."""
+    workdir, step = checkpoints.locate(config.checkpoint)
+    run = checkpoints.read_config(workdir, "checkpoint")
+    name = "encoder" if step is None else f"encoder-step-{step:09d}"
+    output = os.path.abspath(config.output or os.path.join(workdir, name + config.suffix))
+    _check_output(output, is_folder=not config.suffix)
+
+    # One device, and arithmetic as precise as the weights.
+    precision = "float64" if run.system.precision == "float64" else "float32"
+    system = dataclasses.replace(
+        run.system, strategy="default", cpu_replicas=1, precision=precision
+    )
+    distribution.build_strategy(system)
+    # Of a GPU: what it rounds away would be taken for a difference.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    encoder = resnet.ResNet(run.encoder, run.system.seed)
+    # The first of a model's weights are its encoder's.
+    there = checkpoints.Checkpoints(workdir, encoder)
+    if step is None:
+        step = there.restore()
+    else:
+        there.restore_step(step)
+    if step is None:
+        raise UserError(
+            f"--checkpoint must be a run with a checkpoint; train first. Received: {workdir}"
+        )
+
+    try:
+        parity = formats.export(encoder, run, config.format, output, {"step": step})
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--output cannot be written ({reason}). Received: {output}") from error
+    print(
+        f"{output}: the encoder of step {step}. Its features differ by at most "
+        f"{parity.absolute:.1e}, {parity.relative:.1e} of the largest; "
+        f"{formats.MOST_RELATIVE_DIFFERENCE:.0e} is allowed",
+        flush=True,
+    )
+
+
+def _check_output(output, is_folder):
+    """Refuses what cannot be written, and what is there but no earlier export."""
+    if is_folder and os.path.exists(output):
+        is_encoder = os.path.exists(os.path.join(output, saved_model.DESCRIPTION))
+        if not (os.path.isdir(output) and (is_encoder or not os.listdir(output))):
+            raise UserError(
+                "--output must be a new or an empty folder, or an encoder that is replaced. "
+                f"Received: {output}"
+            )
+    if not is_folder and os.path.isdir(output):
+        raise UserError(f"--output must be a file. Received: {output}, a folder")
+    folder = os.path.dirname(output)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output must be where it can be written ({error.strerror}). Received: {output}"
+        ) from error
