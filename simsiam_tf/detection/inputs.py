@@ -28,15 +28,20 @@ def fit(image, size):
     return tf.ensure_shape(padded, [size, size, 3]), tf.tile(scale, [2])
 
 
-def training_batches(split, size, batch_size, seed):
+def training_batches(split, config):
     """A data set of an epoch's batches: normalised images, and a dict of boxes and labels.
 
-    Every second image on the average is flipped from left to right, another one in every epoch.
+    Some images are flipped from left to right, others in every epoch.
+
+    Args:
+      split: a `voc.Split`.
+      config: a `TransferConfig`.
     """
+    size = config.image_size
 
     def prepare(example, draw):
         image, boxes = example["image"], example["boxes"]
-        if draw % 2 == 0:
+        if tf.cast(draw, tf.float64) < config.flip_probability * 2**32:
             width = tf.cast(tf.shape(image)[1], tf.float32)
             left, top, right, bottom = tf.unstack(boxes, axis=-1)
             image = image[:, ::-1]
@@ -44,12 +49,12 @@ def training_batches(split, size, batch_size, seed):
         image, scale = fit(image, size)
         return image, {"boxes": boxes * scale, "labels": example["labels"]}
 
-    draws = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    batches = tf.data.Dataset.zip(split.examples(seed), draws).map(
+    draws = tf.data.Dataset.random(config.seed, rerandomize_each_iteration=True)
+    batches = tf.data.Dataset.zip(split.examples(config.seed), draws).map(
         prepare, num_parallel_calls=tf.data.AUTOTUNE
     )
     return batches.padded_batch(
-        batch_size,
+        config.batch_size,
         padded_shapes=([size, size, 3], {"boxes": [None, 4], "labels": [None]}),
         padding_values=(None, {"boxes": _NO_BOX, "labels": int(_NO_BOX)}),
         drop_remainder=True,

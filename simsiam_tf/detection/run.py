@@ -97,7 +97,7 @@ def _train(detector, train, config):
     steps = train.num_images // config.batch_size * config.epochs
     warmup = math.ceil(_WARMUP_SHARE * steps)
     rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - warmup, warmup_target=config.learning_rate, warmup_steps=warmup
+        0.0, max(1, steps - warmup), warmup_target=config.learning_rate, warmup_steps=warmup
     )
     # XLA would compile anew for every number of boxes.
     detector.compile(
@@ -112,12 +112,13 @@ def _train(detector, train, config):
                 f"The loss of detection is not finite in epoch {epoch + 1}; lower --learning_rate. "
                 f"Received: {config.learning_rate}"
             )
+        progress.set_postfix(epoch=epoch + 1, loss=logs["loss"])
         if progress.disable:
             logging.info("Epoch %d/%d, loss %.4f", epoch + 1, config.epochs, logs["loss"])
 
     with _progress(steps, "training", "step") as progress:
         detector.fit(
-            inputs.training_batches(train, config.image_size, config.batch_size, config.seed),
+            inputs.training_batches(train, config),
             epochs=config.epochs,
             shuffle=False,  # they are
             verbose=0,

@@ -43,6 +43,9 @@ class TransferConfig(schema.Config):
     )
     batch_size: int = setting(16, "Images in a batch.", at_least=1)
     epochs: int = setting(24, "Passes over the training split.", at_least=1)
+    flip_probability: float = setting(
+        0.5, "Probability of a left-right flip.", at_least=0, at_most=1
+    )
     learning_rate: float = setting(
         1e-4, "Rate of AdamW after a warm-up; it falls to 0 along a cosine.", above=0
     )

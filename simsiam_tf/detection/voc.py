@@ -195,6 +195,7 @@ def _load_tfds(name, data_dir, splits):
     features = builder.info.features
     try:
         class_names = tuple(features["objects"]["label"].names)
+        _ = features["objects"]["bbox"], features["objects"]["is_difficult"]
     except (KeyError, TypeError, AttributeError):
         raise UserError(
             "--dataset must be voc_folder or TFDS's voc, with its objects' boxes, labels and "

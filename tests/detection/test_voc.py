@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from simsiam_tf.detection import inputs, voc
+from simsiam_tf.detection.transfer import TransferConfig
 from simsiam_tf.schema import UserError
 
 OBJECT = (
@@ -150,7 +151,9 @@ def test_a_split_without_an_object_to_find_is_refused(tmp_path):
 
 def test_boxes_follow_their_pixels_through_flip_and_resize(folder):
     train, _ = load(folder)
-    batches = inputs.training_batches(train, 64, 2, seed=0)
+    batches = inputs.training_batches(
+        train, TransferConfig(encoder="encoder", image_size=64, batch_size=2)
+    )
     places = set()
     for _ in range(8):
         ((images, objects),) = batches
