@@ -1,6 +1,6 @@
 """Writes a small data set in Pascal VOC's format: scikit-learn's digits on coloured canvases.
 
-    python -m simsiam_tf.detection.digits --output=data/digits_voc
+    python -m simsiam_tf.detection.digits --output=runs/digits_voc
 
 It needs no download and is learned in minutes: to see detection work, not to compare encoders by.
 """
@@ -15,8 +15,8 @@ from simsiam_tf import flags, schema
 from simsiam_tf.schema import UserError, setting
 
 _NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_MOST_DIGITS = 4  # of a canvas
-_SIDES = (0.25, 0.5)  # of a digit, as a share of the canvas
+_MOST_DIGITS = 3  # of a canvas
+_SIDES = (0.35, 0.6)  # of a digit, as a share of the canvas
 _MIN_CONTRAST = 0.4  # between a digit's colour and the canvas'
 
 
@@ -24,10 +24,13 @@ _MIN_CONTRAST = 0.4  # between a digit's colour and the canvas'
 class DigitsConfig(schema.Config):
     """Digits with boxes"""
 
-    output: str = setting("data/digits_voc", "Folder to write; a new one.", filled=True)
+    output: str = setting("runs/digits_voc", "Folder to write; a new one.", filled=True)
     num_train: int = setting(400, "Images of the split trainval.", at_least=1)
     num_test: int = setting(100, "Images of the split test.", at_least=1)
-    canvas_size: int = setting(128, "Height and width of an image, in pixels.", at_least=64)
+    num_classes: int = setting(
+        4, "Digits that are drawn: zero, one, and so on.", at_least=1, at_most=10
+    )
+    canvas_size: int = setting(96, "Height and width of an image, in pixels.", at_least=64)
     seed: int = setting(0, "Seed of all that is random.", at_least=0, at_most=2**31 - 1)
 
 
@@ -39,10 +42,11 @@ def main(config):
         raise UserError(f"--output must be a folder that is not there. Received: {config.output}")
     digits = datasets.load_digits()
     every_fifth = np.arange(len(digits.target)) % 5 == 0
+    drawn = digits.target < config.num_classes
     draws = np.random.default_rng(config.seed)
     for split, count, chosen in (
-        ("trainval", config.num_train, ~every_fifth),
-        ("test", config.num_test, every_fifth),
+        ("trainval", config.num_train, drawn & ~every_fifth),
+        ("test", config.num_test, drawn & every_fifth),
     ):
         images, labels = digits.images[chosen] / 16, digits.target[chosen]
         names = [f"{split}_{number:05d}" for number in range(count)]

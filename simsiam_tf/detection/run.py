@@ -99,10 +99,15 @@ def _train(detector, train, config):
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=config.learning_rate, warmup_steps=warmup
     )
-    # XLA would compile anew for every number of boxes.
+    # The RetinaNet paper's losses, with its alpha, are sums over classes and coordinates; Keras'
+    # are means.
     detector.compile(
         keras.optimizers.AdamW(rate, weight_decay=_WEIGHT_DECAY, global_clipnorm=_CLIP_NORM),
-        jit_compile=False,
+        classification_loss=keras.losses.BinaryFocalCrossentropy(
+            apply_class_balancing=True, from_logits=True, reduction="sum"
+        ),
+        loss_weights={"cls_logits": len(train.class_names), "bbox_regression": 4},
+        jit_compile=False,  # XLA would compile anew for every number of boxes
     )
     logging.info("Training on %s, %d steps", train.name, steps)
 

@@ -169,7 +169,7 @@ def test_a_transfer_from_an_export_is_trained_and_measured(program, tmp_path, pr
         "workdir": workdir,
         "image_size": SIZE,
         "batch_size": 4,
-        "epochs": 2,
+        "epochs": 1,
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
     finished = program("-m", "simsiam_tf.detection.transfer", *flags)
@@ -179,10 +179,9 @@ def test_a_transfer_from_an_export_is_trained_and_measured(program, tmp_path, pr
     assert 0 <= result["AP"] <= result["AP50"] <= 100
     assert result["feature_difference"] < 1e-5
     assert (result["num_train"], result["num_test"]) == (12, 5)
-    assert "Epoch 2/2" in finished.stderr
+    assert "Epoch 1/1" in finished.stderr
     assert (tmp_path / "run/detections.png").read_bytes().startswith(b"\x89PNG")
     detector = keras.saving.load_model(tmp_path / "run/detector.keras", compile=False)
-    detect = retinanet.build_detect(detector, 1)
-    assert detect(np.zeros((1, SIZE, SIZE, 3), np.float32))["boxes"].shape == (1, 100, 4)
+    assert detector.num_classes == len(result["classes"])
     with pytest.raises(UserError, match=f"Received: {workdir}"):
         transfer.main(config(**settings))
