@@ -64,7 +64,7 @@ def load(name, data_dir, split):
     """
     if name == "folder":
         return _load_folder(data_dir, split)
-    return _load_tfds(_prepared_builder(name, data_dir or None), split)
+    return _load_tfds(prepared_builder(name, data_dir or None), split)
 
 
 def labels_of(source):
@@ -235,7 +235,7 @@ def _subfolders(folder):
     ]
 
 
-def _prepared_builder(name, data_dir):
+def prepared_builder(name, data_dir):
     """The TFDS builder of a data set that is on disk, where it was put now if it was not before."""
     try:
         builder = tfds.builder(name, data_dir=data_dir)

@@ -1,0 +1,169 @@
+"""What `simsiam_tf.detection.transfer` does, from top to bottom."""
+
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from simsiam_tf import export, schema
+from simsiam_tf.detection import inputs, picture, precision, retinanet, voc
+from simsiam_tf.evaluation import feature_cache
+from simsiam_tf.schema import UserError
+
+_CHECKED_IMAGES = 4
+_WEIGHT_DECAY = 1e-4
+_CLIP_NORM = 10.0  # of all gradients together
+_WARMUP_SHARE = 0.05  # of the steps
+
+
+def run(config):
+    """Trains and measures a detector as a `TransferConfig` says; writes its workdir."""
+    _check_workdir(config.workdir)
+    keras.utils.set_random_seed(config.seed)
+    encode, _ = export.load(config.encoder)
+    backbone = retinanet.build_backbone(export.load_resnet(config.encoder), config.image_size)
+    splits = config.train_split, config.eval_split
+    train, test = voc.load(config.dataset, config.data_dir, splits)
+    if train.num_images < config.batch_size:
+        raise UserError(
+            f"--batch_size must be at most the {train.num_images} images of {train.name}. "
+            f"Received: {config.batch_size}"
+        )
+    for split in (train, test):
+        voc.check(split)
+    difference = _check_features(backbone, encode, train, config.image_size)
+    detector = retinanet.build_detector(backbone, len(train.class_names))
+    _train(detector, train, config)
+    average_precision, true, found = _measure(detector, test, config)
+    detector.compile()  # what is saved is without the state of the optimizer that trained it
+    detector.save(os.path.join(config.workdir, "detector.keras"))
+    path = os.path.join(config.workdir, "detections.png")
+    picture.draw(path, test.examples(None), true, found, test.class_names)
+    packages = ("keras-hub", "pycocotools")
+    result = {
+        **average_precision,
+        "classes": train.class_names,
+        "num_train": train.num_images,
+        "num_test": test.num_images,
+        "feature_difference": difference,
+        "settings": schema.flatten(config),
+        "encoder_sha256": feature_cache.hash_of_folder(os.path.abspath(config.encoder)),
+        "versions": export.versions()
+        | {name: importlib.metadata.version(name) for name in packages},
+    }
+    with open(os.path.join(config.workdir, "results.json"), "w", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps(result), flush=True)
+
+
+def _check_workdir(workdir):
+    """Finds out before the work whether the results can be written, and replace no others."""
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        held = os.listdir(workdir)
+    except OSError as error:
+        raise UserError(
+            f"--workdir must be a folder that can be written to ({error.strerror}). "
+            f"Received: {workdir}"
+        ) from error
+    if "results.json" in held:
+        raise UserError(f"--workdir must be one without results. Received: {workdir}")
+
+
+def _check_features(backbone, encode, train, size):
+    images = [
+        tf.image.resize(example["image"], (size, size))
+        for example in train.examples(None).take(_CHECKED_IMAGES)
+    ]
+    difference = retinanet.check_features(backbone, encode, tf.stack(images))
+    logging.info(
+        "KerasHub's ResNet has the encoder's features on %d images: the largest difference is "
+        "%.1e of the largest feature",
+        len(images),
+        difference,
+    )
+    return difference
+
+
+def _train(detector, train, config):
+    steps = train.num_images // config.batch_size * config.epochs
+    warmup = math.ceil(_WARMUP_SHARE * steps)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warmup), warmup_target=config.learning_rate, warmup_steps=warmup
+    )
+    # The RetinaNet paper's losses, with its alpha, are sums over classes and coordinates; Keras'
+    # are means.
+    detector.compile(
+        keras.optimizers.AdamW(rate, weight_decay=_WEIGHT_DECAY, global_clipnorm=_CLIP_NORM),
+        classification_loss=keras.losses.BinaryFocalCrossentropy(
+            apply_class_balancing=True, from_logits=True, reduction="sum"
+        ),
+        loss_weights={"cls_logits": len(train.class_names), "bbox_regression": 4},
+        jit_compile=False,  # XLA would compile anew for every number of boxes
+    )
+    logging.info("Training on %s, %d steps", train.name, steps)
+
+    def tell(epoch, logs):
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"The loss of detection is not finite in epoch {epoch + 1}; lower --learning_rate. "
+                f"Received: {config.learning_rate}"
+            )
+        progress.set_postfix(epoch=epoch + 1, loss=logs["loss"])
+        if progress.disable:
+            logging.info("Epoch %d/%d, loss %.4f", epoch + 1, config.epochs, logs["loss"])
+
+    with _progress(steps, "training", "step") as progress:
+        detector.fit(
+            inputs.training_batches(train, config),
+            epochs=config.epochs,
+            shuffle=False,  # they are
+            verbose=0,
+            callbacks=[
+                keras.callbacks.LambdaCallback(
+                    on_epoch_end=tell, on_train_batch_end=lambda batch, logs: progress.update()
+                )
+            ],
+        )
+
+
+def _measure(detector, test, config):
+    """AP on a split; and, for each image, the `Objects` that are there and those found."""
+    size, batch_size = config.image_size, config.batch_size
+    detect = retinanet.build_detect(detector, batch_size)
+    examples = inputs.evaluation_examples(test, size).as_numpy_iterator()
+    true, found = [], []
+    with _progress(test.num_images, "detecting", "image") as progress:
+        while batch := list(itertools.islice(examples, batch_size)):
+            images = np.zeros((batch_size, size, size, 3), np.float32)
+            images[: len(batch)] = [example["input"] for example in batch]
+            detections = detect(images)
+            for index, example in enumerate(batch):
+                true.append(
+                    precision.Objects(*(example[key] for key in ("boxes", "labels", "difficult")))
+                )
+                found.append(_objects(example, *(values[index] for values in detections.values())))
+            progress.update(len(batch))
+    result = precision.average_precision(true, found, test.class_names)
+    logging.info("%s: AP %.1f, AP50 %.1f", test.name, result["AP"], result["AP50"])
+    return result, true, found
+
+
+def _objects(example, boxes, confidence, labels):
+    """What was found in an image, in its own pixels."""
+    height, width, _ = example["image"].shape
+    valid = labels >= 0
+    boxes = np.clip(boxes[valid] / example["scale"], 0, [width, height, width, height])
+    return precision.Objects(boxes, labels[valid], confidence[valid])
+
+
+def _progress(total, what, unit):
+    return tqdm(total=total, desc=what, unit=unit, leave=False, disable=not sys.stderr.isatty())
