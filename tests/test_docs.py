@@ -72,7 +72,8 @@ def test_every_command_is_one_that_its_program_takes(command, monkeypatch):
     program, *arguments = command
     if program == "-m":
         program, *arguments = arguments
-        path = f"{program.replace('.', os.sep)}.py"
+        path = program.replace(".", os.sep)
+        path += f"{os.sep}__main__.py" if (ROOT / path).is_dir() else ".py"
     else:
         path = program
     if program in NOT_OURS:

@@ -13,9 +13,10 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from simsiam_tf import export, schema
+from simsiam_tf import schema
 from simsiam_tf.detection import inputs, picture, precision, retinanet, voc
 from simsiam_tf.evaluation import feature_cache
+from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
 
 _CHECKED_IMAGES = 4
@@ -28,8 +29,8 @@ def run(config):
     """Trains and measures a detector as a `TransferConfig` says; writes its workdir."""
     _check_workdir(config.workdir)
     keras.utils.set_random_seed(config.seed)
-    encode, _ = export.load(config.encoder)
-    backbone = retinanet.build_backbone(export.load_resnet(config.encoder), config.image_size)
+    encode, _ = saved_model.load(config.encoder)
+    backbone = retinanet.build_backbone(saved_model.load_resnet(config.encoder), config.image_size)
     splits = config.train_split, config.eval_split
     train, test = voc.load(config.dataset, config.data_dir, splits)
     if train.num_images < config.batch_size:
@@ -56,7 +57,7 @@ def run(config):
         "feature_difference": difference,
         "settings": schema.flatten(config),
         "encoder_sha256": feature_cache.hash_of_folder(os.path.abspath(config.encoder)),
-        "versions": export.versions()
+        "versions": saved_model.versions()
         | {name: importlib.metadata.version(name) for name in packages},
     }
     with open(os.path.join(config.workdir, "results.json"), "w", encoding="utf-8") as file:

@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from simsiam_tf import export
 from simsiam_tf.config import EncoderConfig
 from simsiam_tf.data import views
 from simsiam_tf.detection import digits, precision, retinanet, transfer
+from simsiam_tf.export import saved_model
 from simsiam_tf.models.resnet import ARCHITECTURES, ResNet
 from simsiam_tf.schema import UserError
 
@@ -161,7 +161,7 @@ def test_a_size_that_the_pyramid_cannot_halve_is_refused():
 def test_a_transfer_from_an_export_is_trained_and_measured(program, tmp_path, pretrain_config):
     encoder, folder, workdir = (str(tmp_path / name) for name in ("encoder", "voc", "run"))
     settings = pretrain_config(backbone="resnet18")
-    export.save(changed_resnet(backbone="resnet18"), settings, encoder, {"step": 0})
+    saved_model.save(changed_resnet(backbone="resnet18"), settings, encoder, {"step": 0})
     digits.main(digits.DigitsConfig(output=folder, num_train=12, num_test=5, canvas_size=SIZE))
     settings = {
         "encoder": encoder,
