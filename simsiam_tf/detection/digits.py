@@ -28,7 +28,7 @@ class DigitsConfig(schema.Config):
     num_train: int = setting(400, "Images of the split trainval.", at_least=1)
     num_test: int = setting(100, "Images of the split test.", at_least=1)
     num_classes: int = setting(
-        4, "Digits that are drawn: zero, one, and so on.", at_least=1, at_most=10
+        2, "Digits that are drawn: zero, one, and so on.", at_least=1, at_most=10
     )
     canvas_size: int = setting(96, "Height and width of an image, in pixels.", at_least=64)
     seed: int = setting(0, "Seed of all that is random.", at_least=0, at_most=2**31 - 1)
