@@ -5,18 +5,17 @@ import itertools
 import json
 import math
 import os
-import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
 from simsiam_tf import schema
 from simsiam_tf.detection import inputs, picture, precision, retinanet, voc
 from simsiam_tf.evaluation import feature_cache
 from simsiam_tf.export import saved_model
+from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
 
 _CHECKED_IMAGES = 4
@@ -118,11 +117,9 @@ def _train(detector, train, config):
                 f"The loss of detection is not finite in epoch {epoch + 1}; lower --learning_rate. "
                 f"Received: {config.learning_rate}"
             )
-        progress.set_postfix(epoch=epoch + 1, loss=logs["loss"])
-        if progress.disable:
-            logging.info("Epoch %d/%d, loss %.4f", epoch + 1, config.epochs, logs["loss"])
+        progress.note(epoch=epoch + 1, loss=logs["loss"])
 
-    with _progress(steps, "training", "step") as progress:
+    with Progress(steps, "training", "step") as progress:
         detector.fit(
             inputs.training_batches(train, config),
             epochs=config.epochs,
@@ -142,7 +139,7 @@ def _measure(detector, test, config):
     detect = retinanet.build_detect(detector, batch_size)
     examples = inputs.evaluation_examples(test, size).as_numpy_iterator()
     true, found = [], []
-    with _progress(test.num_images, "detecting", "image") as progress:
+    with Progress(test.num_images, "detecting", "image") as progress:
         while batch := list(itertools.islice(examples, batch_size)):
             images = np.zeros((batch_size, size, size, 3), np.float32)
             images[: len(batch)] = [example["input"] for example in batch]
@@ -164,7 +161,3 @@ def _objects(example, boxes, confidence, labels):
     valid = labels >= 0
     boxes = np.clip(boxes[valid] / example["scale"], 0, [width, height, width, height])
     return precision.Objects(boxes, labels[valid], confidence[valid])
-
-
-def _progress(total, what, unit):
-    return tqdm(total=total, desc=what, unit=unit, leave=False, disable=not sys.stderr.isatty())
