@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 import typing
 from xml.etree import ElementTree
 
@@ -10,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
-from tqdm import tqdm
 
 from simsiam_tf.data import datasets, decoding
+from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
 
 _SHUFFLE_BUFFER = 10_000  # encoded images; VOC 2007 is shuffled whole, in 450 MB
@@ -68,20 +67,16 @@ def check(split):
     """
     examples = iter(split.examples(None))
     found = False
-    for index in tqdm(
-        range(split.num_images),
-        desc="checking",
-        unit="image",
-        leave=False,
-        disable=not sys.stderr.isatty(),
-    ):
-        try:
-            found |= not np.all(next(examples)["difficult"])
-        except tf.errors.InvalidArgumentError as error:
-            raise UserError(
-                f"Every image must be one that can be read ({error.message.splitlines()[0]}). "
-                f"Received: {split.describe(index)}"
-            ) from error
+    with Progress(split.num_images, f"checking {split.name}", "image") as progress:
+        for index in range(split.num_images):
+            try:
+                found |= not np.all(next(examples)["difficult"])
+            except tf.errors.InvalidArgumentError as error:
+                raise UserError(
+                    f"Every image must be one that can be read ({error.message.splitlines()[0]}). "
+                    f"Received: {split.describe(index)}"
+                ) from error
+            progress.update()
     if not found:
         raise UserError(
             f"A split must have an object that is not difficult. Received: {split.name}"
