@@ -17,7 +17,7 @@ def test_knn_beside_faiss(program, tmp_path):
 
 
 def test_probe_beside_the_linear_protocol(program, tiny_run, tmp_path):
-    output = tmp_path / "probe.json"
+    output, there = tmp_path / "probe.json", sorted(tiny_run.rglob("*"))
     finished = program(
         "benchmarks/probe.py", f"--encoder={tiny_run / 'encoder'}",
         "--probe_flags=--probe_epochs=2",
@@ -29,4 +29,4 @@ def test_probe_beside_the_linear_protocol(program, tiny_run, tmp_path):
     assert list(results) == ["linear", "probe", "probe, cached"]
     (first,), (cached,) = results["probe"], results["probe, cached"]
     assert first["top1"] == cached["top1"]
-    assert not (tiny_run / "features").exists()
+    assert sorted(tiny_run.rglob("*")) == there
