@@ -268,6 +268,38 @@ def evaluation_order(source, positions, *, seed=0, limit=None):
     return epoch_order(source.num_examples, seed, 0, positions, Purpose.SUBSET)
 
 
+def first_steps(views, *, batch_size, seed, num_steps, quarantine, strategy=None):
+    """The batches of the first steps over a source, one by one, with the errors of `iterate`.
+
+    Args:
+      views: as for `training_batches`, like `batch_size` and `seed`.
+      num_steps: how many.
+      quarantine: the source's `Quarantine`, which says what an image that cannot be read does.
+      strategy: the `tf.distribute.Strategy` whose replicas share each batch; None: nobody does.
+    """
+    source = quarantine.source
+
+    def batches_of(context=None):
+        return training_batches(
+            source,
+            views,
+            batch_size=batch_size,
+            seed=seed,
+            first_step=0,
+            last_step=num_steps,
+            context=context,
+            max_pixels=quarantine.data.max_image_pixels,
+            quarantine=quarantine,
+        )
+
+    return iterate(
+        strategy.distribute_datasets_from_function(batches_of) if strategy else batches_of(),
+        source,
+        lambda step: step_order(source.num_examples, batch_size, seed, step),
+        quarantine=quarantine,
+    )
+
+
 def iterate(
     batches,
     source,

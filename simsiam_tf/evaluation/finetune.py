@@ -99,24 +99,13 @@ def train(strategy, encoder, source, view, config, seed, quarantine):
         normalized = views.normalize(tf.cast(images, keras.config.floatx()) / 255)
         return classifier(encoder(normalized, training=False))
 
-    batches = strategy.distribute_datasets_from_function(
-        lambda context: pipeline.training_batches(
-            source,
-            view,
-            batch_size=batch_size,
-            seed=seed,
-            first_step=0,
-            last_step=num_steps,
-            context=context,
-            max_pixels=quarantine.data.max_image_pixels,
-            quarantine=quarantine,
-        )
-    )
-    batches = pipeline.iterate(
-        batches,
-        source,
-        lambda step: pipeline.step_order(source.num_examples, batch_size, seed, step),
+    batches = pipeline.first_steps(
+        view,
+        batch_size=batch_size,
+        seed=seed,
+        num_steps=num_steps,
         quarantine=quarantine,
+        strategy=strategy,
     )
     with Progress(num_steps, "fine-tuning", "step") as progress:
         for step, batch in enumerate(batches, start=1):

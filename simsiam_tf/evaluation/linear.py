@@ -76,22 +76,10 @@ def train_classifier(encode, feature_dim, source, views, config, seed, quarantin
         optimizer.apply(tape.gradient(loss, variables), variables)
         return loss
 
-    batches = pipeline.training_batches(
-        source,
-        views,
-        batch_size=batch_size,
-        seed=seed,
-        first_step=0,
-        last_step=num_steps,
-        max_pixels=quarantine.data.max_image_pixels,
-        quarantine=quarantine,
+    batches = pipeline.first_steps(
+        views, batch_size=batch_size, seed=seed, num_steps=num_steps, quarantine=quarantine
     )
-
-    def indices_of(step):
-        return pipeline.step_order(source.num_examples, batch_size, seed, step)
-
     with Progress(num_steps, "linear classifier", "step") as progress:
-        batches = pipeline.iterate(batches, source, indices_of, quarantine=quarantine)
         for step, batch in enumerate(batches):
             (images,) = batch["views"]
             loss = train_step(encode(tf.cast(images, tf.float32)), batch["label"])

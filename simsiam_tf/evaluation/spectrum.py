@@ -142,21 +142,8 @@ def alignment_of_crops(encode, source, view, batch_size, seed, quarantine):
         other_seed = tf.random.experimental.stateless_fold_in(view_seed, 1)
         return {"views": view(image, view_seed)["views"] + view(image, other_seed)["views"]}
 
-    batches = pipeline.training_batches(
-        source,
-        two_views,
-        batch_size=batch_size,
-        seed=seed,
-        first_step=0,
-        last_step=num_steps,
-        max_pixels=quarantine.data.max_image_pixels,
-        quarantine=quarantine,
-    )
-    batches = pipeline.iterate(
-        batches,
-        source,
-        lambda step: pipeline.step_order(source.num_examples, batch_size, seed, step),
-        quarantine=quarantine,
+    batches = pipeline.first_steps(
+        two_views, batch_size=batch_size, seed=seed, num_steps=num_steps, quarantine=quarantine
     )
     found = []
     with Progress(num_steps * batch_size, f"crops of {source.name}", "image") as progress:

@@ -38,20 +38,11 @@ def view_pairs(config):
     source = datasets.load(data.dataset, data.data_dir, data.train_split)
     few, seed = min(VIEW_PAIRS, source.num_examples), config.system.seed
     quarantine = Quarantine(source, data)
-    batches = pipeline.training_batches(
-        source,
+    (batch,) = pipeline.first_steps(
         views.build_views(config.views, num_views=2),
         batch_size=few,
         seed=seed,
-        first_step=0,
-        last_step=1,
-        max_pixels=data.max_image_pixels,
-        quarantine=quarantine,
-    )
-    (batch,) = pipeline.iterate(
-        batches,
-        source,
-        lambda step: pipeline.step_order(source.num_examples, few, seed, step),
+        num_steps=1,
         quarantine=quarantine,
     )
     return [_to_uint8(255 * views.denormalize(view)) for view in views.prepare(batch)]

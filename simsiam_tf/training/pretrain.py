@@ -89,10 +89,11 @@ def _train(config, strategy, output):
 
     list_path = os.path.join(workdir, FILE_NAME)
     quarantine = Quarantine(source, data, path=list_path if is_chief else None)
+    make_views = views.build_views(config.views, model.num_views)
     batches_of = functools.partial(
         pipeline.training_batches,
         source,
-        views.build_views(config.views, model.num_views),
+        make_views,
         seed=seed,
         max_pixels=data.max_image_pixels,
         quarantine=quarantine,
@@ -126,7 +127,7 @@ def _train(config, strategy, output):
     if knn_monitor and restored_step is None:
         _run_knn(knn_monitor, monitor, 0, workdir)  # the random network, for comparison
     if is_chief and restored_step is None:
-        _show_views(monitor, batches_of, quarantine, seed)
+        _show_views(monitor, make_views, quarantine, seed)
 
     knn_every = config.monitor.knn_every_epochs * steps_per_epoch
     save_every = config.system.checkpoint_every_steps
@@ -304,16 +305,11 @@ def _check_batch(settings, source, num_replicas):
         )
 
 
-def _show_views(monitor, batches_of, quarantine, seed):
+def _show_views(monitor, make_views, quarantine, seed):
     """The views of a few images, as the first step has them."""
-    source = quarantine.source
-    few = min(VIEW_PAIRS, source.num_examples)
-    batches = batches_of(batch_size=few, first_step=0, last_step=1)
-    (batch,) = pipeline.iterate(
-        batches,
-        source,
-        lambda step: pipeline.step_order(source.num_examples, few, seed, step),
-        quarantine=quarantine,
+    few = min(VIEW_PAIRS, quarantine.source.num_examples)
+    (batch,) = pipeline.first_steps(
+        make_views, batch_size=few, seed=seed, num_steps=1, quarantine=quarantine
     )
     monitor.view_pairs(views.prepare(batch))
 

@@ -179,7 +179,6 @@ def test_a_transfer_from_an_export_is_trained_and_measured(program, tmp_path, pr
     assert 0 <= result["AP"] <= result["AP50"] <= 100
     assert result["feature_difference"] < 1e-5
     assert (result["num_train"], result["num_test"]) == (12, 5)
-    assert "Epoch 1/1" in finished.stderr
     assert (tmp_path / "run/detections.png").read_bytes().startswith(b"\x89PNG")
     detector = keras.saving.load_model(tmp_path / "run/detector.keras", compile=False)
     assert detector.num_classes == len(result["classes"])

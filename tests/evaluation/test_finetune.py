@@ -12,7 +12,7 @@ from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
 SIZE = 16  # so that the last stage is not one pixel, where BN takes some gradients away
-ENCODER = EncoderConfig(backbone="resnet18", width=4, stem="cifar")
+ENCODER = EncoderConfig(backbone="resnet10", width=4, stem="cifar")
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_two_replicas_train_the_weights_of_one(colours, two_replicas, head_rate)
 def test_an_exported_encoder_goes_on_learning_with_every_weight_and_statistic(
     colours, two_replicas, replicas, tmp_path, pretrain_config
 ):
-    config = pretrain_config(backbone="resnet18", width=4, stem="cifar", image_size=SIZE)
+    config = pretrain_config(backbone="resnet10", width=4, stem="cifar", image_size=SIZE)
     exported = ResNet(config.encoder, seed=3)
     for variable in exported.trainable_variables:
         if not variable.numpy().any() and variable.name == "gamma":
