@@ -12,10 +12,12 @@ import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from simsiam_tf import config as config_lib
 from simsiam_tf import schema
+from simsiam_tf.data import datasets
 from simsiam_tf.evaluation.config import EvaluationConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,6 +96,24 @@ def tiny_run(program, tmp_path_factory):
     finished = program("train.py", *TINY_RUN, f"--workdir={workdir}")
     assert finished.returncode == 0, finished.stderr
     return workdir
+
+
+@pytest.fixture
+def red_and_blue(tmp_path):
+    """(noise, tint) → 40 images in two classes that their mean colour tells apart."""
+
+    def load(noise, tint):
+        rng = np.random.default_rng(0)
+        for number in range(40):
+            name = ("blue", "red")[number % 2]
+            image = rng.integers(0, noise, (12, 12, 3), dtype=np.uint8)
+            image[..., 0 if name == "red" else 2] += tint
+            path = tmp_path / "train" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tf.io.write_file(str(path), tf.io.encode_png(image))
+        return datasets.load("folder", str(tmp_path), "train")
+
+    return load
 
 
 def _builder(config_class):

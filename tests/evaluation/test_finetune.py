@@ -16,17 +16,8 @@ ENCODER = EncoderConfig(backbone="resnet10", width=4, stem="cifar")
 
 
 @pytest.fixture
-def colours(tmp_path):
-    """40 images in two classes that their mean colour tells apart."""
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        name = ("blue", "red")[number % 2]
-        image = rng.integers(0, 200, (12, 12, 3), dtype=np.uint8)
-        image[..., 0 if name == "red" else 2] += 40
-        path = tmp_path / "train" / name / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tf.io.write_file(str(path), tf.io.encode_png(image))
-    return datasets.load("folder", str(tmp_path), "train")
+def colours(red_and_blue):
+    return red_and_blue(noise=200, tint=40)
 
 
 def train(source, strategy=None, encoder=None, **settings):

@@ -3,24 +3,15 @@ import pytest
 import tensorflow as tf
 
 from simsiam_tf.config import DataConfig
-from simsiam_tf.data import datasets, views
+from simsiam_tf.data import views
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import linear
 from simsiam_tf.evaluation.config import CropsConfig, LinearConfig
 
 
 @pytest.fixture
-def colours(tmp_path):
-    """40 images in two classes that their mean colour tells apart."""
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        name = ("blue", "red")[number % 2]
-        image = rng.integers(0, 100, (12, 12, 3), dtype=np.uint8)
-        image[..., 0 if name == "red" else 2] += 120
-        path = tmp_path / "train" / name / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tf.io.write_file(str(path), tf.io.encode_png(image))
-    return datasets.load("folder", str(tmp_path), "train")
+def colours(red_and_blue):
+    return red_and_blue(noise=100, tint=120)
 
 
 def mean_colour(images):
