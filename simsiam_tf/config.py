@@ -6,7 +6,7 @@ Those of evaluation alone are in `evaluation/config.py`.
 import dataclasses
 import enum
 
-from simsiam_tf.schema import Config, UserError, setting, settings_of
+from simsiam_tf.schema import SWITCH, Config, UserError, setting, settings_of
 
 
 class Purpose(enum.IntEnum):
@@ -18,6 +18,12 @@ class Purpose(enum.IntEnum):
     WEIGHTS = 4
     SUBSTITUTE = 5
     HELD_OUT = 6
+
+
+def _check_count(name, value, word):
+    """Refuses a setting that is neither a positive integer nor `word`."""
+    if value != word and not (value.isdecimal() and int(value)):
+        raise UserError(f"--{name} must be a number above 0, or {word}. Received: {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,12 +263,7 @@ class MethodConfig(Config):
                     f"--{field.name} is for --method={' or '.join(methods)}. Received: {value} "
                     f"with --method={self.method}"
                 )
-        if self.inner_steps != "epoch" and not (
-            self.inner_steps.isdecimal() and int(self.inner_steps)
-        ):
-            raise UserError(
-                f"--inner_steps must be a number above 0, or epoch. Received: {self.inner_steps}"
-            )
+        _check_count("inner_steps", self.inner_steps, "epoch")
         if self.eta_momentum and self.inner_steps != "1":
             raise UserError(
                 "--eta_momentum moves the targets in every step, so --inner_steps must be 1. "
@@ -369,7 +370,8 @@ class DevicesConfig(Config):
     )
     tpu: str = setting(
         "local",
-        "TPU of --strategy=tpu: local (a TPU VM), or its name or address.",
+        "TPU of --strategy=tpu: local, that of the machine that runs the program. A TPU that is "
+        "reached by a name or an address, or that spans several machines, is refused.",
         filled=True,
         defines_run=False,
     )
@@ -378,6 +380,19 @@ class DevicesConfig(Config):
         "Logical devices to split the CPU into, to try distribution without accelerators.",
         at_least=1,
         at_most=64,
+        defines_run=False,
+    )
+    deterministic: str = setting(
+        "auto",
+        "Use only kernels that give the same bits in every run: auto (true on CPUs, false on GPUs "
+        "and TPUs), true or false.",
+        choices=SWITCH,
+        defines_run=False,
+    )
+    tf32: bool = setting(
+        True,
+        "Let float32 convolutions and matrix products round their inputs to TensorFloat-32 on "
+        "NVIDIA GPUs from Ampere on; false: full float32, several times slower.",
         defines_run=False,
     )
 
@@ -392,16 +407,18 @@ class SystemConfig(DevicesConfig):
         "the mixed ones. float64 is for exact comparisons.",
         choices=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
     )
-    xla: bool = setting(
-        False,
-        "Compile each replica's training step by XLA; TPUs always do.",
+    xla: str = setting(
+        "auto",
+        "Compile each replica's training step by XLA: auto (true on GPUs and TPUs, false on CPUs), "
+        "true or false.",
+        choices=SWITCH,
         defines_run=False,
     )
-    steps_per_loop: int = setting(
-        1,
-        "Steps that the devices run before Python looks again; more saves time where steps are "
-        "short, on TPUs above all.",
-        at_least=1,
+    steps_per_loop: str = setting(
+        "auto",
+        "Steps that the devices run before Python looks again: a number, or auto (1 on CPUs; on "
+        "GPUs and TPUs all steps up to the next line of metrics, kNN evaluation or checkpoint).",
+        filled=True,
         defines_run=False,
     )
     seed: int = setting(0, "Seed of weights, order and views.", at_least=0, at_most=2**31 - 1)
@@ -438,6 +455,10 @@ class SystemConfig(DevicesConfig):
         "Export the encoder of the newest checkpoint and stop, without training.",
         defines_run=False,
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_count("steps_per_loop", self.steps_per_loop, "auto")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,12 @@ def build_strategy(config):
     Call it once, before TensorFlow has used a device: it may split the CPU into logical devices or
     join a cluster.
     """
-    # Some kernels add up in the order in which threads finish; a run is defined by its flags.
-    tf.config.experimental.enable_op_determinism()
+    on_tpu = config.strategy == "tpu"
+    accelerated = on_tpu or (config.cpu_replicas == 1 and bool(_use_gpus()))
+    if config.deterministic == "true" or (config.deterministic == "auto" and not accelerated):
+        # Some kernels add up in the order in which threads finish.
+        tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
     keras.config.set_floatx("float64" if config.precision == "float64" else "float32")
     keras.config.set_dtype_policy(config.precision)
     name = config.strategy
@@ -35,15 +39,16 @@ def build_strategy(config):
     if name == "multi_worker":
         strategy = _join_cluster()
     elif name == "tpu":
-        strategy = _connect_to_tpu(config.tpu)
+        strategy = _connect_to_tpu(config)
     else:
         strategy = _local_strategy(name, config.cpu_replicas)
-    accelerators = tf.config.list_logical_devices("GPU") + tf.config.list_logical_devices("TPU")
-    if config.xla and strategy.num_replicas_in_sync > 1 and not accelerators:
+    if config.xla == "true" and strategy.num_replicas_in_sync > 1 and not on_accelerators(strategy):
         raise UserError(
-            "--xla needs one replica, or accelerators: XLA compiles no collectives for processors. "
+            "--xla needs one replica, or accelerators: XLA compiles no collectives for CPUs. "
             f"Received: --xla on {strategy.num_replicas_in_sync} replicas"
         )
+    if accelerated and not on_tpu:
+        _try_xla()
     logging.info(
         "%s on %d replica(s), this is %s",
         type(strategy).__name__.strip("_"),
@@ -51,6 +56,37 @@ def build_strategy(config):
         worker_name(strategy),
     )
     return strategy
+
+
+def _use_gpus():
+    """The GPUs of this process, whose memory is taken as it is needed.
+
+    So an evaluation finds room beside a training. TF_FORCE_GPU_ALLOW_GROWTH=false takes all of the
+    memory at the start, as TensorFlow does by itself.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        with contextlib.suppress(RuntimeError):  # in use already
+            tf.config.experimental.set_memory_growth(gpu, True)
+    return gpus
+
+
+def _try_xla():
+    """Finds out before the work whether XLA can compile for the GPU, as normalization needs."""
+    try:
+        tf.function(lambda x: tf.math.rsqrt(tf.exp(x)), jit_compile=True)(tf.ones([8]))
+    except tf.errors.OpError as error:
+        raise UserError(
+            "XLA must be able to compile for this GPU; it needs CUDA's ptxas and libdevice, which "
+            f"the package nvidia-cuda-nvcc-cu12 has. Received: {' '.join(error.message.split())}"
+        ) from error
+
+
+def on_accelerators(strategy):
+    """Whether the replicas of a strategy are GPUs or TPUs."""
+    if strategy is tf.distribute.get_strategy() and not tf.distribute.has_strategy():
+        return bool(tf.config.list_logical_devices("GPU"))
+    return not any("CPU" in device for device in strategy.extended.worker_devices)
 
 
 def _local_strategy(name, cpu_replicas):
@@ -114,17 +150,26 @@ def _slurm_resolver():
     )
 
 
-def _connect_to_tpu(name):
+def _connect_to_tpu(config):
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if config.tpu != "local" or "," in hosts:
+        # The pipeline decodes images in Python, which would run on this machine's processors only.
+        raise UserError(
+            "--strategy=tpu needs the program to run on the machine that holds all of the TPU's "
+            "chips, as images are read by Python there: start it on a TPU VM of one host, with "
+            f"--tpu=local. Received: --tpu={config.tpu}, TPU_WORKER_HOSTNAMES={hosts or 'none'}"
+        )
+    for name, refused in {"xla": "false", "precision": "float64"}.items():
+        if getattr(config, name) == refused:
+            raise UserError(f"A TPU cannot run --{name}={refused}. Received: --strategy=tpu")
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
-        if name != "local":
-            tf.config.experimental_connect_to_cluster(resolver)
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=config.tpu)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
         raise UserError(
             f"--strategy=tpu found no TPU that it could start ({str(error).split('. ')[0]}). "
-            f"Received: --tpu={name}"
+            f"Received: --tpu={config.tpu}"
         ) from error
 
 
@@ -218,14 +263,6 @@ def lost_workers_named(strategy):
         ) from error
 
 
-def any_worker(flag):
-    """Whether a bool is true on any worker, in replica context: one collective of a number."""
-    if not has_several_workers(tf.distribute.get_strategy()):
-        return flag
-    count = tf.distribute.get_replica_context().all_reduce("SUM", tf.cast(flag, tf.int32))
-    return count > 0
-
-
 def num_replicas():
     """How many replicas take part in the current step."""
     return tf.distribute.get_strategy().num_replicas_in_sync
@@ -275,21 +312,3 @@ def gather_batch(value):
     gathered = gather_over_replicas(value)
     whole = tf.reshape(gathered, [num_replicas() * size, *value.shape[1:]])
     return whole, replica_id() * size + tf.range(size)
-
-
-def assign_on_all_replicas(variables, values):
-    """Assigns values that are the same on every replica, in replica context."""
-
-    def assign(strategy, values):
-        for variable, value in zip(variables, values, strict=True):
-            strategy.extended.update(
-                variable.value,
-                lambda mirrored, value: mirrored.assign(value),
-                args=(value,),
-                group=False,
-            )
-
-    # As Keras' optimizers assign.
-    tf.__internal__.distribute.interim.maybe_merge_call(
-        assign, tf.distribute.get_strategy(), values
-    )

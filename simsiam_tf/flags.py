@@ -115,6 +115,21 @@ def _title(config_class):
     return config_class.__doc__.splitlines()[0]
 
 
+class _SwitchParser(flags.ArgumentParser):
+    """Reads --name and --name=true as "true", --noname and --name=false as "false", and "auto"."""
+
+    def parse(self, argument):
+        text = {True: "true", False: "false"}.get(argument, argument)
+        return {"1": "true", "0": "false"}.get(text, text)
+
+
+def _define_switch(name, default, text, module_name, flag_values):
+    flag = flags.Flag(
+        _SwitchParser(), flags.ArgumentSerializer(), name, default, text, boolean=True
+    )
+    flags.DEFINE_flag(flag, flag_values, module_name)
+
+
 _DEFINE = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
@@ -132,7 +147,8 @@ def _define(config_class, values=FLAGS):
             continue
         rule = schema.rule_of(field)
         text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
-        define = _DEFINE[hints[field.name]]
+        is_switch = field.metadata["choices"] == schema.SWITCH
+        define = _define_switch if is_switch else _DEFINE[hints[field.name]]
         where = {"module_name": _title(config_class), "flag_values": values}
         define(field.name, field.default, text, **where)
         if positional:

@@ -7,6 +7,8 @@ import dataclasses
 import math
 import typing
 
+SWITCH = ("auto", "true", "false")  # choices of a flag that may be written without a value
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: the text is the one line that the programs show."""

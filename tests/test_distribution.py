@@ -116,6 +116,6 @@ def test_more_replicas_than_the_cpu_was_split_into_are_refused():
 
 def test_xla_on_several_processors_is_refused(two_replicas):
     del two_replicas  # it must be made first
-    settings = config_lib.SystemConfig(strategy="mirrored", cpu_replicas=2, xla=True)
+    settings = config_lib.SystemConfig(strategy="mirrored", cpu_replicas=2, xla="true")
     with pytest.raises(UserError, match="--xla needs one replica"):
         distribution.build_strategy(settings)

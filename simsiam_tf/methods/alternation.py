@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from simsiam_tf.methods.base import feature_std
+from simsiam_tf.methods.base import feature_moments
 from simsiam_tf.methods.simsiam import SimSiam
 from simsiam_tf.models.bank import Bank
 
@@ -34,7 +34,7 @@ class Alternation(SimSiam):
 
     def compute_views_loss(self, batch):
         z = self.project(batch["views"], self.encoder, self.projector)
-        outputs = {"feature_std": feature_std(z)}
+        outputs = {"feature_moments": feature_moments(z)}
         if self.eta_momentum:
             eta = self._average(batch, z)
             outputs["eta"] = tf.add_n(eta) / len(eta)
@@ -52,9 +52,9 @@ class Alternation(SimSiam):
         unit = [tf.math.l2_normalize(tf.stop_gradient(one), axis=1) for one in z]
         return [momentum * old + (1 - momentum) * one for one in unit]
 
-    def after_update(self, batch, outputs, void):
+    def after_update(self, batch, outputs, skipped):
         if self.eta_momentum:
-            rows = tf.where(void, tf.constant(-1, tf.int64), batch["index"])
+            rows = tf.where(skipped, tf.constant(-1, tf.int64), batch["index"])
             self.bank.update(rows, outputs["eta"])
 
     def hold_targets(self, batch, place):

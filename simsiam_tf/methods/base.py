@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from simsiam_tf import distribution, objectives
+from simsiam_tf.training import optimizers
 
 _STEPS_TO_DOUBLE = 2000
 
@@ -58,8 +59,8 @@ class SelfSupervisedModel(keras.Model):
             global batch) `[B]`}.
 
         Returns:
-          The loss, a scalar, and {name: tensor}: scalars to watch, "feature_std" for one, and what
-          `after_update` needs, tensors `[B, ...]`.
+          The loss, a scalar, and {name: tensor}: "feature_moments" of `feature_moments`, scalars to
+          watch, and what `after_update` needs, tensors `[B, ...]`.
         """
         raise NotImplementedError
 
@@ -82,13 +83,13 @@ class SelfSupervisedModel(keras.Model):
         """Those of them whose rate `--fix_predictor_learning_rate` holds; none by default."""
         return []
 
-    def after_update(self, batch, outputs, void):
+    def after_update(self, batch, outputs, skipped):
         """What follows the optimizer's step: a momentum update, a queue. Nothing by default.
 
         Args:
           batch: the replica's share, as `compute_views_loss` has it.
-          outputs: what that returned beside scalars, {name: `[B, ...]`}.
-          void: bool tensor, whether the step must change nothing.
+          outputs: what that returned, {name: tensor}.
+          skipped: bool tensor, whether the step must change nothing.
         """
         return
 
@@ -108,38 +109,61 @@ class SelfSupervisedModel(keras.Model):
     def train_step(self, data):
         """One step on one replica's share, in replica context.
 
-        The optimizer sums gradients over replicas and the loss is a mean, so it is divided by
-        their number. A step whose loss or gradient is not finite on any replica is void: it
-        changes no weight and no statistic.
+        The optimizer takes gradients summed over replicas and the loss is a mean, so it is divided
+        by their number. One collective carries the gradients and all metrics. A step whose loss or
+        gradient is not finite on any replica is skipped: it changes no weight and no statistic.
 
         Args:
-          data: {"views": a tuple of `[B, H, W, 3]`, and what else `compute_views_loss` takes}.
+          data: {"views": a tuple of `[B, H, W, 3]`, and what else `compute_views_loss` takes};
+            "stop", a scalar, is 1 where this worker was told to stop, and 0 by default.
 
         Returns:
-          {"loss": scalar, ..., "void": 0 or more than 0}, each the mean over all replicas.
+          {"loss": scalar, ..., "feature_std": scalar, "stop": more than 0 if any worker was told to
+          stop, "void": 1 if the step was skipped, else 0}, each over all replicas.
         """
         before = [tf.identity(variable) for variable in self.statistics]
+        data = dict(data)
+        stop = data.pop("stop", tf.zeros([]))
         batch = self.with_positions(data)
         gradients, outputs = self._accumulate_gradients(batch)
-        scalars = {name: value for name, value in outputs.items() if value.shape.rank == 0}
-        finite = tf.reduce_all(
-            [tf.reduce_all(tf.math.is_finite(value)) for value in [scalars["loss"], *gradients]]
-        )
-        # NaN everywhere is what the optimizer leaves out, and summing carries it to every replica.
-        poison = tf.where(finite, 0.0, float("nan"))
-        gradients = [gradient + tf.cast(poison, gradient.dtype) for gradient in gradients]
-        self.optimizer.apply(gradients, self.learned_variables)
+        averaged = {name: value for name, value in outputs.items() if _is_averaged(name, value)}
+        averaged["stop"] = tf.cast(stop, outputs["loss"].dtype)
+        gradient, means = self._sum_over_replicas(gradients, averaged)
 
-        scalars["void"] = tf.cast(tf.logical_not(finite), scalars["loss"].dtype)
-        means = tf.unstack(distribution.mean_over_replicas(tf.stack(list(scalars.values()))))
-        metrics = dict(zip(scalars, means, strict=True))
-        void = metrics["void"] > 0
-        for variable, old in zip(self.statistics, before, strict=True):
-            variable.assign(tf.where(void, old, variable))
+        finite = tf.reduce_all(tf.math.is_finite(gradient)) & tf.math.is_finite(means["loss"])
+        skipped = tf.logical_not(finite)
+        self.optimizer.update(gradient, finite)
+        statistics = _kept_if(skipped, before, [tf.identity(one) for one in self.statistics])
+        for variable, value in zip(self.statistics, statistics, strict=True):
+            variable.assign(value)
         if self.loss_scale:
-            self.loss_scale.update(void)
-        self.after_update(batch, outputs, void)
-        return metrics
+            self.loss_scale.update(skipped)
+        self.after_update(batch, outputs, skipped)
+        views_moments = tf.unstack(means.pop("feature_moments"))
+        views_std = [objectives.feature_std(*tf.unstack(moments)) for moments in views_moments]
+        means["feature_std"] = tf.add_n(views_std) / len(views_std)
+        means["void"] = tf.cast(skipped, means["loss"].dtype)
+        return means
+
+    def _sum_over_replicas(self, gradients, averaged):
+        """The sum of the gradients `[N]` and the means of the metrics, by one collective."""
+        values = list(averaged.values())
+        gradient, metrics = optimizers.flatten(gradients), optimizers.flatten(values)
+        if distribution.num_replicas() > 1:
+            numbers = distribution.sum_over_replicas(
+                tf.concat([gradient, tf.cast(metrics, gradient.dtype)], axis=0)
+            )
+            sizes = gradient.shape[0], metrics.shape[0]
+            gradient, metrics = tf.split(numbers, sizes)
+            metrics = tf.cast(metrics, values[0].dtype) / distribution.num_replicas()
+        parts = tf.split(metrics, [value.shape.num_elements() for value in values])
+        means = {
+            name: tf.reshape(part, value.shape)
+            for (name, value), part in zip(averaged.items(), parts, strict=True)
+        }
+        if self.loss_scale:
+            gradient /= self.loss_scale.value
+        return gradient, means
 
     def with_positions(self, data):
         """A replica's share with the positions of its images in the global batch."""
@@ -148,9 +172,9 @@ class SelfSupervisedModel(keras.Model):
         return data | {"position": first + tf.range(size, dtype=tf.int64)}
 
     def _accumulate_gradients(self, batch):
-        """The gradient of this replica's share and its outputs, over its parts.
+        """The gradient of this replica's share, times the loss scale, and its outputs.
 
-        Scalars are the means over the parts, the loss among them; other outputs are joined.
+        Over the parts, metrics are averaged, the loss among them; other outputs are joined.
         """
         count = self.accumulate_steps
         pieces = [tf.split(rows, count) for rows in tf.nest.flatten(batch)]
@@ -169,45 +193,58 @@ class SelfSupervisedModel(keras.Model):
                 [a + b for a, b in zip(gradients, of_part, strict=True)] if gradients else of_part
             )
             found.append({"loss": loss} | outputs)
-        if self.loss_scale:
-            gradients = [gradient / scale for gradient in gradients]
-        return gradients, {name: _join([values[name] for values in found]) for name in found[0]}
+        return gradients, {
+            name: _join(name, [values[name] for values in found]) for name in found[0]
+        }
 
 
-def _join(values):
-    return tf.concat(values, axis=0) if values[0].shape.rank else tf.add_n(values) / len(values)
+def _is_averaged(name, value):
+    """Whether an output is a metric, not a row for each image."""
+    return value.shape.rank == 0 or name == "feature_moments"
+
+
+def _join(name, values):
+    is_averaged = _is_averaged(name, values[0])
+    return tf.add_n(values) / len(values) if is_averaged else tf.concat(values, axis=0)
+
+
+@tf.function(jit_compile=True)
+def _kept_if(skipped, old, new):
+    """The old tensors if the step was skipped, else the new ones: one launch for all of them."""
+    return [tf.where(skipped, before, after) for before, after in zip(old, new, strict=True)]
 
 
 class LossScale(keras.layers.Layer):
     """The factor that keeps gradients above float16's smallest numbers.
 
-    It is halved with each void step, and doubled after 2,000 others in a row.
+    It is halved with each skipped step, and doubled after 2,000 others in a row.
     """
 
     def __init__(self, **kwargs):
         super().__init__(dtype="float32", **kwargs)
-        variable = {"shape": (), "trainable": False, "aggregation": "only_first_replica"}
+        variable = {"shape": (), "trainable": False}
         self.value = self.add_weight(
             name="value", initializer=keras.initializers.Constant(2.0**15), **variable
         )
         self.good_steps = self.add_weight(name="good_steps", initializer="zeros", **variable)
         self.built = True
 
-    def update(self, void):
-        """Takes note of a step: a bool, whether it was void."""
-        good_steps = tf.where(void, 0.0, self.good_steps + 1)
+    def update(self, skipped):
+        """Takes note of a step: a bool, whether it was skipped."""
+        good_steps = tf.where(skipped, 0.0, self.good_steps + 1)
         grown = good_steps >= _STEPS_TO_DOUBLE
-        factor = tf.where(void, 0.5, tf.where(grown, 2.0, 1.0))
+        factor = tf.where(skipped, 0.5, tf.where(grown, 2.0, 1.0))
         self.value.assign(tf.maximum(self.value * factor, 1))
         self.good_steps.assign(tf.where(grown, 0.0, good_steps))
 
 
-def feature_std(views_z):
-    """`objectives.feature_std` of the global batch, from this replica's z `[B, D]` of each view."""
-    return tf.add_n([_feature_std(z) for z in views_z]) / len(views_z)
+def feature_moments(views_z):
+    """The moments that `objectives.feature_std` takes, of this replica's z `[B, D]` of each view.
 
-
-def _feature_std(z):
-    unit = tf.math.l2_normalize(tf.stop_gradient(z), axis=1)
-    moments = tf.stack([tf.reduce_mean(unit, axis=0), tf.reduce_mean(tf.square(unit), axis=0)])
-    return objectives.feature_std(*tf.unstack(distribution.mean_over_replicas(moments)))
+    Returns:
+      `[V, 2, D]`: for each view the mean of z/‖z‖ and of its square, without gradient.
+    """
+    units = [tf.math.l2_normalize(tf.stop_gradient(z), axis=1) for z in views_z]
+    return tf.stack(
+        [tf.stack([tf.reduce_mean(x, axis=0), tf.reduce_mean(tf.square(x), axis=0)]) for x in units]
+    )

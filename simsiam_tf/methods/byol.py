@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
 from simsiam_tf.models.momentum import MomentumEncoder
 from simsiam_tf.objectives import negative_cosine_similarity
@@ -36,7 +36,7 @@ class Byol(SelfSupervisedModel):
         # ‖a − b‖² = 2 − 2 cos(a, b)
         loss = 2 + 2 * negative_cosine_similarity(p1, target2)
         loss += 2 + 2 * negative_cosine_similarity(p2, target1)
-        return loss, {"feature_std": feature_std(z)}
+        return loss, {"feature_moments": feature_moments(z)}
 
-    def after_update(self, batch, outputs, void):
-        self.target.follow(self._followed_variables, self.optimizer.iterations - 1, void)
+    def after_update(self, batch, outputs, skipped):
+        self.target.follow(self._followed_variables, self.optimizer.iterations - 1, skipped)

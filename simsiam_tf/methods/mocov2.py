@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from simsiam_tf import distribution
-from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
 from simsiam_tf.models.momentum import MomentumEncoder
 from simsiam_tf.models.queue import KeyQueue
@@ -35,9 +35,12 @@ class MocoV2(SelfSupervisedModel):
         negatives = tf.convert_to_tensor(self.queue.keys)
         loss = info_nce(q1, k2, negatives, self.temperature) / 2
         loss += info_nce(q2, k1, negatives, self.temperature) / 2
-        return loss, {"feature_std": feature_std([q1, q2]), "keys": tf.stack([k1, k2], axis=1)}
+        return loss, {
+            "feature_moments": feature_moments([q1, q2]),
+            "keys": tf.stack([k1, k2], axis=1),
+        }
 
-    def after_update(self, batch, outputs, void):
+    def after_update(self, batch, outputs, skipped):
         keys, _ = distribution.gather_batch(outputs["keys"])
-        self.queue.enter(tf.concat(tf.unstack(keys, axis=1), axis=0), void)
-        self.target.follow(self.learned_variables, self.optimizer.iterations - 1, void)
+        self.queue.enter(tf.concat(tf.unstack(keys, axis=1), axis=0), skipped)
+        self.target.follow(self.learned_variables, self.optimizer.iterations - 1, skipped)

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from simsiam_tf import distribution, objectives
-from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
 
 
@@ -31,4 +31,4 @@ class SimClr(SelfSupervisedModel):
             positions,
             self.temperature,
         )
-        return loss, {"feature_std": feature_std(views_z)}
+        return loss, {"feature_moments": feature_moments(views_z)}

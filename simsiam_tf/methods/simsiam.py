@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
 from simsiam_tf.objectives import SIMILARITIES
 
@@ -32,7 +32,7 @@ class SimSiam(SelfSupervisedModel):
 
     def compute_views_loss(self, batch):
         z = self.project(batch["views"], self.encoder, self.projector)
-        return self.loss_against(z, z), {"feature_std": feature_std(z)}
+        return self.loss_against(z, z), {"feature_moments": feature_moments(z)}
 
     def loss_against(self, z, targets):
         """The loss of projections z with targets of every view, lists of `[B, D]`."""

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
 from simsiam_tf.models.initializers import uniform_fan_in
 from simsiam_tf.schema import UserError
 
@@ -34,6 +34,6 @@ class Supervised(SelfSupervisedModel):
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         hits = tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels)
         return loss, {
-            "feature_std": feature_std([features]),
+            "feature_moments": feature_moments([features]),
             "accuracy": tf.reduce_mean(tf.cast(hits, loss.dtype)),
         }

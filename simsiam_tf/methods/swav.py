@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from simsiam_tf import distribution, objectives
-from simsiam_tf.methods.base import SelfSupervisedModel, feature_std
+from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
 from simsiam_tf.models.prototypes import Prototypes
 
@@ -33,7 +33,7 @@ class Swav(SelfSupervisedModel):
         predicted1, predicted2 = tf.split(self._scores(p), 2)
         loss = objectives.swapped_prediction(codes2, predicted1, config.temperature) / 2
         loss += objectives.swapped_prediction(codes1, predicted2, config.temperature) / 2
-        return loss, {"feature_std": feature_std(views_z)}
+        return loss, {"feature_moments": feature_moments(views_z)}
 
     def _scores(self, z):
         """The cosines with each prototype: `[V·b, D]` → `[V·b, K]`."""
@@ -49,5 +49,5 @@ class Swav(SelfSupervisedModel):
         codes = objectives.sinkhorn(everyone, config.sinkhorn_epsilon, config.sinkhorn_iterations)
         return self.stop_gradient(tf.gather(codes, positions))
 
-    def after_update(self, batch, outputs, void):
-        self.prototypes.normalize(void)
+    def after_update(self, batch, outputs, skipped):
+        self.prototypes.normalize(skipped)

@@ -23,9 +23,9 @@ class Mlp(keras.layers.Layer):
         """`[num_views · B, input]` → `[num_views · B, output]`, in the weights' precision."""
         for index, linear in enumerate(self.linears):
             x = linear(x)
-            if index < len(self.norms):
+            if index < len(self.norms):  # with its ReLU
                 x = self.norms[index](x, training=training, num_views=num_views)
-            if index < len(self.linears) - 1:
+            elif index < len(self.linears) - 1:
                 x = tf.nn.relu(x)
         return tf.cast(x, self.variable_dtype)
 
@@ -70,7 +70,7 @@ def _mlp(name, dims, norm, seed):
     if num_norms > last:
         linears[-1].bias.trainable = False
     norms = [
-        _norm(dims[index + 1], affine=index < last or norm == "all_affine")
+        _norm(dims[index + 1], affine=index < last or norm == "all_affine", relu=index < last)
         for index in range(num_norms)
     ]
     return Mlp(linears, norms, name=name)
@@ -87,7 +87,7 @@ def _linear(input_dim, output_dim, name, seed, bias):
     return layer
 
 
-def _norm(dim, affine=True):
-    layer = BatchNormalization(affine=affine)
+def _norm(dim, affine, relu):
+    layer = BatchNormalization(affine=affine, relu=relu)
     layer.build((None, dim))
     return layer

@@ -5,7 +5,6 @@ import math
 import keras
 import tensorflow as tf
 
-from simsiam_tf import distribution
 from simsiam_tf.models import heads
 
 
@@ -30,34 +29,34 @@ class MomentumEncoder(keras.layers.Layer):
         self.num_steps = num_steps
         self.built = True
 
-    def follow(self, variables, step, void):
-        """w' ← m·w' + (1−m)·w for each weight, in replica context; nothing if `void`.
+    def follow(self, variables, step, skipped):
+        """w' ← m·w' + (1−m)·w for each weight, in replica context; nothing if `skipped`.
 
         Args:
           variables: of f's encoder and projector, those that are trained.
           step: int tensor, 0 for the first.
-          void: bool tensor.
+          skipped: bool tensor.
         """
-        share = 1 - momentum_of_step(self.momentum, self.schedule, step, self.num_steps)
-        share = tf.where(void, tf.zeros_like(share), share)
+        share = new_share(self.momentum, self.schedule, step, self.num_steps)
+        share = tf.where(skipped, tf.zeros_like(share), share)
         averages = [*self.encoder.trainable_variables, *self.projector.trainable_variables]
-        values = []
         for average, variable in zip(averages, variables, strict=True):
-            old = tf.convert_to_tensor(average)
-            values.append(old + tf.cast(share, old.dtype) * (variable - old))
-        distribution.assign_on_all_replicas(averages, values)
+            change = tf.cast(share, variable.dtype) * (variable - average)
+            average.assign_add(change)
 
 
-def momentum_of_step(start, schedule, step, num_steps):
-    """The share m of the old weights that a step keeps, a float64 tensor.
+def new_share(start, schedule, step, num_steps):
+    """The share 1 − m of the new weights that a step takes, a float tensor.
 
     Args:
-      start: of the first step.
-      schedule: "constant", or "cosine": up to 1 by half a cosine (BYOL, section 3.2).
+      start: m of the first step.
+      schedule: "constant", or "cosine": m goes up to 1 by half a cosine (BYOL, section 3.2).
       step: int tensor, 0 for the first.
       num_steps: of the whole run.
     """
+    # In the weights' precision: TPUs have no float64. (1 + cos πx) / 2 = cos² πx/2 cancels nothing.
+    share = tf.constant(1 - start, keras.config.floatx())
     if schedule == "constant":
-        return tf.constant(start, tf.float64)
-    progress = tf.cast(step, tf.float64) / num_steps
-    return 1 - (1 - start) * (tf.cos(math.pi * progress) + 1) / 2
+        return share
+    progress = tf.cast(step, share.dtype) / num_steps
+    return share * tf.square(tf.cos(math.pi / 2 * progress))

@@ -18,9 +18,12 @@ class BatchNormalization(keras.layers.Layer):
     are those of the global batch, over all replicas.
     """
 
-    def __init__(self, affine=True, zero_gamma=False, momentum=0.9, epsilon=1e-5, **kwargs):
+    def __init__(
+        self, affine=True, zero_gamma=False, relu=False, momentum=0.9, epsilon=1e-5, **kwargs
+    ):
         """Args:
         affine: whether there is a scale gamma and an offset beta.
+        relu: apply a ReLU to the result, in the same pass over memory.
         zero_gamma: start gamma at 0 instead of 1 (the last of each residual block).
         momentum: share of the old running statistic that is kept.
         epsilon: added to the variance.
@@ -28,6 +31,7 @@ class BatchNormalization(keras.layers.Layer):
         super().__init__(**kwargs)
         self.affine = affine
         self.zero_gamma = zero_gamma
+        self.relu = relu
         self.momentum = momentum
         self.epsilon = epsilon
 
@@ -39,8 +43,8 @@ class BatchNormalization(keras.layers.Layer):
                 name="gamma", initializer="zeros" if self.zero_gamma else "ones", **weight
             )
             self.beta = self.add_weight(name="beta", initializer="zeros", **weight)
-        # Every replica computes the same update, so the first one's is the one to keep.
-        statistic = {"trainable": False, "aggregation": "only_first_replica"} | weight
+        # Every replica computes the same update for itself, so nothing is broadcast.
+        statistic = {"trainable": False} | weight
         self.running_mean = self.add_weight(name="running_mean", initializer="zeros", **statistic)
         self.running_variance = self.add_weight(
             name="running_variance", initializer="ones", **statistic
@@ -48,105 +52,153 @@ class BatchNormalization(keras.layers.Layer):
 
     def call(self, x, training=False, num_views=1):
         """Args:
-        x: `[num_views · B, ..., C]`, the views one after the other.
+        x: `[num_views · B, ..., C]`, the views one after the other, of any float dtype.
         training: normalise by the batch and move the running statistics, else by the latter.
         num_views: how many views were concatenated.
+
+        Returns:
+          The same shape and dtype.
         """
-        dtype, channels = x.dtype, x.shape[-1]
-        x = tf.cast(x, self.variable_dtype)
+        channels, dtype = x.shape[-1], self.variable_dtype
+        running_mean = tf.convert_to_tensor(self.running_mean)
+        running_variance = tf.convert_to_tensor(self.running_variance)
         if self.affine:
             gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
         else:
-            gamma, beta = tf.ones([channels], x.dtype), tf.zeros([channels], x.dtype)
+            gamma, beta = tf.ones([channels], dtype), tf.zeros([channels], dtype)
         if not training:
-            scale = gamma * tf.math.rsqrt(self.running_variance + self.epsilon)
-            return tf.cast((x - self.running_mean) * scale + beta, dtype)
+            scale = gamma * tf.math.rsqrt(running_variance + self.epsilon)
+            y = (tf.cast(x, dtype) - running_mean) * scale + beta
+            return tf.cast(tf.nn.relu(y) if self.relu else y, x.dtype)
         shape = tf.shape(x)
         images, positions = shape[0] // num_views, tf.reduce_prod(shape[1:-1])
         by_view = tf.reshape(x, [num_views, images, positions, channels])
-        y, mean, variance = _normalize(by_view, gamma, beta, self.epsilon)
-        self._move_running_statistics(mean, variance, images * positions)
-        return tf.cast(tf.reshape(y, shape), dtype)
-
-    def _move_running_statistics(self, mean, variance, count):
-        count = tf.cast(count * distribution.num_replicas(), variance.dtype)
-        variance = variance * count / (count - 1)
-        running_mean = tf.convert_to_tensor(self.running_mean)
-        running_variance = tf.convert_to_tensor(self.running_variance)
-        for view in range(mean.shape[0]):
-            running_mean += (1 - self.momentum) * (mean[view] - running_mean)
-            running_variance += (1 - self.momentum) * (variance[view] - running_variance)
+        normalize = _normalizer(self.epsilon, self.relu, self.momentum)
+        y, running_mean, running_variance = normalize(
+            by_view, gamma, beta, running_mean, running_variance
+        )
         self.running_mean.assign(running_mean)
         self.running_variance.assign(running_variance)
+        return tf.reshape(y, shape)
 
 
-def _normalize(x, gamma, beta, epsilon):
+def _normalizer(epsilon, relu, momentum):
     """Normalises each view by its statistics over all replicas.
 
     The gradient is written out: it takes one collective for all views, as the forward pass does.
     What reads or writes a tensor of the size of x is compiled by XLA, piece by piece between the
     collectives: each piece passes over memory once or twice, where single operations do ten times.
+    Numbers of half precision are cast inside the pieces, so no copy of x in float32 is ever made,
+    and the ReLU's mask is computed again on the way back, so its input need not be kept.
 
     Args:
-      x: `[V, B, P, C]`, view by view, the P positions of B images that share their statistics.
-      gamma: `[C]`.
-      beta: `[C]`.
       epsilon: added to the variance.
+      relu: whether a ReLU follows.
+      momentum: share of the old running statistic that is kept.
 
     Returns:
-      y `[V, B, P, C]`; the mean and the biased variance of the global batch, `[V, C]` each, through
-      which no gradient flows.
+      A function (x `[V, B, P, C]` of any float dtype, view by view, the P positions of B images
+      that share their statistics; gamma, beta and both running statistics, `[C]` each in the
+      weights' dtype) → y like x, and the new running statistics, through which no gradient flows.
     """
 
     @tf.custom_gradient
-    def normalize(x, gamma, beta):
-        # Means of equal shares: the variance is the mean of the variances plus that of the means,
-        # each a sum of squares, so nothing cancels.
-        means, variances = tf.unstack(
-            distribution.gather_over_replicas(_local_statistics(x)), axis=1
+    def normalize(x, gamma, beta, *running):
+        statistics = distribution.gather_over_replicas(_local_statistics(x, gamma.dtype))
+        num_replicas = distribution.num_replicas()
+        y, mean, variance, *running = _scale_and_shift(
+            x, statistics, gamma, beta, *running, num_replicas, momentum, epsilon, relu
         )
-        mean = tf.reduce_mean(means, axis=0)
-        variance = tf.reduce_mean(variances + tf.math.squared_difference(means, mean), axis=0)
-        inverse_std = tf.math.rsqrt(variance + epsilon)
-        scale = gamma * inverse_std
-        y = _scale_and_shift(x, mean, scale, beta + tf.zeros_like(mean))
 
         def gradient(dy, *_):
-            local = _local_gradients(x, dy, mean, inverse_std)
-            mean_dy, mean_dy_normalized = tf.unstack(distribution.mean_over_replicas(local))
-            dx = _gradient_of_input(x, dy, mean, scale, mean_dy, inverse_std * mean_dy_normalized)
-            count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), x.dtype)
+            local = _local_gradients(x, dy, mean, variance, gamma, beta, epsilon, relu)
+            means = distribution.mean_over_replicas(local)
+            dx = _gradient_of_input(x, dy, mean, variance, gamma, beta, means, epsilon, relu)
+            # The optimizer sums the gradients of weights over replicas.
+            count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), local.dtype)
             dbeta, dgamma = tf.unstack(count * tf.reduce_sum(local, axis=1))
-            return dx, dgamma, dbeta
+            return dx, dgamma, dbeta, None, None
 
-        return (y, mean, variance), gradient
+        return (y, *running), gradient
 
-    return normalize(x, gamma, beta)
-
-
-@tf.function(jit_compile=True)
-def _local_statistics(x):
-    """`[V, B, P, C]` → this replica's means and biased variances, `[2, V, C]`."""
-    mean = _mean(x)
-    return tf.stack([mean, _mean(tf.math.squared_difference(x, _broadcast(mean)))])
+    return normalize
 
 
 @tf.function(jit_compile=True)
-def _scale_and_shift(x, mean, scale, beta):
-    return (x - _broadcast(mean)) * _broadcast(scale) + _broadcast(beta)
+def _local_statistics(x, dtype):
+    """`[V, B, P, C]` → this replica's means and biased variances, `[2, V, C]` in `dtype`.
+
+    One pass over x takes the means of x − r and of its square, r a number of x itself: so the
+    variance, the difference of the latter and the squared former, keeps its digits.
+    """
+    x = tf.cast(x, dtype)
+    reference = x[:, 0, tf.shape(x)[2] // 2]
+    centered = x - _broadcast(reference)
+    offset, mean_square = _mean(centered), _mean(tf.square(centered))
+    return tf.stack([reference + offset, tf.maximum(mean_square - tf.square(offset), 0)])
 
 
 @tf.function(jit_compile=True)
-def _local_gradients(x, dy, mean, inverse_std):
+def _scale_and_shift(
+    x,
+    statistics,
+    gamma,
+    beta,
+    running_mean,
+    running_variance,
+    num_replicas,
+    momentum,
+    epsilon,
+    relu,
+):
+    """y like x; mean and variance over all replicas, `[V, C]`; the new running statistics `[C]`.
+
+    Means of equal shares: the variance is the mean of the variances plus that of the means, each a
+    sum of squares, so nothing cancels.
+    """
+    means, variances = tf.unstack(statistics, axis=1)
+    mean = tf.reduce_mean(means, axis=0)
+    variance = tf.reduce_mean(variances + tf.math.squared_difference(means, mean), axis=0)
+    y = _affine(x, mean, gamma * tf.math.rsqrt(variance + epsilon), beta)
+    y = tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
+    # The running statistics move with each view in turn; the running variance is the unbiased one.
+    count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]) * num_replicas, mean.dtype)
+    unbiased = variance * count / (count - 1)
+    for view in range(mean.shape[0]):
+        running_mean += (1 - momentum) * (mean[view] - running_mean)
+        running_variance += (1 - momentum) * (unbiased[view] - running_variance)
+    return y, mean, variance, running_mean, running_variance
+
+
+@tf.function(jit_compile=True)
+def _local_gradients(x, dy, mean, variance, gamma, beta, epsilon, relu):
     """The means of dy and of dy · (x − mean) / std on this replica, `[2, V, C]`."""
-    normalized = (x - _broadcast(mean)) * _broadcast(inverse_std)
+    inverse_std = tf.math.rsqrt(variance + epsilon)
+    dy = _before_relu(x, dy, mean, gamma * inverse_std, beta) if relu else tf.cast(dy, mean.dtype)
+    normalized = (tf.cast(x, mean.dtype) - _broadcast(mean)) * _broadcast(inverse_std)
     return tf.stack([_mean(dy), _mean(dy * normalized)])
 
 
 @tf.function(jit_compile=True)
-def _gradient_of_input(x, dy, mean, scale, mean_dy, slope):
-    centered = x - _broadcast(mean)
-    return _broadcast(scale) * (dy - _broadcast(mean_dy) - centered * _broadcast(slope))
+def _gradient_of_input(x, dy, mean, variance, gamma, beta, means, epsilon, relu):
+    """dx like x, from `means` of `_local_gradients` over all replicas."""
+    inverse_std = tf.math.rsqrt(variance + epsilon)
+    scale = gamma * inverse_std
+    dy_mean, slope = tf.unstack(means)
+    dy = _before_relu(x, dy, mean, scale, beta) if relu else tf.cast(dy, mean.dtype)
+    centered = tf.cast(x, mean.dtype) - _broadcast(mean)
+    dx = dy - _broadcast(dy_mean) - centered * _broadcast(inverse_std * slope)
+    return tf.cast(_broadcast(scale) * dx, x.dtype)
+
+
+def _before_relu(x, dy, mean, scale, beta):
+    """The gradient before a ReLU of `_affine`, in the statistics' dtype."""
+    passed = tf.cast(_affine(x, mean, scale, beta), x.dtype) > 0
+    return tf.where(passed, tf.cast(dy, mean.dtype), 0)
+
+
+def _affine(x, mean, scale, beta):
+    return (tf.cast(x, mean.dtype) - _broadcast(mean)) * _broadcast(scale) + beta
 
 
 def _mean(x):

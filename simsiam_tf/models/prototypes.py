@@ -3,7 +3,6 @@
 import keras
 import tensorflow as tf
 
-from simsiam_tf import distribution
 from simsiam_tf.models.initializers import uniform_fan_in
 
 
@@ -21,8 +20,8 @@ class Prototypes(keras.layers.Layer):
         self.vectors.assign(tf.math.l2_normalize(self.vectors, axis=0))
         self.built = True
 
-    def normalize(self, void):
-        """Gives every prototype length 1 again, in replica context; leaves them if `void`."""
+    def normalize(self, skipped):
+        """Gives every prototype length 1 again, in replica context; leaves them if `skipped`."""
         vectors = tf.convert_to_tensor(self.vectors)
         unit = tf.math.l2_normalize(vectors, axis=0)
-        distribution.assign_on_all_replicas([self.vectors], [tf.where(void, vectors, unit)])
+        self.vectors.assign(tf.where(skipped, vectors, unit))

@@ -9,20 +9,18 @@ class KeyQueue(keras.layers.Layer):
 
     def __init__(self, size, dim, seed, **kwargs):
         super().__init__(**kwargs)
-        # Every replica enters the same keys, so the first one's copy is the one to keep.
         self.keys = self.add_weight(
             name="keys",
             shape=(size, dim),
             initializer=keras.initializers.RandomNormal(stddev=1.0, seed=seed),
             trainable=False,
             autocast=False,
-            aggregation="only_first_replica",
         )
         self.keys.assign(tf.math.l2_normalize(self.keys, axis=1))
         self.built = True
 
-    def enter(self, keys, void):
-        """Puts keys `[n, dim]` in front, of the global batch; the oldest leave. Not if `void`."""
+    def enter(self, keys, skipped):
+        """Puts the global batch's keys `[n, dim]` in front; the oldest leave. Not if `skipped`."""
         old = tf.convert_to_tensor(self.keys)
         moved = tf.concat([keys, old], axis=0)[: old.shape[0]]
-        self.keys.assign(tf.where(void, old, moved))
+        self.keys.assign(tf.where(skipped, old, moved))

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from simsiam_tf.models.initializers import he_normal_fan_out
 from simsiam_tf.models.normalization import BatchNormalization
+from simsiam_tf.models.pooling import MaxPool
 
 # name → (whether its blocks are bottlenecks, blocks in each of the four stages)
 ARCHITECTURES = {
@@ -24,11 +25,30 @@ _EXPANSION = 4  # output channels of a bottleneck per inner channel
 
 
 class ConvNorm(keras.layers.Layer):
-    """Convolution without bias, then batch normalization."""
+    """Convolution without bias, then batch normalization, then a ReLU if there is one."""
 
     def __init__(
-        self, input_channels, channels, kernel_size, strides, seed, zero_gamma=False, *, name
+        self,
+        input_channels,
+        channels,
+        kernel_size,
+        strides,
+        seed,
+        *,
+        name,
+        relu=True,
+        zero_gamma=False,
     ):
+        """Args:
+        input_channels: of what comes in.
+        channels: of what goes out.
+        kernel_size: height and width of the kernel.
+        strides: of the convolution.
+        seed: of the initial weights.
+        name: torchvision's, for example "layer1.0.conv1".
+        relu: whether a ReLU follows.
+        zero_gamma: start the normalization's gamma at 0.
+        """
         super().__init__(name=name.replace(".", "_"))
         # oneDNN's gradient of a strided 1x1 kernel writes past its buffer where the input has fewer
         # than 8 channels (AVX2) or 16 (AVX-512), github.com/uxlfoundation/oneDNN/issues/6035. What
@@ -46,7 +66,7 @@ class ConvNorm(keras.layers.Layer):
             kernel_initializer=he_normal_fan_out(seed, name),
         )
         self.conv.build((None, None, None, input_channels))
-        self.norm = BatchNormalization(zero_gamma=zero_gamma)
+        self.norm = BatchNormalization(zero_gamma=zero_gamma, relu=relu)
         self.norm.build((None, channels))
         self.built = True
 
@@ -78,22 +98,29 @@ class Block(keras.layers.Layer):
             ]
         else:
             shapes = [(input_channels, channels, 3, strides), (channels, channels, 3, 1)]
-        self.conv_norms = [
-            ConvNorm(*shape, seed, zero_gamma=index == len(shapes), name=f"{name}.conv{index}")
-            for index, shape in enumerate(shapes, start=1)
-        ]
+        self.conv_norms = []
+        for index, shape in enumerate(shapes, start=1):
+            last = index == len(shapes)  # its ReLU follows the sum
+            self.conv_norms.append(
+                ConvNorm(*shape, seed, name=f"{name}.conv{index}", relu=not last, zero_gamma=last)
+            )
         self.downsample = None  # the identity, where the shapes allow it
         if strides > 1 or input_channels != self.output_channels:
             self.downsample = ConvNorm(
-                input_channels, self.output_channels, 1, strides, seed, name=f"{name}.downsample"
+                input_channels,
+                self.output_channels,
+                1,
+                strides,
+                seed,
+                name=f"{name}.downsample",
+                relu=False,
             )
         self.built = True
 
     def call(self, x, training=False, num_views=1):
         y = x
-        for conv_norm in self.conv_norms[:-1]:
-            y = tf.nn.relu(conv_norm(y, training=training, num_views=num_views))
-        y = self.conv_norms[-1](y, training=training, num_views=num_views)
+        for conv_norm in self.conv_norms:
+            y = conv_norm(y, training=training, num_views=num_views)
         if self.downsample:
             x = self.downsample(x, training=training, num_views=num_views)
         return tf.nn.relu(x + y)
@@ -114,9 +141,7 @@ class ResNet(keras.layers.Layer):
         imagenet = config.stem == "imagenet"
         kernel_size, strides = (7, 2) if imagenet else (3, 1)
         self.stem = ConvNorm(3, config.width, kernel_size, strides, seed, name="conv1")
-        # Zeros pad as well as minus infinity would: what comes in is at least zero.
-        self.pool = [keras.layers.ZeroPadding2D(1), keras.layers.MaxPooling2D(3, 2)]
-        self.pool = self.pool if imagenet else []
+        self.pool = MaxPool() if imagenet else None
         self.blocks = []
         channels = config.width
         for stage, depth in enumerate(depths):
@@ -144,9 +169,9 @@ class ResNet(keras.layers.Layer):
         training: normalise by the batch's statistics.
         num_views: how many views were concatenated.
         """
-        x = tf.nn.relu(self.stem(images, training=training, num_views=num_views))
-        for layer in self.pool:
-            x = layer(x)
+        x = self.stem(images, training=training, num_views=num_views)
+        if self.pool:
+            x = self.pool(x, training=training)
         for block in self.blocks:
             x = block(x, training=training, num_views=num_views)
         return tf.reduce_mean(tf.cast(x, self.variable_dtype), axis=(1, 2))

@@ -7,6 +7,7 @@ import dataclasses
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from simsiam_tf import distribution
@@ -20,7 +21,8 @@ class Step:
     number: int  # of steps done, this one included
     metrics: dict  # {name: float}, the mean over all replicas
     indices: list  # of this worker's samples
-    waited: float  # seconds that the devices waited for the batch
+    seconds: float  # its share of the time that its loop took
+    waited: float  # its share of the time that the devices waited for batches
     flops: float  # floating-point operations, over all replicas
     stopping: bool  # whether a worker was told to stop
 
@@ -106,6 +108,8 @@ def run_steps(
 ):
     """Trains on each batch in turn; yields a `Step` for each, a loop at a time.
 
+    The host waits for the devices only at the end of a loop.
+
     Args:
       strategy: the `tf.distribute.Strategy` that the model was built under.
       model: a `SelfSupervisedModel` with its optimizer.
@@ -116,18 +120,15 @@ def run_steps(
       loop_end: steps done → steps done after the next loop, which runs without Python; no more
         than were done ends the training.
       before_loop: called with the steps done, before each loop; None: nothing.
-      stop_wanted: whether this worker was told to stop. Several workers tell each other at the
-        start of a loop, so that all of them stop after the same one.
+      stop_wanted: whether this worker was told to stop. The workers tell each other within the
+        steps of the next loop, so that all of them stop after the same one.
       xla: compile each replica's step by XLA.
     """
     names = []  # of the metrics, known once the step is traced
     graphs = []  # that of each time that a replica's step is traced
 
-    def first_replica(value):
-        return strategy.experimental_local_results(value)[0]
-
-    def replica_step(batch):
-        data = _prepared(batch, prepare, replica_batch_size)
+    def replica_step(batch, stop):
+        data = _prepared(batch, prepare, replica_batch_size) | {"stop": stop}
         with tf.name_scope(meter.SCOPE):
             metrics = model.train_step(data)
         names[:] = metrics
@@ -139,34 +140,62 @@ def run_steps(
 
     @tf.function(reduce_retracing=True)
     def run_loop(iterator, count, stop):
-        stopping = first_replica(strategy.run(distribution.any_worker, args=(stop,)))
         rows = tf.TensorArray(keras.config.floatx(), count, infer_shape=False)
         indices = tf.TensorArray(tf.int64, count, infer_shape=False)
-        waits = tf.TensorArray(tf.float64, count)
+        arrivals = tf.TensorArray(tf.float64, count)
         for index in tf.range(count):
-            started = _now()
-            with tf.control_dependencies([started]):
-                batch = iterator.get_next()
-            arrived = tf.concat(strategy.experimental_local_results(batch["index"]), axis=0)
-            with tf.control_dependencies([arrived]):
-                waits = waits.write(index, _now() - started)
-            indices = indices.write(index, arrived)
-            row = first_replica(strategy.run(replica_step, args=(batch,)))
-            rows = rows.write(index, row)  # the same on every replica
-        return rows.stack(), indices.stack(), waits.stack(), stopping
+            batch = iterator.get_next()
+            of_replicas = strategy.experimental_local_results(batch["index"])
+            with tf.control_dependencies(of_replicas):
+                arrivals = arrivals.write(index, _now())
+            indices = indices.write(index, tf.concat(of_replicas, axis=0))
+            row = strategy.experimental_local_results(
+                strategy.run(replica_step, args=(batch, stop))
+            )[0]  # the same on every replica
+            rows = rows.write(index, row)
+        return rows.stack(), indices.stack(), arrivals.stack()
 
     iterator = iter(batches)
     done, flops = first_step, None
     while (end := loop_end(done)) > done:
         if before_loop:
             before_loop(done)
-        *columns, stopping = run_loop(iterator, tf.constant(end - done), tf.constant(stop_wanted()))
-        if not distribution.has_several_workers(strategy):
-            stopping = stop_wanted()
+        started = time.perf_counter()
+        stop = tf.constant(float(stop_wanted()))
+        columns = run_loop(iterator, tf.constant(end - done), stop)
+        rows, indices, arrivals = (column.numpy() for column in columns)
+        took = time.perf_counter() - started
+        waited = _waiting(arrivals - started, took)
         flops = flops or _flops_of_step(graphs) * strategy.num_replicas_in_sync
-        lines = zip(*(column.numpy().tolist() for column in columns), strict=True)
-        for number, (row, indices, waited) in enumerate(lines, start=done + 1):
+        for number, (row, of_step) in enumerate(
+            zip(rows.tolist(), indices.tolist(), strict=True), start=done + 1
+        ):
             metrics = dict(zip(names, row, strict=True))
-            is_last = number == end
-            yield Step(number, metrics, indices, waited, flops, bool(stopping) and is_last)
+            told = metrics.pop("stop") > 0 or (
+                stop_wanted() and not distribution.has_several_workers(strategy)
+            )
+            yield Step(
+                number,
+                metrics,
+                of_step,
+                took / len(rows),
+                waited / len(rows),
+                flops,
+                told and number == end,
+            )
         done = end
+
+
+def _waiting(arrivals, took):
+    """The seconds of a loop in which its devices waited for batches, if all steps take the same.
+
+    The host hands steps out without waiting for the devices, so what the host waits for a batch
+    need not hold them up. A step begins when its batch is there and the step before is done: so
+    from the arrival of any batch, the steps that were left took at most the rest of the loop.
+
+    Args:
+      arrivals: of each step's batch, seconds from the loop's start, ascending, `[steps]`.
+      took: seconds from the loop's start to its end.
+    """
+    steps_left = np.arange(len(arrivals), 0, -1)
+    return took - len(arrivals) * np.min((took - arrivals) / steps_left)

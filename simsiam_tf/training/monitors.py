@@ -6,7 +6,6 @@ import json
 import logging as standard_logging
 import os
 import sys
-import time
 
 import tensorflow as tf
 from absl import logging
@@ -96,13 +95,16 @@ class Monitor:
         )
         self.recent = meter.Usage()
         self.usages = []  # of each line of this start
-        self.paused = 0.0
-        self.started = time.perf_counter()
+        # How many steps up to the newest were skipped, since their loss or gradient was not finite.
+        steps = {line["step"] for line in self.lines if "nonfinite" in line}
+        last = restored_step or 0
+        self.skipped_in_a_row = next(n for n in itertools.count() if last - n not in steps)
 
     def step(self, step):
         """Takes note of a `loop.Step`; writes a line where one is due."""
-        self.recent += meter.Usage(self.batch_size, 0.0, step.waited, step.flops)
+        self.recent += meter.Usage(self.batch_size, step.seconds, step.waited, step.flops)
         self.progress.update()
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if step.metrics["void"] else 0
         if step.metrics["void"]:
             self._write_void(step)
         elif step.number % self.log_every_steps == 0 or step.number == self.last_step:
@@ -114,8 +116,6 @@ class Monitor:
         values = {name: value for name, value in step.metrics.items() if name != "void"}
         # The rate that the step was made with.
         epoch = (step.number - 1) // self.steps_per_epoch
-        seconds = time.perf_counter() - self.started - self.paused
-        self.recent += meter.Usage(seconds=seconds)
         self.usages.append(self.recent)
         rates = self.recent.rates(self.peak_flops)
         line = values | {"learning_rate": self.learning_rates[epoch]} | rates
@@ -143,8 +143,6 @@ class Monitor:
                 tqdm.format_interval(left),
             )
         self.recent = meter.Usage()
-        self.paused = 0.0
-        self.started = time.perf_counter()
 
     def _write_void(self, step):
         """A step that changed nothing, since its loss or gradient was not finite."""
@@ -154,11 +152,6 @@ class Monitor:
             f"Step {step.number} changed no weight: its loss or gradient is not finite. Its "
             f"samples: {', '.join(map(str, step.indices))}",
         )
-
-    def void_steps_in_a_row(self, step):
-        """How many steps up to this one changed nothing."""
-        void = {line["step"] for line in self.lines if "nonfinite" in line}
-        return next(count for count in itertools.count() if step - count not in void)
 
     def view_pairs(self, batch_views):
         """A grid of view pairs as the network sees them first: a row for each image.
@@ -174,11 +167,8 @@ class Monitor:
     def _look_for_collapse(self, step):
         """Warns where every line of the epoch has a std under 0.3."""
         first = step - self.steps_per_epoch
-        stds = [
-            line["feature_std"]
-            for line in self.lines
-            if "feature_std" in line and first < line["step"] <= step
-        ]
+        newest = itertools.takewhile(lambda line: line["step"] > first, reversed(self.lines))
+        stds = [line["feature_std"] for line in newest if "feature_std" in line]
         if stds and max(stds) < COLLAPSED_STD:
             text = (
                 f"Collapse: the features' std was {max(stds):.3f} or less throughout epoch "
@@ -209,9 +199,12 @@ class Monitor:
             rates = {name: self.latest(name, 0.0) for name in meter.RATES}
         return rates | {"limit": meter.what_limits(rates, self.peak_flops)}
 
+    @contextlib.contextmanager
     def pause(self):
-        """A context in which time does not count as training, and the progress line is away."""
-        return _Pause(self)
+        """A context in which the progress line is away."""
+        self.progress.clear()
+        yield
+        self.progress.refresh()
 
     def latest(self, name, default=None):
         """The newest value of a metric."""
@@ -248,19 +241,6 @@ class Monitor:
 
     def _epoch(self, step):
         return round(step / self.steps_per_epoch, 4)
-
-
-class _Pause:
-    def __init__(self, monitor):
-        self.monitor = monitor
-
-    def __enter__(self):
-        self.started = time.perf_counter()
-        self.monitor.progress.clear()
-
-    def __exit__(self, *_):
-        self.monitor.paused += time.perf_counter() - self.started
-        self.monitor.progress.refresh()
 
 
 def _reopen_metrics(path, restored_step):

@@ -4,8 +4,12 @@ Keras decouples weight decay and folds the rate into the momentum; the numbers o
 both as the reference has them.
 """
 
+import math
+
 import keras
 import tensorflow as tf
+
+from simsiam_tf import distribution
 
 
 class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
@@ -27,7 +31,7 @@ class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
 class SGD(keras.optimizers.Optimizer):
     """g ← g + λw; v ← μv + g; w ← w − rate·v (PyTorch's form of momentum, coupled L2).
 
-    Weights whose gradient has a NaN in it stay as they are, and so does their velocity.
+    A step whose gradient is not finite is skipped: weights and velocities stay as they are.
     """
 
     def __init__(
@@ -51,6 +55,9 @@ class SGD(keras.optimizers.Optimizer):
         name: of the optimizer.
         """
         super().__init__(learning_rate, name=name)
+        # Keras broadcasts its counter from the first replica; here each replica counts for itself.
+        self._variables.clear()
+        self._iterations = self.add_variable((), dtype="int64", name="iteration")
         self.momentum = momentum
         self.l2_penalty = weight_decay
         self.constant_rate = constant_rate
@@ -63,26 +70,60 @@ class SGD(keras.optimizers.Optimizer):
         super().build(variables)
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 
-    def update_step(self, gradient, variable, learning_rate):
-        velocity = self.velocities[self._get_variable_index(variable)]
-        if self._var_key(variable) in self.constant_rate_keys:
-            rate = tf.constant(self.constant_rate, variable.dtype)
-        else:
-            rate = tf.cast(learning_rate, variable.dtype)
-        gradient = tf.cast(gradient, variable.dtype)
-        if self._var_key(variable) not in self.excluded_keys:
-            gradient = self.direction(gradient, variable)
-        # By numbers, as it takes fewer passes over memory: v · 1 + 0 is v, and w − 0 · v is w.
-        void = tf.math.is_nan(tf.reduce_sum(gradient))
-        zero, one = (tf.constant(number, variable.dtype) for number in (0, 1))
-        gradient = tf.math.multiply_no_nan(gradient, tf.where(void, zero, one))
-        momentum = tf.where(void, one, tf.constant(self.momentum, variable.dtype))
-        self.assign(velocity, momentum * velocity + gradient)
-        self.assign_sub(variable, tf.where(void, zero, rate) * velocity)
+    def apply(self, grads, trainable_variables=None):
+        """Takes a step, in replica context.
 
-    def direction(self, gradient, variable):
-        """What enters the momentum: the gradient with its L2 penalty."""
-        return gradient + self.l2_penalty * variable
+        Args:
+          grads: gradients of this replica, which are summed over all replicas.
+          trainable_variables: as `build` had them; None will do.
+        """
+        if trainable_variables is not None:
+            self.build(trainable_variables)
+        gradient = distribution.sum_over_replicas(flatten(grads))
+        self.update(gradient, tf.reduce_all(tf.math.is_finite(gradient)))
+
+    def update(self, gradient, finite):
+        """Takes a step, in replica context.
+
+        All numbers go through one tensor, so that a step outside XLA is a kernel for each variable
+        instead of a dozen.
+
+        Args:
+          gradient: of all variables one after the other, summed over all replicas, `[N]`.
+          finite: bool tensor; if false, the step is skipped.
+        """
+        variables = self._trainable_variables
+        sizes = [math.prod(variable.shape) for variable in variables]
+        direction = self.directions(gradient, sizes)
+        # A skipped step by numbers: v · 1 + 0 is v, and w − 0 · v is w.
+        direction = tf.where(finite, direction, tf.zeros_like(direction))
+        dtype = direction.dtype
+        momentum = tf.where(finite, tf.constant(self.momentum, dtype), 1)
+        rate = tf.where(finite, tf.cast(self.learning_rate, dtype), 0)
+        constant_rate = tf.where(finite, tf.constant(self.constant_rate or 0, dtype), 0)
+        parts = tf.split(direction, sizes)
+        for variable, velocity, part in zip(variables, self.velocities, parts, strict=True):
+            is_constant = self._var_key(variable) in self.constant_rate_keys
+            tf.raw_ops.ResourceApplyMomentum(
+                var=variable.value.handle,
+                accum=velocity.value.handle,
+                lr=constant_rate if is_constant else rate,
+                grad=tf.reshape(part, variable.shape),
+                momentum=momentum,
+            )
+        self._iterations.assign_add(1)
+
+    def directions(self, gradient, sizes):
+        """What enters the momentum, `[N]`: the gradient with its L2 penalty."""
+        if not self.l2_penalty:
+            return gradient
+        return gradient + self.l2_penalty * flatten(
+            tf.zeros(variable.shape, variable.dtype) if self._is_excluded(variable) else variable
+            for variable in self._trainable_variables
+        )
+
+    def _is_excluded(self, variable):
+        return self._var_key(variable) in self.excluded_keys
 
 
 class LARS(SGD):
@@ -101,10 +142,23 @@ class LARS(SGD):
         super().__init__(learning_rate, momentum, weight_decay, name=name, **others)
         self.trust_coefficient = trust_coefficient
 
-    def direction(self, gradient, variable):
-        weight_norm, gradient_norm = tf.norm(variable), tf.norm(gradient)
-        ratio = self.trust_coefficient * weight_norm
-        ratio /= gradient_norm + self.l2_penalty * weight_norm + 1e-8
-        scalable = tf.logical_and(weight_norm > 0, gradient_norm > 0)
-        scale = tf.where(scalable, ratio, tf.ones_like(ratio))
-        return scale * super().direction(gradient, variable)
+    def directions(self, gradient, sizes):
+        excluded = [self._is_excluded(variable) for variable in self._trainable_variables]
+        weight_norms = _norms(self._trainable_variables)
+        gradient_norms = _norms(tf.split(gradient, sizes))
+        ratios = self.trust_coefficient * weight_norms
+        ratios /= gradient_norms + self.l2_penalty * weight_norms + 1e-8
+        scalable = (weight_norms > 0) & (gradient_norms > 0) & tf.logical_not(excluded)
+        scales = tf.unstack(tf.where(scalable, ratios, tf.ones_like(ratios)))
+        parts = tf.split(super().directions(gradient, sizes), sizes)
+        return tf.concat([scale * part for scale, part in zip(scales, parts, strict=True)], axis=0)
+
+
+def flatten(tensors):
+    """Tensors or variables of any shapes → all their numbers, `[N]`."""
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+
+
+def _norms(tensors):
+    """The Euclidean norm of each tensor, `[count]`."""
+    return tf.sqrt(2 * tf.stack([tf.nn.l2_loss(tf.convert_to_tensor(one)) for one in tensors]))

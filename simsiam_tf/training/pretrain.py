@@ -145,12 +145,22 @@ def _train(config, strategy, output):
             first_step=first_step,
         )
 
+    on_accelerators = distribution.on_accelerators(strategy)
+    xla = config.system.xla == "true" or (config.system.xla == "auto" and on_accelerators)
+    periods = [save_every, knn_every, histogram_every]
+    if config.system.steps_per_loop != "auto":
+        longest_loop = int(config.system.steps_per_loop)
+    elif on_accelerators:
+        longest_loop = config.monitor.log_every_steps
+        periods.append(longest_loop)  # the host waits for the devices only where a line is due
+    else:
+        longest_loop = 1
+
     def loop_end(done):
         """Python is needed to log, to look at the encoder, to save it and to hold targets."""
-        periods = [period for period in (save_every, knn_every, histogram_every) if period]
-        due = [(done // period + 1) * period for period in periods]
+        due = [(done // period + 1) * period for period in periods if period]
         due += [holder.end(done)] if holder else []
-        return min(done + config.system.steps_per_loop, last_step, *due)
+        return min(done + longest_loop, last_step, *due)
 
     with interruption.noted() as received:
         steps = loop.run_steps(
@@ -163,7 +173,7 @@ def _train(config, strategy, output):
             loop_end=loop_end,
             before_loop=holder.hold_if_due if holder else None,
             stop_wanted=lambda: received() is not None,
-            xla=config.system.xla,
+            xla=xla,
         )
 
         def indices_of(done):
@@ -176,7 +186,7 @@ def _train(config, strategy, output):
             with writing_to(workdir):
                 quarantine.check()
                 monitor.step(step)
-            _check_void_steps(monitor, step.number, config.system.max_nonfinite_steps)
+            _check_skipped_steps(monitor, step.number, config.system.max_nonfinite_steps)
             last = step.number == last_step
             if knn_monitor and (last or step.number % knn_every == 0):
                 _run_knn(knn_monitor, monitor, step.number, workdir)
@@ -342,8 +352,8 @@ def _read_errors_named(steps, first_step, quarantine, indices_of, strategy):
         yield step
 
 
-def _check_void_steps(monitor, step, most):
-    count = monitor.void_steps_in_a_row(step)
+def _check_skipped_steps(monitor, step, most):
+    count = monitor.skipped_in_a_row
     if count >= most:
         monitor.close()
         raise UserError(

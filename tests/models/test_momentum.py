@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from simsiam_tf.config import EncoderConfig, MethodConfig
-from simsiam_tf.models.momentum import MomentumEncoder, momentum_of_step
+from simsiam_tf.models.momentum import MomentumEncoder, new_share
 from simsiam_tf.models.resnet import ResNet
 
 CONFIG = MethodConfig(
@@ -37,10 +37,16 @@ def test_it_moves_by_one_minus_the_momentum_and_not_at_all_in_a_void_step(follow
         np.testing.assert_allclose(average, old + (0 if void else 0.1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_cosine_schedule_is_byols():
     # Section 3.2: tau = 1 - (1 - tau_base) (cos(pi k / K) + 1) / 2.
-    got = [float(momentum_of_step(0.99, "cosine", step, 100)) for step in (0, 25, 50, 100)]
-    expected = [1 - 0.01 * (np.cos(np.pi * k / 100) + 1) / 2 for k in (0, 25, 50, 100)]
-    np.testing.assert_allclose(got, expected, rtol=1e-12)
-    assert (got[0], got[-1]) == (0.99, 1)
-    assert float(momentum_of_step(0.99, "constant", 70, 100)) == 0.99
+    got = [float(new_share(0.99, "cosine", step, 100)) for step in (0, 25, 50, 100)]
+    expected = [0.01 * (np.cos(np.pi * k / 100) + 1) / 2 for k in (0, 25, 50, 100)]
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-30)
+    assert float(new_share(0.99, "constant", 70, 100)) == pytest.approx(0.01, rel=1e-12)
+
+
+def test_the_schedule_keeps_its_digits_in_float32():
+    # Near the end 1 - m is far below float32's resolution of m.
+    got = float(new_share(0.996, "cosine", 499_000, 500_000))
+    assert got == pytest.approx(0.004 * np.cos(np.pi / 2 * 0.998) ** 2, rel=1e-4)

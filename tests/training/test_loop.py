@@ -71,6 +71,20 @@ def test_five_steps_of_the_loop_are_the_references(
     np.testing.assert_allclose(features, numbers["final/eval_features"], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("arrivals", "took", "waited"),
+    [
+        ([0, 0, 0, 0], 8, 0),  # every batch was there
+        ([3, 5, 7, 9], 11, 3),  # steps of 2: the devices waited for the first batch alone
+        ([0, 1, 2, 3], 20, 0),  # the host waits for batches, the devices have steps left to do
+        ([1, 4, 7], 8, 5),  # steps of 1: for each of the batches
+        ([2], 6, 2),
+    ],
+)
+def test_the_devices_wait_only_where_no_step_is_left_to_do(arrivals, took, waited):
+    assert loop._waiting(np.array(arrivals, float), took) == pytest.approx(waited)
+
+
 def losses_of_a_run(pretrain_config, num_steps, xla):
     """The losses of a small network with augmentation on the device, and how often it was traced
     after each step."""

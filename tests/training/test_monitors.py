@@ -26,10 +26,12 @@ def build(workdir, restored_step=None, **settings):
     )
 
 
-def take_steps(monitor, first, last, std=0.9, void=()):
+def take_steps(monitor, first, last, std=0.9, void=(), seconds=0.5):
     for number in range(first, last + 1):
         metrics = {"loss": -number / 10, "feature_std": std, "void": float(number in void)}
-        monitor.step(Step(number, metrics, indices=[3, 4], waited=0.0, flops=2e6, stopping=False))
+        monitor.step(
+            Step(number, metrics, [3, 4], seconds=seconds, waited=0.1, flops=2e6, stopping=False)
+        )
 
 
 def lines_of(workdir):
@@ -55,8 +57,18 @@ def test_a_line_has_what_the_run_did_at_its_step(tmp_path):
     assert [line["epoch"] for line in lines] == [0.5, 1.0, 1.5]
     assert [line["learning_rate"] for line in lines] == [0.3, 0.3, 0.2]
     assert lines[1]["loss"] == pytest.approx(-0.4)
-    assert all(line["images_per_second"] > 0 for line in lines)
-    assert all(0 <= line["input_wait_fraction"] <= 1 for line in lines)
+    assert [line["images_per_second"] for line in lines] == [16, 16, 16]
+    assert [line["input_wait_fraction"] for line in lines] == pytest.approx([0.2] * 3)
+
+
+def test_the_rate_of_a_line_is_that_of_its_own_steps(tmp_path):
+    # Steps of a loop arrive together, after it; a line may end within a slow one or a fast one.
+    monitor = build(tmp_path)
+    take_steps(monitor, 1, 3, seconds=4.0)
+    take_steps(monitor, 4, 6, seconds=0.25)
+    monitor.close()
+    rates = [line["images_per_second"] for line in lines_of(tmp_path)]
+    assert rates == pytest.approx([2, 16 / 4.25, 32])
 
 
 def test_the_last_step_has_a_line_whatever_the_interval(tmp_path):
@@ -148,15 +160,37 @@ def test_a_step_that_changed_nothing_is_a_line_with_its_samples_and_a_warning(tm
     )
 
 
-def test_void_steps_in_a_row_are_counted_over_a_restart(tmp_path):
+def test_skipped_steps_in_a_row_are_counted_over_a_restart(tmp_path):
     monitor = build(tmp_path)
-    take_steps(monitor, 1, 5, void=(1, 3, 4, 5))
-    assert monitor.void_steps_in_a_row(2) == 0
-    assert monitor.void_steps_in_a_row(5) == 3
+    take_steps(monitor, 1, 2, void=(1, 3, 4, 5))
+    assert monitor.skipped_in_a_row == 0
+    take_steps(monitor, 3, 5, void=(1, 3, 4, 5))
+    assert monitor.skipped_in_a_row == 3
     monitor.close()
     monitor = build(tmp_path, restored_step=4)
+    assert monitor.skipped_in_a_row == 2
     take_steps(monitor, 5, 5, void=(5,))
-    assert monitor.void_steps_in_a_row(5) == 3
+    assert monitor.skipped_in_a_row == 3
+
+
+class UnseenLines(list):
+    """Lines of metrics of which only the newest may be looked at."""
+
+    def __iter__(self):
+        raise AssertionError("all lines are looked at")
+
+    def __reversed__(self):
+        newest = super().__reversed__()
+        return (next(newest) for _ in range(10))
+
+
+def test_a_step_does_not_look_at_all_lines(tmp_path):
+    monitor = build(tmp_path)
+    take_steps(monitor, 1, 4)
+    monitor.lines = UnseenLines(monitor.lines * 100)
+    take_steps(monitor, 5, 12, std=0.1, void=(6,))
+    assert monitor.skipped_in_a_row == 0
+    monitor.close()
 
 
 def test_metrics_that_cannot_be_read_are_named(tmp_path):
