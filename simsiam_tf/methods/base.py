@@ -128,11 +128,12 @@ class SelfSupervisedModel(keras.Model):
         gradients, outputs = self._accumulate_gradients(batch)
         averaged = {name: value for name, value in outputs.items() if _is_averaged(name, value)}
         averaged["stop"] = tf.cast(stop, outputs["loss"].dtype)
-        gradient, means = self._sum_over_replicas(gradients, averaged)
-
-        finite = tf.reduce_all(tf.math.is_finite(gradient)) & tf.math.is_finite(means["loss"])
+        gradients, finite, sums = optimizers.sum_over_replicas(gradients, list(averaged.values()))
+        num_replicas = distribution.num_replicas()
+        means = {name: total / num_replicas for name, total in zip(averaged, sums, strict=True)}
+        finite = tf.logical_and(finite, tf.math.is_finite(means["loss"]))
         skipped = tf.logical_not(finite)
-        self.optimizer.update(gradient, finite)
+        self.optimizer.update(gradients, finite)
         statistics = _kept_if(skipped, before, [tf.identity(one) for one in self.statistics])
         for variable, value in zip(self.statistics, statistics, strict=True):
             variable.assign(value)
@@ -145,26 +146,6 @@ class SelfSupervisedModel(keras.Model):
         means["void"] = tf.cast(skipped, means["loss"].dtype)
         return means
 
-    def _sum_over_replicas(self, gradients, averaged):
-        """The sum of the gradients `[N]` and the means of the metrics, by one collective."""
-        values = list(averaged.values())
-        gradient, metrics = optimizers.flatten(gradients), optimizers.flatten(values)
-        if distribution.num_replicas() > 1:
-            numbers = distribution.sum_over_replicas(
-                tf.concat([gradient, tf.cast(metrics, gradient.dtype)], axis=0)
-            )
-            sizes = gradient.shape[0], metrics.shape[0]
-            gradient, metrics = tf.split(numbers, sizes)
-            metrics = tf.cast(metrics, values[0].dtype) / distribution.num_replicas()
-        parts = tf.split(metrics, [value.shape.num_elements() for value in values])
-        means = {
-            name: tf.reshape(part, value.shape)
-            for (name, value), part in zip(averaged.items(), parts, strict=True)
-        }
-        if self.loss_scale:
-            gradient /= self.loss_scale.value
-        return gradient, means
-
     def with_positions(self, data):
         """A replica's share with the positions of its images in the global batch."""
         size = data["views"][0].shape[0]
@@ -172,13 +153,15 @@ class SelfSupervisedModel(keras.Model):
         return data | {"position": first + tf.range(size, dtype=tf.int64)}
 
     def _accumulate_gradients(self, batch):
-        """The gradient of this replica's share, times the loss scale, and its outputs.
+        """The gradient of this replica's share and its outputs, over its parts.
 
-        Over the parts, metrics are averaged, the loss among them; other outputs are joined.
+        Metrics are averaged, the loss among them; other outputs are joined.
         """
         count = self.accumulate_steps
-        pieces = [tf.split(rows, count) for rows in tf.nest.flatten(batch)]
-        parts = [tf.nest.pack_sequence_as(batch, part) for part in zip(*pieces, strict=True)]
+        parts = [batch]
+        if count > 1:
+            pieces = [tf.split(rows, count) for rows in tf.nest.flatten(batch)]
+            parts = [tf.nest.pack_sequence_as(batch, part) for part in zip(*pieces, strict=True)]
         scale = self.loss_scale.value if self.loss_scale else 1
         gradients, found = None, []
         for part in parts:
@@ -193,9 +176,10 @@ class SelfSupervisedModel(keras.Model):
                 [a + b for a, b in zip(gradients, of_part, strict=True)] if gradients else of_part
             )
             found.append({"loss": loss} | outputs)
-        return gradients, {
-            name: _join(name, [values[name] for values in found]) for name in found[0]
-        }
+        if self.loss_scale:
+            gradients = [gradient / scale for gradient in gradients]
+        joined = {name: _join(name, [values[name] for values in found]) for name in found[0]}
+        return gradients, joined
 
 
 def _is_averaged(name, value):

@@ -129,11 +129,10 @@ def _local_statistics(x, dtype):
     """`[V, B, P, C]` → this replica's means and biased variances, `[2, V, C]` in `dtype`.
 
     One pass over x takes the means of x − r and of its square, r a number of x itself: so the
-    variance, the difference of the latter and the squared former, keeps its digits.
+    variance, the latter less the squared former, keeps its digits whatever the mean is.
     """
-    x = tf.cast(x, dtype)
-    reference = x[:, 0, tf.shape(x)[2] // 2]
-    centered = x - _broadcast(reference)
+    reference = tf.cast(x[:, 0, tf.shape(x)[2] // 2], dtype)
+    centered = tf.cast(x, dtype) - _broadcast(reference)
     offset, mean_square = _mean(centered), _mean(tf.square(centered))
     return tf.stack([reference + offset, tf.maximum(mean_square - tf.square(offset), 0)])
 
@@ -193,8 +192,7 @@ def _gradient_of_input(x, dy, mean, variance, gamma, beta, means, epsilon, relu)
 
 def _before_relu(x, dy, mean, scale, beta):
     """The gradient before a ReLU of `_affine`, in the statistics' dtype."""
-    passed = tf.cast(_affine(x, mean, scale, beta), x.dtype) > 0
-    return tf.where(passed, tf.cast(dy, mean.dtype), 0)
+    return tf.where(_affine(x, mean, scale, beta) > 0, tf.cast(dy, mean.dtype), 0)
 
 
 def _affine(x, mean, scale, beta):

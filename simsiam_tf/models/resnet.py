@@ -174,4 +174,13 @@ class ResNet(keras.layers.Layer):
             x = self.pool(x, training=training)
         for block in self.blocks:
             x = block(x, training=training, num_views=num_views)
-        return tf.reduce_mean(tf.cast(x, self.variable_dtype), axis=(1, 2))
+        average = _compiled_average if training else _average
+        return average(x, self.variable_dtype)
+
+
+def _average(x, dtype):
+    """The mean over all positions, `[N, H, W, C]` of any float dtype → `[N, C]` in `dtype`."""
+    return tf.reduce_mean(tf.cast(x, dtype), axis=(1, 2))
+
+
+_compiled_average = tf.function(_average, jit_compile=True)  # it makes no copy of x in `dtype`

@@ -4,8 +4,6 @@ Keras decouples weight decay and folds the rate into the momentum; the numbers o
 both as the reference has them.
 """
 
-import math
-
 import keras
 import tensorflow as tf
 
@@ -74,56 +72,53 @@ class SGD(keras.optimizers.Optimizer):
         """Takes a step, in replica context.
 
         Args:
-          grads: gradients of this replica, which are summed over all replicas.
+          grads: gradients of this replica; they are summed over all replicas.
           trainable_variables: as `build` had them; None will do.
         """
         if trainable_variables is not None:
             self.build(trainable_variables)
-        gradient = distribution.sum_over_replicas(flatten(grads))
-        self.update(gradient, tf.reduce_all(tf.math.is_finite(gradient)))
+        self.update(*sum_over_replicas(grads))
 
-    def update(self, gradient, finite):
+    def update(self, gradients, finite):
         """Takes a step, in replica context.
 
-        All numbers go through one tensor, so that a step outside XLA is a kernel for each variable
-        instead of a dozen.
-
         Args:
-          gradient: of all variables one after the other, summed over all replicas, `[N]`.
-          finite: bool tensor; if false, the step is skipped.
+          gradients: of each variable, summed over replicas.
+          finite: bool tensor, whether all of them are; if not, the step is skipped.
         """
         variables = self._trainable_variables
-        sizes = [math.prod(variable.shape) for variable in variables]
-        direction = self.directions(gradient, sizes)
+        weights = [tf.convert_to_tensor(variable) for variable in variables]
+        directions = self._directions(gradients, weights, finite)
         # A skipped step by numbers: v · 1 + 0 is v, and w − 0 · v is w.
-        direction = tf.where(finite, direction, tf.zeros_like(direction))
-        dtype = direction.dtype
+        dtype = directions[0].dtype
         momentum = tf.where(finite, tf.constant(self.momentum, dtype), 1)
         rate = tf.where(finite, tf.cast(self.learning_rate, dtype), 0)
         constant_rate = tf.where(finite, tf.constant(self.constant_rate or 0, dtype), 0)
-        parts = tf.split(direction, sizes)
-        for variable, velocity, part in zip(variables, self.velocities, parts, strict=True):
+        for variable, velocity, direction in zip(
+            variables, self.velocities, directions, strict=True
+        ):
             is_constant = self._var_key(variable) in self.constant_rate_keys
             tf.raw_ops.ResourceApplyMomentum(
                 var=variable.value.handle,
                 accum=velocity.value.handle,
                 lr=constant_rate if is_constant else rate,
-                grad=tf.reshape(part, variable.shape),
+                grad=direction,
                 momentum=momentum,
             )
         self._iterations.assign_add(1)
 
-    def directions(self, gradient, sizes):
-        """What enters the momentum, `[N]`: the gradient with its L2 penalty."""
-        if not self.l2_penalty:
-            return gradient
-        return gradient + self.l2_penalty * flatten(
-            tf.zeros(variable.shape, variable.dtype) if self._is_excluded(variable) else variable
-            for variable in self._trainable_variables
-        )
+    @tf.function(jit_compile=True)
+    def _directions(self, gradients, weights, finite):
+        """What enters the momentum of each variable; zeros if not `finite`. One launch for all."""
+        excluded = [self._var_key(one) in self.excluded_keys for one in self._trainable_variables]
+        return [
+            tf.where(finite, gradient if alone else self.direction(gradient, weight), 0)
+            for gradient, weight, alone in zip(gradients, weights, excluded, strict=True)
+        ]
 
-    def _is_excluded(self, variable):
-        return self._var_key(variable) in self.excluded_keys
+    def direction(self, gradient, weight):
+        """What enters a variable's momentum: its gradient with its L2 penalty."""
+        return gradient + self.l2_penalty * weight
 
 
 class LARS(SGD):
@@ -142,23 +137,33 @@ class LARS(SGD):
         super().__init__(learning_rate, momentum, weight_decay, name=name, **others)
         self.trust_coefficient = trust_coefficient
 
-    def directions(self, gradient, sizes):
-        excluded = [self._is_excluded(variable) for variable in self._trainable_variables]
-        weight_norms = _norms(self._trainable_variables)
-        gradient_norms = _norms(tf.split(gradient, sizes))
-        ratios = self.trust_coefficient * weight_norms
-        ratios /= gradient_norms + self.l2_penalty * weight_norms + 1e-8
-        scalable = (weight_norms > 0) & (gradient_norms > 0) & tf.logical_not(excluded)
-        scales = tf.unstack(tf.where(scalable, ratios, tf.ones_like(ratios)))
-        parts = tf.split(super().directions(gradient, sizes), sizes)
-        return tf.concat([scale * part for scale, part in zip(scales, parts, strict=True)], axis=0)
+    def direction(self, gradient, weight):
+        weight_norm, gradient_norm = tf.norm(weight), tf.norm(gradient)
+        ratio = self.trust_coefficient * weight_norm
+        ratio /= gradient_norm + self.l2_penalty * weight_norm + 1e-8
+        scalable = tf.logical_and(weight_norm > 0, gradient_norm > 0)
+        scale = tf.where(scalable, ratio, tf.ones_like(ratio))
+        return scale * super().direction(gradient, weight)
 
 
-def flatten(tensors):
-    """Tensors or variables of any shapes → all their numbers, `[N]`."""
-    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+def sum_over_replicas(gradients, metrics=()):
+    """The sums of gradients and metrics over all replicas, by one collective, in replica context.
 
+    Args:
+      gradients: a list of tensors.
+      metrics: likewise, small ones.
 
-def _norms(tensors):
-    """The Euclidean norm of each tensor, `[count]`."""
-    return tf.sqrt(2 * tf.stack([tf.nn.l2_loss(tf.convert_to_tensor(one)) for one in tensors]))
+    Returns:
+      The gradients' sums; whether all of them are finite, a bool tensor; the metrics' sums.
+    """
+    tensors = [tf.convert_to_tensor(tensor) for tensor in [*gradients, *metrics]]
+    numbers = distribution.sum_over_replicas(
+        tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
+    )
+    sizes = [tensor.shape.num_elements() for tensor in tensors]
+    if distribution.num_replicas() > 1:
+        parts = tf.split(numbers, sizes)
+        tensors = [tf.reshape(part, one.shape) for part, one in zip(parts, tensors, strict=True)]
+    count = len(gradients)
+    finite = tf.reduce_all(tf.math.is_finite(numbers[: sum(sizes[:count])]))
+    return tensors[:count], finite, *([tensors[count:]] if metrics else [])
