@@ -11,6 +11,7 @@ launches outside XLA.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -24,8 +25,15 @@ IMAGENET_EXAMPLES, IMAGENET_CLASSES = 1_281_167, 1000
 _LARGEST = 30
 
 
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one line, as in the programs of the project."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+
+
 def main(arguments):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser = _Parser(description=__doc__.split("\n\n", maxsplit=1)[0], allow_abbrev=False)
     parser.add_argument("--target", required=True, choices=[*chips.CHIPS, "graph"])
     parser.add_argument("--replicas", type=int, default=1, help="that share --batch_size")
     parser.add_argument("--num_examples", type=int, default=IMAGENET_EXAMPLES)
@@ -34,6 +42,9 @@ def main(arguments):
     parser.add_argument("--output", help="a JSON file that the result is added to")
     parser.add_argument("--hlo", help="a file for the compiled program")
     options, rest = parser.parse_known_args(arguments)
+
+    if options.target != "graph" and not importlib.util.find_spec("jax_plugins"):
+        parser.error("a chip's compiler needs benchmarks/requirements-ahead-of-time.txt")
 
     chips.prepare_environment()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -64,18 +75,11 @@ def main(arguments):
 
 def chip_report(config, options):
     """Compiles the step for a chip: a row of the table, and rows of the largest groups."""
-    import tensorflow as tf
-
-    from simsiam_tf.training import meter
-
     chip = chips.CHIPS[options.target]
     size = config.optimization.batch_size // options.replicas
     set_up(config, options)
-    step, specs = build_step(config, tf.distribute.get_strategy(), size, options.num_examples)
-    compiled = tf.function(step, jit_compile=True, autograph=False)
-    graph = compiled.get_concrete_function(specs).graph
-    model_flops = meter.count_flops(graph.get_operations())
-    program = chips.compile_for(chip, compiled, zeros_of(specs))
+    hlo, model_flops = lower_step(config, size, options.num_examples)
+    program = chips.compile_for(chip, hlo)
     if options.hlo:
         with open(options.hlo, "w", encoding="utf-8") as file:
             file.write(program.text)
@@ -92,17 +96,17 @@ def chip_report(config, options):
 def chip_row(program, chip, config, size, model_flops):
     """What the table says of a compiled `Program`."""
     flops = program.flops or model_flops
-    peak = chip.peaks[compute_dtype(config)]
-    kinds = [kernel.kind for kernel in program.kernels or []]
+    peak = chip.peaks[config.system.precision.removeprefix("mixed_")]
+    kernels = program.kernels
     return {
         "compiles in, s": program.seconds,
         "arguments, GB": program.arguments / 1e9,
         "temporaries, GB": program.temporaries / 1e9,
         "total, GB": program.total / 1e9,
         "fits": program.total <= chip.memory,
-        "kernels": len(kinds) or None,
-        "fusions": kinds.count("fusion") if kinds else None,
-        "cuDNN, cuBLAS": sum(kind.startswith("__cu") for kind in kinds) if kinds else None,
+        "kernels": kernels and len(kernels),
+        "fusions": kernels and sum(kernel.opcode == "fusion" for kernel in kernels),
+        "cuDNN, cuBLAS": kernels and sum(kernel.name.startswith("__cu") for kernel in kernels),
         "moved, GB": program.moved / 1e9,
         "TFLOP": flops / 1e12,
         "of the model, TFLOP": model_flops / 1e12,
@@ -128,6 +132,7 @@ def graph_report(config, options):
         "launched operations": counts.launched,
         "pieces compiled by XLA": counts.compiled_pieces,
         "casts of activations": counts.casts,
+        "other casts": counts.other_casts,
         "host waits": counts.host_waits,
         "collectives": counts.collectives,
         "broadcasts": counts.broadcasts,
@@ -185,15 +190,17 @@ def build_step(config, strategy, size, num_examples=IMAGENET_EXAMPLES):
     return step, specs
 
 
-def zeros_of(specs):
-    """A batch of zeros; only its shapes matter."""
+def lower_step(config, size, num_examples=IMAGENET_EXAMPLES):
+    """The step of `build_step` on one replica, as HLO, and the model's arithmetic in FLOP."""
     import tensorflow as tf
 
-    return tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)
+    from simsiam_tf.training import meter
 
-
-def compute_dtype(config):
-    return config.system.precision.removeprefix("mixed_")
+    step, specs = build_step(config, tf.distribute.get_strategy(), size, num_examples)
+    compiled = tf.function(step, jit_compile=True, autograph=False)
+    batch = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), specs)
+    graph = compiled.get_concrete_function(batch).graph
+    return chips.lower(compiled, batch), meter.count_flops(graph.get_operations())
 
 
 def describe(config, size):

@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    # Only a process that runs on a TPU has to have it to itself.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     # The plugin would refuse to load without CUDA, which only running a program needs.
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
 }
@@ -32,6 +34,7 @@ _FREE = {
 _BITS = re.compile(r"\d+")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_NUMBER = re.compile(r"([._]\d+)+$")
 _OPERAND = re.compile(r"%[\w.\-]+")
 _CALLED = re.compile(r"(?:to_apply|calls|body|condition|called_computation)=(%[\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -73,7 +76,8 @@ CHIPS = {
 class Kernel:
     """One instruction of a compiled GPU program that the device has to be told to run."""
 
-    kind: str  # fusion, copy, or what the custom call is
+    opcode: str  # fusion, custom-call, copy
+    name: str  # the compiler's, without its number: input_reduce_fusion, __cudnn$convForward
     op_name: str  # of the TensorFlow operation that it is named after
     num_bytes: int  # of its operands and results
 
@@ -98,14 +102,23 @@ def prepare_environment():
         os.environ.setdefault(name, value)
 
 
-def compile_for(chip, function, *example, **options):
-    """Compiles a `tf.function` for a `Chip`.
+def lower(function, *example):
+    """The HLO of a `tf.function` with `jit_compile=True`, serialised.
+
+    Args:
+      function: may read and assign variables, which become arguments and results.
+      *example: its arguments, tensors.
+    """
+    return function.experimental_get_compiler_ir(*example)(stage="hlo_serialized")
+
+
+def compile_for(chip, hlo, **options):
+    """Compiles a program for a `Chip`.
 
     Args:
       chip: one of `CHIPS`.
-      function: a `tf.function` with `jit_compile=True`; may read and assign variables.
-      *example: its arguments, tensors.
-      **options: of XLA's `ExecutableBuildOptions`, for tests that want a fast compilation.
+      hlo: of `lower`.
+      **options: of XLA's `ExecutableBuildOptions`.
 
     Returns:
       A `Program`.
@@ -114,7 +127,6 @@ def compile_for(chip, function, *example, **options):
     import numpy as np
     from jaxlib import xla_client
 
-    hlo = function.experimental_get_compiler_ir(*example)(stage="hlo_serialized")
     module = _to_stablehlo(hlo)
     device = _topology(chip).devices[0]
     compile_options = xla_client.CompileOptions()
@@ -214,7 +226,8 @@ def _kernels(computations, name):
             op_name = _OP_NAME.search(rest)
             target = _TARGET.search(rest)
             yield Kernel(
-                kind=target.group(1) if target else opcode,
+                opcode=opcode,
+                name=target.group(1) if target else _NUMBER.sub("", instruction[1:]),
                 op_name=op_name.group(1) if op_name else "",
                 num_bytes=moved,
             )
@@ -256,15 +269,17 @@ def _bits(dtype):
     return int(digits.group()) if digits else 8  # pred; a token has no brackets
 
 
-def largest_groups(kernels, depth=2):
-    """What the kernels are: [(group, count, bytes)], by bytes.
+def largest_groups(kernels):
+    """Groups kernels by name and by the end of their operation's name, without numbers.
 
-    A group is a kind of kernel and the last words of its operation's name, without numbers.
+    Returns:
+      [(group, count, bytes)], the most bytes first.
     """
     counts, moved = collections.Counter(), collections.Counter()
     for kernel in kernels:
-        words = [re.sub(r"_\d+$", "", word) for word in kernel.op_name.split("/")]
-        group = f"{kernel.kind}: {'/'.join(words[-depth:])}"
+        words = [_NUMBER.sub("", word) for word in kernel.op_name.split("/")]
+        words = [word for word in words if word != "PartitionedCall"]
+        group = f"{kernel.name}: {'/'.join(words[-2:])}"
         counts[group] += 1
         moved[group] += kernel.num_bytes
-    return [(group, counts[group], moved[group]) for group, _ in moved.most_common()]
+    return [(group, counts[group], total) for group, total in moved.most_common()]

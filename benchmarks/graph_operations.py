@@ -33,7 +33,8 @@ class Counts:
 
     launched: float  # operations that launch a kernel, pieces that XLA compiles among them
     compiled_pieces: float
-    casts: float  # of whole activations from one float to another
+    casts: float  # of whole activations, from one float to another
+    other_casts: float  # of weights, their gradients, images
     host_waits: float
     collectives: float
     broadcasts: float  # tensors that are copied to another replica's device
@@ -76,11 +77,14 @@ def count(strategy, step, specs):
     graph = run.get_concrete_function(*[specs] * replicas).graph
     weights = {tuple(variable.shape) for variable in graph.variables}
     found = list(launched_operations(graph))
+    casts = [operation for operation in found if operation.type == "Cast"]
+    num_casts = sum(_is_of_activation(cast, weights) for cast in casts)
     types = collections.Counter(_type_of(operation) for operation in found)
     of_one = {
         "launched": len(found),
         "compiled_pieces": sum(map(is_compiled_piece, found)),
-        "casts": sum(_is_cast_of_activation(operation, weights) for operation in found),
+        "casts": num_casts,
+        "other_casts": len(casts) - num_casts,
         "host_waits": sum(map(makes_the_host_wait, found)),
         "collectives": sum(operation.type.startswith("Collective") for operation in found),
         "broadcasts": _num_copies(graph),
@@ -141,44 +145,43 @@ def is_compiled_piece(operation):
 
 
 def makes_the_host_wait(operation):
-    return operation.type in _WAITS or not (
-        operation.type in _CALLS or gpu_kernels(operation.type) or _runs_anywhere(operation.type)
+    """Whether the host computes an operation of device's numbers, or decides by one of them."""
+    return operation.type in _WAITS or not has_gpu_kernel(operation)
+
+
+def has_gpu_kernel(operation):
+    """Whether an operation runs on a GPU with the types that it has, or wherever it is called."""
+    return operation.type in _CALLS or any(
+        _fits(kernel, operation) for kernel in kernels_for(operation.type, "GPU", "DEFAULT")
     )
 
 
 def runs_in_host_memory(operation):
-    """Whether a GPU's kernel of this operation only handles the host's own numbers (shapes)."""
-    kernel = next((one for one in gpu_kernels(operation.type) if _fits(one, operation)), None)
+    """Whether a GPU's kernel of an operation only handles the host's own numbers, such as sizes."""
+    found = [one for one in kernels_for(operation.type, "GPU") if _fits(one, operation)]
     names = {output.name for output in operation.op_def.output_arg}
-    return bool(kernel and names and names <= set(kernel.host_memory_arg))
+    return bool(found and names and names <= set(found[0].host_memory_arg))
 
 
 @functools.cache
-def gpu_kernels(op_type):
-    """The registered `KernelDef`s of an operation for GPUs; the CPU's TensorFlow lists them too."""
+def kernels_for(op_type, *device_types):
+    """The `KernelDef`s of an operation; TensorFlow for processors lists those for GPUs too."""
     found = registered.get_registered_kernels_for_op(op_type).kernel
-    return [kernel for kernel in found if kernel.device_type == "GPU"]
-
-
-@functools.cache
-def _runs_anywhere(op_type):
-    found = registered.get_registered_kernels_for_op(op_type).kernel
-    return any(kernel.device_type == "DEFAULT" for kernel in found)
+    return [kernel for kernel in found if kernel.device_type in device_types]
 
 
 def _fits(kernel, operation):
     attributes = operation.node_def.attr
     return all(
-        attributes[constraint.name].type in constraint.allowed_values.list.type
-        for constraint in kernel.constraint
-        if constraint.name in attributes
+        {attributes[one.name].type, *attributes[one.name].list.type} - {0}
+        <= set(one.allowed_values.list.type)
+        for one in kernel.constraint
     )
 
 
-def _is_cast_of_activation(operation, weights):
-    if operation.type != "Cast":
-        return False
-    before, after = operation.inputs[0], operation.outputs[0]
+def _is_of_activation(cast, weights):
+    """Whether a cast is of a tensor by image and position, from one float to another."""
+    before, after = cast.inputs[0], cast.outputs[0]
     is_float = before.dtype in _FLOATS and after.dtype in _FLOATS
     return is_float and after.shape.rank == 4 and tuple(after.shape) not in weights
 
