@@ -1,0 +1,285 @@
+"""A TensorFlow function compiled for a chip that this machine lacks, by XLA's own compiler for it.
+
+XLA needs a description of the chip, not the chip. TensorFlow gives the function as HLO; JAX's
+packages bring the compilers. Most of what is called here is internal to JAX, so
+requirements-ahead-of-time.txt pins its version.
+"""
+
+import collections
+import dataclasses
+import math
+import os
+import re
+import time
+
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+# Both are read when a library loads: `prepare_environment` sets them before.
+_ENVIRONMENT = {
+    # libtpu would ask a cloud's metadata server which TPU this machine has.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    # Only a process that runs on a TPU has to have it to itself.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # The plugin would refuse to load without CUDA, which only running a program needs.
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+}
+
+# Instructions of a compiled GPU program that run nothing.
+_FREE = {
+    "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "opt-barrier",
+    "partition-id", "replica-id",
+}  # fmt: skip
+_BITS = re.compile(r"\d+")
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_NUMBER = re.compile(r"([._]\d+)+$")
+_OPERAND = re.compile(r"%[\w.\-]+")
+_CALLED = re.compile(r"(?:to_apply|calls|body|condition|called_computation)=(%[\w.\-]+)")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a bound on the speed of a step needs to know, from the manufacturer's data sheet."""
+
+    name: str
+    platform: str  # as JAX names it
+    memory: float  # bytes
+    bandwidth: float  # bytes/s
+    peaks: dict  # {compute dtype: FLOP/s of dense matrix products}
+
+
+CHIPS = {
+    "h100": Chip(
+        name="H100",
+        platform="cuda",
+        memory=84_942_979_072,
+        bandwidth=3.35e12,
+        # float32 is multiplied in TF32.
+        peaks={"bfloat16": 989e12, "float16": 989e12, "float32": 494.5e12, "float64": 67e12},
+    ),
+    "v5e": Chip(
+        name="TPU v5e",
+        platform="tpu",
+        memory=16 * 2**30,
+        bandwidth=819e9,
+        # float32 is multiplied in bfloat16, unless the program asks for more.
+        peaks={"bfloat16": 197e12, "float32": 197e12},
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One instruction of a compiled GPU program that the device has to be told to run."""
+
+    opcode: str  # fusion, custom-call, copy
+    name: str  # the compiler's, without its number: input_reduce_fusion, __cudnn$convForward
+    op_name: str  # of the TensorFlow operation that it is named after
+    num_bytes: int  # of its operands and results
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the compiler says of a program; bytes, where nothing else is said."""
+
+    seconds: float  # that the compiler took
+    arguments: int
+    temporaries: int
+    total: int  # arguments, temporaries, results that are no arguments, and code
+    moved: float  # bytes, between the chip and its memory
+    flops: float | None  # by the compiler's own count; None: it does not say
+    kernels: list | None  # of `Kernel`; None: not told apart
+    text: str  # HLO
+
+
+def prepare_environment():
+    """Sets what the compilers read from the environment. Call it before TensorFlow is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def lower(function, *example):
+    """The HLO of a `tf.function` with `jit_compile=True`, serialised.
+
+    Args:
+      function: may read and assign variables, which become arguments and results.
+      *example: its arguments, tensors.
+    """
+    return function.experimental_get_compiler_ir(*example)(stage="hlo_serialized")
+
+
+def compile_for(chip, hlo, **options):
+    """Compiles a program for a `Chip`.
+
+    Args:
+      chip: one of `CHIPS`.
+      hlo: of `lower`.
+      **options: of XLA's `ExecutableBuildOptions`.
+
+    Returns:
+      A `Program`.
+    """
+    import jax  # noqa: F401 (first, or its parts import each other in a circle)
+    import numpy as np
+    from jaxlib import xla_client
+
+    module = _to_stablehlo(hlo)
+    device = _topology(chip).devices[0]
+    compile_options = xla_client.CompileOptions()
+    compile_options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id]]))
+    for name, value in options.items():
+        setattr(compile_options.executable_build_options, name, value)
+    started = time.perf_counter()
+    executable = device.client.compile(module, xla_client.DeviceList((device,)), compile_options)
+    seconds = time.perf_counter() - started
+
+    memory = executable.get_compiled_memory_stats()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    sizes = (
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        results + memory.generated_code_size_in_bytes,
+    )
+    (compiled,) = executable.hlo_modules()
+    text = compiled.to_string()
+    if chip.platform == "cuda":
+        kernels = kernels_of(text)
+        moved, flops = sum(kernel.num_bytes for kernel in kernels), None
+    else:
+        kernels, cost = None, executable.cost_analysis()
+        moved, flops = cost["bytes accessed"], cost["flops"]
+    return Program(
+        seconds=seconds,
+        arguments=sizes[0],
+        temporaries=sizes[1],
+        total=sum(sizes),
+        moved=moved,
+        flops=flops,
+        kernels=kernels,
+        text=text,
+    )
+
+
+def _to_stablehlo(hlo):
+    """Serialised HLO → an MLIR module that PJRT's compilers take."""
+    from jax._src.interpreters import mlir
+    from jaxlib import _jax
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import stablehlo
+
+    with mlir.make_ir_context(), ir.Location.unknown():
+        module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo))
+        copies = []
+
+        def note(operation):
+            if operation.name == "mhlo.copy":
+                copies.append(operation)
+            return ir.WalkResult.ADVANCE
+
+        module.operation.walk(note)
+        # An argument that is returned as it came: the one operation without a name in StableHLO.
+        for copy in copies:
+            with ir.InsertionPoint(copy):
+                barrier = stablehlo.OptimizationBarrierOp([copy.operands[0]])
+            copy.results[0].replace_all_uses_with(barrier.results[0])
+            copy.erase()
+        return module
+
+
+def _topology(chip):
+    from jax.experimental import topologies
+
+    if chip.platform == "tpu":
+        return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    import jax_plugins.xla_cuda12  # noqa: F401 (JAX then finds the plugin)
+
+    with open(os.path.join(_FOLDER, "targets", "h100.txtpb"), encoding="ascii") as file:
+        description = file.read()
+    return topologies.get_topology_desc(
+        "h100", platform="cuda", target_config=description, topology="1x1x1"
+    )
+
+
+def kernels_of(text):
+    """The `Kernel`s of a compiled GPU program in HLO's text, in the order of its schedule.
+
+    A computation that is called (a command buffer, the body of a loop) counts once for each call.
+    """
+    computations, entry = _computations(text)
+    return list(_kernels(computations, entry))
+
+
+def _kernels(computations, name):
+    sizes = {}
+    for instruction, shape, opcode, rest in computations[name]:
+        sizes[instruction] = num_bytes(shape)
+        if opcode in ("call", "while", "conditional"):
+            for called in _CALLED.findall(rest):
+                yield from _kernels(computations, called)
+        elif opcode not in _FREE and not opcode.endswith("-done"):
+            operands = _OPERAND.findall(_until_closed(rest))
+            moved = sizes[instruction] + sum(sizes[operand] for operand in operands)
+            op_name = _OP_NAME.search(rest)
+            target = _TARGET.search(rest)
+            yield Kernel(
+                opcode=opcode,
+                name=target.group(1) if target else _NUMBER.sub("", instruction[1:]),
+                op_name=op_name.group(1) if op_name else "",
+                num_bytes=moved,
+            )
+
+
+def _computations(text):
+    """{name: [(instruction, shape, opcode, operands and attributes)]} and the entry's name."""
+    found, entry, current = {}, None, None
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY")) and line.endswith("{"):
+            name = _OPERAND.search(line).group()
+            current = found[name] = []
+            entry = name if line.startswith("ENTRY") else entry
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.append(match.groups())
+    return found, entry
+
+
+def _until_closed(text):
+    """The text up to the bracket that closes one opened before it."""
+    depth = 1
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return text[:place]
+    return text
+
+
+def num_bytes(shape):
+    """Bytes of an HLO shape, `bf16[8,16]{1,0}`, or of a tuple of such."""
+    return sum(
+        math.prod(int(size) for size in sizes.split(",") if size) * _bits(dtype) // 8
+        for dtype, sizes in _SHAPE.findall(shape)
+    )
+
+
+def _bits(dtype):
+    digits = _BITS.search(dtype)
+    return int(digits.group()) if digits else 8  # pred; a token has no brackets
+
+
+def largest_groups(kernels):
+    """Groups kernels by name and by the end of their operation's name, without numbers.
+
+    Returns:
+      [(group, count, bytes)], the most bytes first.
+    """
+    counts, moved = collections.Counter(), collections.Counter()
+    for kernel in kernels:
+        words = [_NUMBER.sub("", word) for word in kernel.op_name.split("/")]
+        words = [word for word in words if word != "PartitionedCall"]
+        group = f"{kernel.name}: {'/'.join(words[-2:])}"
+        counts[group] += 1
+        moved[group] += kernel.num_bytes
+    return [(group, counts[group], total) for group, total in moved.most_common()]

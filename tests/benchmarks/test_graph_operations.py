@@ -1,0 +1,94 @@
+"""What a step launches outside XLA, counted; and that a GPU has a kernel for all of it."""
+
+import sys
+
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import ahead_of_time
+import graph_operations
+
+from simsiam_tf.methods import METHODS
+
+SMALL = {
+    "backbone": "resnet10",
+    "width": 8,
+    "image_size": 16,
+    "projection_dim": 16,
+    "batch_size": 8,
+}
+METHOD_FLAGS = {"mocov2": {"queue_size": 16}, "swav": {"num_prototypes": 8}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_operation_of_a_step_has_a_kernel_for_gpus(method, pretrain_config):
+    config = pretrain_config(
+        **SMALL, method=method, augment_on="device", **METHOD_FLAGS.get(method, {})
+    )
+    step, specs = ahead_of_time.build_step(config, tf.distribute.get_strategy(), 8, num_examples=32)
+    graph = tf.function(step, autograph=False).get_concrete_function(specs).graph
+    found = list(graph_operations.launched_operations(graph))
+    assert len([one for one in found if one.type == "Conv2D"]) >= 12
+    on_the_host = {one.type for one in found if not graph_operations.has_gpu_kernel(one)}
+    assert on_the_host <= {"Split"}  # of labels, which are integers, into the parts of a batch
+
+
+def test_counts_of_a_known_step():
+    weight = tf.Variable(tf.ones([3, 3, 2, 2]))
+
+    @tf.function(jit_compile=True)
+    def piece(x):
+        return tf.nn.relu(x) * 2 + 1
+
+    @tf.function
+    def called(x):
+        return tf.exp(x)
+
+    def step(batch):
+        x = batch["views"]  # [4, 6, 6, 2]
+        x = tf.nn.conv2d(x, tf.cast(weight, tf.bfloat16), 1, "SAME")  # a cast, of a weight
+        x = tf.cast(x, tf.float32)  # of an activation
+        x = piece(called(x))
+        x = tf.reshape(x, tf.shape(x) // 1)  # sizes are known when it is traced
+        tf.sin(x)  # nobody needs it
+        return tf.numpy_function(lambda x: x, [x], tf.float32)
+
+    specs = {"views": tf.TensorSpec([4, 6, 6, 2], tf.bfloat16)}
+    counts = graph_operations.count(tf.distribute.get_strategy(), step, specs)
+    assert dict(counts.by_type) == {
+        "Cast": 2, "Conv2D": 1, "Exp": 1, "compiled by XLA": 1, "PyFunc": 1,
+    }  # fmt: skip
+    assert (counts.launched, counts.compiled_pieces, counts.host_waits) == (6, 1, 1)
+    assert (counts.casts, counts.other_casts) == (1, 1)
+    assert (counts.collectives, counts.broadcasts) == (0, 0)
+
+
+def test_collectives_and_broadcasts_of_two_replicas(two_replicas):
+    with two_replicas.scope():
+        one_for_all = tf.Variable(
+            0.0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+        )
+
+    def step(batch):
+        context = tf.distribute.get_replica_context()
+        total = context.all_reduce("SUM", tf.reduce_sum(batch["views"]))
+        one_for_all.assign(total)
+        return total
+
+    counts = graph_operations.count(two_replicas, step, {"views": tf.TensorSpec([4], tf.float32)})
+    assert counts.collectives == 1
+    assert counts.broadcasts == 0.5  # one tensor to one other device
+    assert counts.host_waits == 0
+
+
+def test_the_programs_table(program):
+    flags = [f"--{name}={value}" for name, value in SMALL.items()]
+    finished = program("benchmarks/ahead_of_time.py", "--target=graph", "--breakdown", *flags)
+    assert finished.returncode == 0, finished.stderr
+    head, _, row, *_ = finished.stdout.splitlines()
+    cells = dict(zip(head.split("|")[1:-1], row.split("|")[1:-1], strict=True))
+    assert int(cells[" launched operations "].replace(",", "")) > 100
+    assert "| Conv2D |" in finished.stdout
