@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -257,8 +258,18 @@ def run_process(arguments, deadline, **environment):
     if not ended and process.returncode < 0:
         ended = f"killed by signal {-process.returncode}, as where memory runs out"
     elif not ended and process.returncode:
-        ended = (messages.strip().splitlines() or ["no message"])[-1]
+        ended = last_error(messages)
     return lines, ended
+
+
+def last_error(messages):
+    """The error that a traceback ends with, as one short line for a table."""
+    lines = messages.strip().splitlines() or ["no message"]
+    starts = [number for number, line in enumerate(lines) if re.match(r"[\w.]*Error\b", line)]
+    text = " ".join(lines[starts[-1] if starts else -1 :])
+    text = re.sub(r"Graph execution error:.*<stack traces unavailable>", "", text)
+    text = re.sub(r"^[\w.]*\.", "", text)  # the error's module
+    return " ".join(text.split()).replace("|", "/")[:160]
 
 
 def print_tables(result, options):

@@ -119,6 +119,22 @@ def test_a_process_that_ends_leaves_what_it_found(module, monkeypatch, tmp_path,
     assert accelerator.run_process({}, time.monotonic()) == ([], accelerator.NO_TIME)
 
 
+def test_an_error_of_a_graph_is_one_line(module):
+    messages = """Traceback (most recent call last):
+  File "loop.py", line 1, in run
+tensorflow.python.framework.errors_impl.UnimplementedError: Graph execution error:
+
+Detected at node gradient_tape/MaxPoolGrad defined at (most recent call last):
+<stack traces unavailable>
+GPU MaxPool gradient ops do not yet have a deterministic XLA implementation.
+\t [[{{node gradient_tape/MaxPoolGrad}}]]
+"""
+    assert module("accelerator").last_error(messages) == (
+        "UnimplementedError: GPU MaxPool gradient ops do not yet have a deterministic XLA "
+        "implementation. [[{{node gradient_tape/MaxPoolGrad}}]]"
+    )
+
+
 @pytest.mark.parametrize(
     "error",
     [
