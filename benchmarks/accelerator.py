@@ -39,7 +39,7 @@ CHECK_FLAGS = {
     "tf32": False,
 }
 # Bounds of |loss - the CPU's|: {steps: bound}. Training amplifies rounding, so they widen. Two ways
-# of computing on one CPU are up to a quarter of them apart.
+# of computing on one CPU are at most four tenths of them apart.
 FULL, HALF = {5: 1e-4, 20: 1e-2}, {5: 5e-2, 20: 2e-1}
 FREE = {"deterministic": "false"}
 XLA = FREE | {"xla": "true"}
