@@ -19,8 +19,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
 
-def compare(title, sides, arguments, rounds, unit, peer, output=None):
+def compare(title, sides, arguments, rounds, unit, peers, output=None):
     """Measures the sides by turns, prints a table and returns it.
+
+    Each side's ratio is to the fastest of the peers, by the median.
 
     Args:
       title: of the table.
@@ -28,7 +30,8 @@ def compare(title, sides, arguments, rounds, unit, peer, output=None):
       arguments: of the program, a list.
       rounds: how often each side is measured.
       unit: of what is measured; more is better.
-      peer: the side that the others are divided by.
+      peers: sides that the others are compared with; where none of them is measured, the first
+        side is the peer.
       output: a JSON file to write, or None.
     """
     children = {}
@@ -47,6 +50,7 @@ def compare(title, sides, arguments, rounds, unit, peer, output=None):
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     medians = {side: statistics.median(found) for side, found in values.items()}
+    peer = max([side for side in sides if side in peers] or sides[:1], key=medians.get)
     rows = {
         side: {
             "median": medians[side],
@@ -59,8 +63,8 @@ def compare(title, sides, arguments, rounds, unit, peer, output=None):
     }
     print(f"\n{title}\n")
     names = list(dict.fromkeys(name for found in facts.values() for name in found))
-    print(f"| | {unit} | lowest to highest | ratio | {' | '.join(names)} |".replace("|  |", "|"))
-    print("|---|---|---|---|" + "---|" * len(names))
+    columns = ["", unit, "lowest to highest", f"ratio to {peer}", *names]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for side, row in rows.items():
         cells = [f"{row[name]:.0f}" if name in row else "" for name in names]
         cells = [
@@ -71,8 +75,15 @@ def compare(title, sides, arguments, rounds, unit, peer, output=None):
             *cells,
         ]
         print(f"| {' | '.join(cells)} |")
-    result = {"title": title, "unit": unit, "rounds": rounds, "sides": rows, "values": values}
-    result["machine"] = machine()
+    result = {
+        "title": title,
+        "unit": unit,
+        "rounds": rounds,
+        "peer": peer,
+        "sides": rows,
+        "values": values,
+        "machine": machine(),
+    }
     if output:
         with open(output, "a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
@@ -85,11 +96,16 @@ def _short(value):
 
 def serve(measure):
     """In the child: `measure()` → {"value": …, more facts}, each time that the parent asks."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed
+    answer = answers()
     for _ in sys.stdin:
-        answers.write(json.dumps(measure()) + "\n")
-        answers.flush()
+        answer(measure())
+
+
+def answers():
+    """In a child: a function that sends a dict to the parent. What else is printed is a message."""
+    pipe = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return lambda found: print(json.dumps(found), file=pipe, flush=True)
 
 
 def peak_memory():

@@ -42,7 +42,7 @@ def main(arguments):
         arguments,
         options.rounds,
         "pairs/s",
-        peer=SIDES[0],
+        peers=SIDES[:1],
         output=options.output,
     )
 

@@ -1,23 +1,35 @@
-"""A training step: ours against PyTorch, eager, on the same cores.
+"""A training step: ours against the fastest of PyTorch's, on the same cores.
 
 python benchmarks/train_step.py --backbone=resnet50 --image_size=224 --batch_size=8
-python benchmarks/train_step.py --backbone=resnet18 --stem=cifar --image_size=32 --batch_size=64
+python benchmarks/train_step.py --batch_size=16 --sides "ours" "ours, bfloat16"
 
-Both sides take the same views, normalised already, forward, back and through SGD. The
-peer is tests/interop/torch_twin.py, the reference network with PyTorch's own convolution, batch
-normalization and optimizer. Images per second; an image is two views. Needs
-benchmarks/requirements.txt.
+All sides take the same views, normalised already, forward, back and through SGD. The peers are
+tests/interop/torch_twin.py, the reference network with PyTorch's own convolution, batch
+normalization and optimizer: as it is, with channels last in memory, and compiled by inductor, which
+needs a C++ compiler. Images per second; an image is two views. Needs benchmarks/requirements.txt.
 """
 
 import argparse
 import itertools
 import os
+import shutil
 import sys
 import time
 
 import measure
 
-SIDES = ("PyTorch, eager", "ours", "ours, XLA")
+EAGER, CHANNELS_LAST, COMPILED = PEERS = (
+    "PyTorch, eager",
+    "PyTorch, channels last",
+    "PyTorch, compiled",
+)
+# The flags of each of our sides.
+OURS = {
+    "ours": {},
+    "ours, XLA": {"xla": "true", "deterministic": "false"},
+    "ours, bfloat16": {"precision": "mixed_bfloat16"},
+}
+SIDES = (*PEERS, *OURS)
 
 
 def main(arguments):
@@ -26,26 +38,32 @@ def main(arguments):
     parser.add_argument("--stem", default="imagenet")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--precision", default="float32", help="of ours, unless the side names one")
     parser.add_argument("--steps", type=int, default=5, help="that a measurement takes")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--sides", type=int, default=3, help="2: without XLA")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, metavar="SIDE",
+                        help=f"to measure, of: {'; '.join(SIDES)}")  # fmt: skip
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--output", help="a JSON file that the result is added to")
     options = parser.parse_args(arguments)
     if options.side:
-        step = (peer if options.side == SIDES[0] else ours)(options)
+        step = (ours if options.side in OURS else peer)(options)
         for _ in range(2):
             step()
         measure.serve(lambda: images_per_second(step, options))
         return
+    sides = list(options.sides)
+    if COMPILED in sides and not shutil.which(os.environ.get("CXX", "g++")):
+        sides.remove(COMPILED)
+        print(f"{COMPILED}: left out, as there is no C++ compiler; install g++, or set CXX")
     measure.compare(
         f"A training step of {options.backbone}, {options.stem} stem, at {options.image_size}, "
-        f"batch {options.batch_size}",
-        SIDES[: options.sides],
+        f"batch {options.batch_size}, ours in {options.precision}",
+        sides,
         arguments,
         options.rounds,
         "images/s",
-        peer=SIDES[0],
+        peers=PEERS,
         output=options.output,
     )
 
@@ -66,22 +84,13 @@ def random_views(options):
 
 
 def ours(options):
-    import simsiam_tf  # noqa: F401  (before TensorFlow)
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
+    from ours import build, compiled_step
 
-    from simsiam_tf import schema
-    from simsiam_tf.config import PretrainConfig
-    from simsiam_tf.training import pretrain
-
-    tf.config.experimental.enable_op_determinism()  # as in a run
-    values = schema.defaults(PretrainConfig) | {
-        name: getattr(options, name) for name in ("backbone", "stem", "image_size", "batch_size")
-    }
-    config = schema.build(PretrainConfig, values)
-    model, _ = pretrain.build_model(config, tf.distribute.get_strategy())
-    train_step = tf.function(model.train_step, jit_compile=options.side == SIDES[2])
+    names = ("backbone", "stem", "image_size", "batch_size", "precision")
+    flags = {name: getattr(options, name) for name in names}
+    config, _, model = build(**flags | OURS[options.side])
+    train_step = compiled_step(config, model)
     views = tuple(map(tf.constant, random_views(options)))
     return lambda: float(train_step({"views": views})["loss"])
 
@@ -90,19 +99,16 @@ def peer(options):
     import torch
     from interop import torch_twin
 
-    shapes = torch_twin.simsiam_shapes(options.backbone)
-    if options.stem == "cifar":
-        shapes["encoder.conv1.weight"] = (*shapes["encoder.conv1.weight"][:2], 3, 3)
-    torch.manual_seed(0)
-    state = {}
-    for name, shape in shapes.items():
-        if len(shape) > 1:
-            state[name] = torch.nn.init.kaiming_normal_(torch.empty(shape), mode="fan_out")
-        else:
-            is_one = name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1)
-            state[name] = torch.full(shape, float(is_one))
-    views = torch.from_numpy(random_views(options).transpose(0, 1, 4, 2, 3).copy())
-    steps = torch_twin.train(state, itertools.repeat(views), itertools.repeat(0.05), 0.05)
+    state = torch_twin.initial_state(options.backbone, options.stem)
+    views = torch.from_numpy(random_views(options)).permute(0, 1, 4, 2, 3)  # NHWC in memory
+    loss_of = torch_twin.views_loss
+    if options.side == EAGER:
+        views = views.contiguous()
+    else:
+        state = torch_twin.channels_last(state)
+    if options.side == COMPILED:
+        loss_of = torch.compile(loss_of)
+    steps = torch_twin.train(state, itertools.repeat(views), itertools.repeat(0.05), 0.05, loss_of)
     return lambda: next(steps)[0]
 
 

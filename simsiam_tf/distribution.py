@@ -89,6 +89,11 @@ def on_accelerators(strategy):
     return not any("CPU" in device for device in strategy.extended.worker_devices)
 
 
+def uses_xla(config, strategy):
+    """Whether the training step of a `SystemConfig` is compiled whole by XLA."""
+    return config.xla == "true" or (config.xla == "auto" and on_accelerators(strategy))
+
+
 def _local_strategy(name, cpu_replicas):
     if cpu_replicas > 1:
         devices = _split_cpu(cpu_replicas)

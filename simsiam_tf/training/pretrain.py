@@ -146,7 +146,6 @@ def _train(config, strategy, output):
         )
 
     on_accelerators = distribution.on_accelerators(strategy)
-    xla = config.system.xla == "true" or (config.system.xla == "auto" and on_accelerators)
     periods = [save_every, knn_every, histogram_every]
     if config.system.steps_per_loop != "auto":
         longest_loop = int(config.system.steps_per_loop)
@@ -173,7 +172,7 @@ def _train(config, strategy, output):
             loop_end=loop_end,
             before_loop=holder.hold_if_due if holder else None,
             stop_wanted=lambda: received() is not None,
-            xla=xla,
+            xla=distribution.uses_xla(config.system, strategy),
         )
 
         def indices_of(done):

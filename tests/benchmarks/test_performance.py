@@ -33,10 +33,43 @@ def test_pipeline_beside_pillow_in_a_dataloader(program, tmp_path):
     assert len(sides) == 4
 
 
+TINY_STEP = [
+    "--backbone=resnet10", "--stem=cifar", "--image_size=16", "--batch_size=4", "--rounds=1",
+    "--steps=1",
+]  # fmt: skip
+
+
 def test_train_step_beside_pytorch(program, tmp_path):
     output = tmp_path / "step.json"
+    wanted = ["PyTorch, eager", "PyTorch, channels last", "ours", "ours, XLA"]
     finished = program(
-        "benchmarks/train_step.py", "--backbone=resnet10", "--stem=cifar", "--image_size=16",
-        "--batch_size=4", "--rounds=1", "--steps=1", "--sides=2", f"--output={output}",
-    )  # fmt: skip
-    assert list(sides_of(finished, output)) == ["PyTorch, eager", "ours"]
+        "benchmarks/train_step.py", *TINY_STEP, f"--output={output}", "--sides", *wanted
+    )
+    sides = sides_of(finished, output)
+    assert list(sides) == wanted
+    fastest = max(wanted[:2], key=lambda side: sides[side]["median"])
+    assert sides[fastest]["ratio"] == 1
+    assert f"| ratio to {fastest} |" in finished.stdout
+
+
+def test_train_step_beside_another_precision(program, tmp_path):
+    output = tmp_path / "step.json"
+    wanted = ["ours", "ours, bfloat16"]
+    finished = program(
+        "benchmarks/train_step.py", *TINY_STEP, f"--output={output}", "--sides", *wanted
+    )
+    sides = sides_of(finished, output)
+    assert list(sides) == wanted
+    assert sides["ours"]["ratio"] == 1
+    assert "| ratio to ours |" in finished.stdout
+
+
+def test_without_a_compiler_the_compiled_side_is_left_out_and_said(program, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    output = tmp_path / "step.json"
+    wanted = ["PyTorch, eager", "PyTorch, compiled"]
+    finished = program(
+        "benchmarks/train_step.py", *TINY_STEP, f"--output={output}", "--sides", *wanted
+    )
+    assert list(sides_of(finished, output)) == wanted[:1]
+    assert "PyTorch, compiled: left out, as there is no C++ compiler" in finished.stdout

@@ -125,11 +125,45 @@ def project_and_predict(state, images):
     return z, functional.linear(hidden, state["predictor.3.weight"], state["predictor.3.bias"])
 
 
-def train(state, views, rates, predictor_rate):
+def initial_state(arch, stem="imagenet", seed=0):
+    """Random weights of a SimSiam state dict, and the statistics of an untrained network."""
+    shapes = simsiam_shapes(arch)
+    if stem == "cifar":
+        shapes["encoder.conv1.weight"] = (*shapes["encoder.conv1.weight"][:2], 3, 3)
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            state[name] = torch.nn.init.kaiming_normal_(
+                torch.empty(shape), mode="fan_out", generator=generator
+            )
+        else:
+            is_one = name.endswith(("running_var", "weight"))
+            state[name] = torch.full(shape, float(is_one))
+    return state
+
+
+def channels_last(state):
+    """The same tensors, those of rank 4 in memory as NHWC: on most devices PyTorch's fastest."""
+    return {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in state.items()
+    }
+
+
+def views_loss(state, first, second):
+    """SimSiam's symmetric loss of two views, NCHW; running statistics move in place."""
+    (z1, p1), (z2, p2) = project_and_predict(state, first), project_and_predict(state, second)
+    loss = -functional.cosine_similarity(p1, z2.detach()).mean() / 2
+    return loss - functional.cosine_similarity(p2, z1.detach()).mean() / 2
+
+
+def train(state, views, rates, predictor_rate, loss_of=views_loss):
     """SimSiam's loss and PyTorch's SGD over `views` `[steps, 2, B, C, H, W]`.
 
     Yields each step's loss and {name: momentum}; `state` is changed in place. The projector's last
-    bias is frozen, as the reference has it.
+    bias is frozen, as the reference has it. `loss_of` may be `views_loss` compiled, or under
+    autocast.
     """
     frozen = [name for name in state if "running" in name or name == "encoder.fc.6.bias"]
     learned = {name: value for name, value in state.items() if name not in frozen}
@@ -144,9 +178,7 @@ def train(state, views, rates, predictor_rate):
         optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, predictor_rate
         for value in learned.values():
             value.requires_grad_()
-        (z1, p1), (z2, p2) = project_and_predict(state, first), project_and_predict(state, second)
-        loss = -functional.cosine_similarity(p1, z2.detach()).mean() / 2
-        loss -= functional.cosine_similarity(p2, z1.detach()).mean() / 2
+        loss = loss_of(state, first, second)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
