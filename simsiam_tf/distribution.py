@@ -148,6 +148,13 @@ def has_several_workers(strategy):
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
+def num_local_replicas(strategy):
+    """How many of a strategy's replicas belong to this process."""
+    if has_several_workers(strategy):
+        return len(strategy.extended.worker_devices)
+    return strategy.num_replicas_in_sync
+
+
 def worker_name(strategy):
     """What this process is called: "worker-0" where it is the only one."""
     if not has_several_workers(strategy):
