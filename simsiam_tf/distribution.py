@@ -155,6 +155,15 @@ def num_local_replicas(strategy):
     return strategy.num_replicas_in_sync
 
 
+def device_type(strategy):
+    """The type of the devices that a strategy's replicas are on: "CPU", "GPU" or "TPU"."""
+    with strategy.scope():
+        if tf.distribute.has_strategy():
+            device = strategy.extended.worker_devices[0]
+            return tf.DeviceSpec.from_string(device).device_type
+    return "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+
+
 def worker_name(strategy):
     """What this process is called: "worker-0" where it is the only one."""
     if not has_several_workers(strategy):
