@@ -26,7 +26,7 @@ EAGER, CHANNELS_LAST, COMPILED = PEERS = (
 # The flags of each of our sides.
 OURS = {
     "ours": {},
-    "ours, XLA": {"xla": "true", "deterministic": "false"},
+    "ours, XLA": {"xla": "true"},
     "ours, bfloat16": {"precision": "mixed_bfloat16"},
 }
 SIDES = (*PEERS, *OURS)

@@ -84,9 +84,7 @@ def _try_xla():
 
 def on_accelerators(strategy):
     """Whether the replicas of a strategy are GPUs or TPUs."""
-    if strategy is tf.distribute.get_strategy() and not tf.distribute.has_strategy():
-        return bool(tf.config.list_logical_devices("GPU"))
-    return not any("CPU" in device for device in strategy.extended.worker_devices)
+    return device_type(strategy) != "CPU"
 
 
 def uses_xla(config, strategy):
@@ -196,6 +194,22 @@ def _split_cpu(count):
 def has_several_workers(strategy):
     """Whether the strategy spans several processes, of which this is one."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def num_local_replicas(strategy):
+    """How many of a strategy's replicas belong to this process."""
+    if has_several_workers(strategy):
+        return len(strategy.extended.worker_devices)
+    return strategy.num_replicas_in_sync
+
+
+def device_type(strategy):
+    """The type of the devices that a strategy's replicas are on: "CPU", "GPU" or "TPU"."""
+    with strategy.scope():
+        if tf.distribute.has_strategy():
+            device = strategy.extended.worker_devices[0]
+            return tf.DeviceSpec.from_string(device).device_type
+    return "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
 
 
 def worker_name(strategy):

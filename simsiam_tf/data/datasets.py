@@ -6,6 +6,7 @@ lookup passes over all that comes before, are streamed.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ UNLABELLED = -1
 _SHUFFLE_BUFFER = 10_000
 _SHARDS_READ_AT_ONCE = 16
 _LABELS_AT_ONCE = 256
+_EVERYTHING = (0, 1)  # share 0 of 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,11 @@ class Source:
     read_at_once: int = 1  # how many indices `read` best takes
     # () → a text that is another one where the images are other ones, as far as it is cheap to tell
     fingerprint: typing.Callable[[], str] = str
-    # For who reads everything, where `read` is slow:
-    # seed int32 [2], or None for the order on disk → data set of (index, encoded, label)
+    # Sequential reader, for formats without fast random access (TFRecord):
+    # (seed int32 [2], or None for the order on disk; transform, see `_record_streamer`; share)
+    # → data set of (index, encoded, label)
     stream: typing.Callable | None = None
+    num_stream_files: int = 1  # that workers may share: `stream` takes a share of so many at most
     labels: np.ndarray | None = None  # int32 [N], where they are known without reading
 
     @property
@@ -95,8 +99,8 @@ def with_indices(source):
         encoded, labels = source.read(indices)
         return encoded, pairs(labels, indices)
 
-    def stream(*arguments):
-        return source.stream(*arguments).map(
+    def stream(*arguments, **options):
+        return source.stream(*arguments, **options).map(
             lambda index, encoded, label: (index, encoded, pairs(label, index))
         )
 
@@ -133,6 +137,7 @@ def subset(source, rows):
         read=lambda indices: source.read(tf.gather(row_tensor, indices)),
         fingerprint=fingerprint,
         stream=stream if source.stream else None,
+        num_stream_files=1,  # equal shares of the files hold unequal numbers of these rows
         labels=None if source.labels is None else source.labels[rows],
     )
 
@@ -159,34 +164,38 @@ def _load_folder(data_dir, split):
             f"Received: {split_root}"
         )
     # One list of classes for all splits: a class that one of them lacks must not shift the others.
-    class_folders = [
-        os.path.relpath(path, split_root).split(os.sep)[0]
-        if os.path.dirname(os.path.relpath(path, split_root))
-        else None
-        for path in paths
-    ]
-    if None in class_folders:
+    # A path below the folder is a cut text: os.path.relpath would take a minute for a million.
+    names = [path.removeprefix(os.path.join(split_root, "")) for path in paths]
+    if not all(os.sep in name for name in names):
         class_names, labels = (), np.full(len(paths), UNLABELLED, np.int32)
     else:
         roots = [os.path.join(root, name) for name in splits] or [root]
         class_names = tuple(sorted({name for folder in roots for name in _subfolders(folder)}))
         number = {name: index for index, name in enumerate(class_names)}
-        labels = np.array([number[name] for name in class_folders], np.int32)
+        labels = np.array([number[name.split(os.sep, 1)[0]] for name in names], np.int32)
     logging.info(
         "Folder %s: %d images, %s",
         split_root,
         len(paths),
         f"{len(class_names)} classes" if class_names else "unlabelled",
     )
-    path_tensor, label_tensor = tf.constant(paths), tf.constant(labels)
+    # As objects: NumPy would have an array of as many characters of 4 bytes as the longest has.
+    path_tensor = tf.constant(np.array(paths, dtype=object))
+    label_tensor = tf.constant(labels)
 
     def read(indices):
         encoded = tf.map_fn(tf.io.read_file, tf.gather(path_tensor, indices))
         return encoded, tf.gather(label_tensor, indices)
 
+    @functools.cache  # a result asks several times
     def fingerprint():
-        files = [(os.path.relpath(path, split_root), *_size_and_time(path)) for path in paths]
-        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        # That of the JSON of all files, of which only one is in memory at a time.
+        whole, separator = hashlib.sha256(b"["), b""
+        for name, path in zip(names, paths, strict=True):
+            whole.update(separator + json.dumps([name, *_size_and_time(path)]).encode())
+            separator = b", "
+        whole.update(b"]")
+        return whole.hexdigest()
 
     return Source(
         split_root,
@@ -219,8 +228,9 @@ def _find_images(root):
     found = []
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        start = os.path.join(folder, "")
         found += [
-            os.path.join(folder, name)
+            start + name
             for name in names
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         ]
@@ -307,18 +317,24 @@ def _load_tfds(builder, split):
         logging.info("%s: %d images, by random access (ArrayRecord)", name, info.num_examples)
         return Source(**common, read=_array_record_reader(builder, split, parse), read_at_once=16)
     logging.info(
-        "%s: %d images, streamed (%s) through a shuffle buffer of %d; for full shuffles by random "
-        "access, convert it in place: pip install apache-beam mlcroissant && tfds convert_format "
-        "--dataset_version_dir=%s --out_file_format=array_record",
+        "%s: %d images, streamed (%s) through a shuffle buffer of %d; several workers share its %d "
+        "file(s), so that the order of the samples depends on the number of workers. For full "
+        "shuffles by random access, in an order that does not, convert it in place: pip install "
+        "apache-beam mlcroissant && tfds convert_format --dataset_version_dir=%s "
+        "--out_file_format=array_record",
         name,
         info.num_examples,
         builder.info.file_format.value,
         _SHUFFLE_BUFFER,
+        len(info.file_instructions),
         builder.data_dir,
     )
     shards = _shards(info.file_instructions)
     return Source(
-        **common, read=_record_reader(shards, parse), stream=_record_streamer(shards, parse)
+        **common,
+        read=_record_reader(shards, parse),
+        stream=_record_streamer(shards, parse),
+        num_stream_files=len(info.file_instructions),
     )
 
 
@@ -366,18 +382,26 @@ def _record_reader(shards, parse):
 
 
 def _record_streamer(shards, parse):
-    """TFRecord files: shards in a seeded order, interleaved, through a seeded shuffle buffer."""
+    """TFRecord files: shards in a seeded order, interleaved, through a seeded shuffle buffer.
+
+    Returns:
+      (seed, transform, share) → data set of (index, encoded, label). The transform is applied to
+      the data set of (index, record), before anything is parsed. The share, (number, count), is
+      that of one worker of several.
+    """
     num_shards = len(shards[0])
 
     def open_shard(path, skip, take, first):
         records = tf.data.TFRecordDataset(path).skip(skip).take(take)
         return records.enumerate(first)
 
-    def stream(seed):
+    def stream(seed, share):
         columns = shards
         if seed is not None:
             order = tf.argsort(tf.random.stateless_uniform([num_shards], seed))
             columns = tuple(tf.gather(column, order) for column in columns)
+        if share != _EVERYTHING:
+            columns = _share_of_shards(columns, *share)
         records = tf.data.Dataset.from_tensor_slices(columns).interleave(
             open_shard,
             cycle_length=min(num_shards, _SHARDS_READ_AT_ONCE),
@@ -396,5 +420,26 @@ def _record_streamer(shards, parse):
         encoded, label = parse(record[tf.newaxis])
         return index, encoded[0], label[0]
 
-    # Skipping is left to the caller, before `parse`: it costs no decoding.
-    return lambda seed, transform=lambda records: records: transform(stream(seed)).map(parse_one)
+    def stream_parsed(seed, transform=lambda records: records, share=_EVERYTHING):
+        # Skipping is left to the caller, before `parse`: it costs no decoding.
+        return transform(stream(seed, share)).map(parse_one)
+
+    return stream_parsed
+
+
+def _share_of_shards(columns, number, count):
+    """The columns of a share of the files, of which each of `count` has as many records.
+
+    The records of all files in their order are cut into `count` equal parts; the rest, fewer than
+    `count`, is left out. A share has whole files but for its first and last one, which it takes a
+    part of: files differ in size, and no worker may run out before the others.
+    """
+    paths, skips, takes, firsts = columns
+    ends = tf.cumsum(takes)
+    size = ends[-1] // count
+    starts = tf.maximum(ends - takes, number * size)
+    sizes = tf.minimum(ends, (number + 1) * size) - starts
+    passed_over = starts - (ends - takes)
+    mine = sizes > 0
+    columns = paths, skips + passed_over, sizes, firsts + passed_over
+    return tuple(tf.boolean_mask(column, mine) for column in columns)

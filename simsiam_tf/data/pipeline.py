@@ -3,7 +3,8 @@
 Order and views are pure functions of (seed, epoch, index). So the state of the pipeline is the
 step's number: a run that goes on from step n asks for step n, and whoever reads a share of the
 global batch finds the same samples and views in it, however many share it. Where an image cannot be
-read, so is the one that takes its place.
+read, so is the one that takes its place. The order of a stream that workers share by its files is a
+function of (seed, epoch, number of workers) instead; the views are not.
 """
 
 import itertools
@@ -33,7 +34,8 @@ def training_batches(
 ):
     """The batches of steps first_step … last_step − 1, one replica's share at a time.
 
-    Each epoch is a full permutation; its last, partial batch is dropped.
+    Each epoch is a full permutation; its last, partial batch is dropped. Where workers share the
+    files of a stream, the samples that an epoch drops are those that are left over on each of them.
 
     Args:
       source: a `datasets.Source` of at least `batch_size` images.
@@ -191,8 +193,18 @@ def _in_order(source, batch_size, positions, seed, first_step, last_step):
 
 
 def _stream_in_order(source, batch_size, positions, seed, first_step, last_step):
-    """(epoch, index, encoded, label) from a stream; steps already done are skipped undecoded."""
+    """(epoch, index, encoded, label) from a stream; steps already done are skipped undecoded.
+
+    Workers share the files, if each can have one: then each reads a part of the records, and its
+    part of the batch is all of what it reads. Else each reads everything and keeps its positions.
+    """
     steps_per_epoch = source.num_examples // batch_size
+    share_size = positions[1] - positions[0]
+    num_shares = batch_size // share_size
+    options = {}
+    if 1 < num_shares <= source.num_stream_files:
+        options["share"] = (positions[0] // share_size, num_shares)
+        batch_size, positions = share_size, (0, share_size)
     first_epoch, steps_done = divmod(first_step, steps_per_epoch)
     last_epoch = -(-last_step // steps_per_epoch)
 
@@ -210,7 +222,7 @@ def _stream_in_order(source, batch_size, positions, seed, first_step, last_step)
             )
             return mine.map(lambda _, record: record)
 
-        examples = source.stream(fold_in([seed, Purpose.ORDER], epoch), shares)
+        examples = source.stream(fold_in([seed, Purpose.ORDER], epoch), shares, **options)
         return examples.map(lambda index, encoded, label: (epoch, index, encoded, label))
 
     return tf.data.Dataset.range(first_epoch, last_epoch).flat_map(one_epoch)

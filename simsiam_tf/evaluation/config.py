@@ -121,7 +121,9 @@ class EvaluationConfig(Config):
         at_least=0,
         at_most=1,
     )
-    feature_batch_size: int = setting(256, "Images that the encoder takes at once.", at_least=1)
+    feature_batch_size: int = setting(
+        256, "Images that the encoder takes at once, over all replicas.", at_least=1
+    )
     feature_cache: str = setting(
         "",
         "Folder that keeps extracted features for the next evaluation; empty: features, beside the "

@@ -39,16 +39,17 @@ def hash_of_folder(folder):
 
 
 def load_or_extract(folder, facts, name, extract):
-    """Features and labels from the cache, or extracted and kept there.
+    """Features and labels from the cache, or extracted into it.
 
     Args:
       folder: of the cache.
       facts: all that the features depend on, a dict that JSON can hold.
       name: of the images, for the log.
-      extract: () → features float32 `[N, F]` and labels int32 `[N, …]`.
+      extract: called with two empty binary files, which become .npy files of the features, float32
+        `[N, F]`, and of the labels, int32 `[N, …]`.
 
     Returns:
-      features and labels; memory-mapped where they come from the cache.
+      features and labels, memory-mapped.
 
     Raises:
       UserError: the features cannot be written; or whatever `extract` raises.
@@ -60,9 +61,9 @@ def load_or_extract(folder, facts, name, extract):
         logging.info("Features of %s: %d from %s", name, len(kept[0]), entry)
         return kept
     started = time.perf_counter()
-    features, labels = extract()
+    _save(entry, text, extract)
     seconds = time.perf_counter() - started
-    _save(entry, text, features, labels)
+    features, labels = _map(entry)
     logging.info("Features of %s: %d extracted in %.1f s", name, len(features), seconds)
     return features, labels
 
@@ -72,23 +73,27 @@ def _load(entry):
     if not os.path.isdir(entry):
         return None
     try:
-        features, labels = (
-            np.load(os.path.join(entry, name), mmap_mode="r") for name in (_FEATURES, _LABELS)
-        )
+        return _map(entry)
     except (OSError, ValueError, EOFError) as error:
         logging.warning("%s is damaged (%s): its features are extracted anew", entry, error)
         return None
-    return features, labels
 
 
-def _save(entry, text, features, labels):
-    """Writes an entry aside and renames it: what has the name is whole."""
+def _map(entry):
+    return tuple(np.load(os.path.join(entry, name), mmap_mode="r") for name in (_FEATURES, _LABELS))
+
+
+def _save(entry, text, extract):
+    """Has an entry extracted aside and renames it: an entry under its name is complete."""
     folder = os.path.dirname(entry)
     try:
         staging = tempfile.mkdtemp(prefix=".partial-", dir=folder)
         try:
-            np.save(os.path.join(staging, _FEATURES), features, allow_pickle=False)
-            np.save(os.path.join(staging, _LABELS), labels, allow_pickle=False)
+            with (
+                open(os.path.join(staging, _FEATURES), "w+b") as features,
+                open(os.path.join(staging, _LABELS), "w+b") as labels,
+            ):
+                extract(features, labels)
             with open(os.path.join(staging, _FACTS), "w", encoding="utf-8") as file:
                 file.write(text + "\n")
             shutil.rmtree(entry, ignore_errors=True)  # a damaged one, or another process was first

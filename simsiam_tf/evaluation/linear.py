@@ -33,8 +33,8 @@ def train_classifier(encode, feature_dim, source, views, config, seed, quarantin
     """Trains a fully connected layer on the frozen encoder, by SGD with LARS.
 
     Args:
-      encode: images `[b, size, size, 3]` float32 in [0, 255] → features `[b, feature_dim]`,
-        in inference mode.
+      encode: images `[b, size, size, 3]` uint8 in [0, 255] → features `[b, feature_dim]`, in
+        inference mode; it is given a whole batch.
       feature_dim: an int.
       source: a labelled `datasets.Source` to train on.
       views: (image, seed) → {"views": a tuple of one view for `encode`}.
@@ -82,7 +82,7 @@ def train_classifier(encode, feature_dim, source, views, config, seed, quarantin
     with Progress(num_steps, "linear classifier", "step") as progress:
         for step, batch in enumerate(batches):
             (images,) = batch["views"]
-            loss = train_step(encode(tf.cast(images, tf.float32)), batch["label"])
+            loss = train_step(encode(images), batch["label"])
             progress.update()
             if (step + 1) % steps_per_epoch == 0:
                 epoch = (step + 1) // steps_per_epoch

@@ -7,7 +7,6 @@ features of the central crops; a part of the training split that is held out cho
 
 import dataclasses
 import itertools
-import math
 
 import numpy as np
 import tensorflow as tf
@@ -23,6 +22,7 @@ LEARNING_RATES = tuple(10.0**power for power in (-3, -2.5, -2, -1.5, -1, -0.5, 0
 WEIGHT_DECAYS = (0.0, 1e-3, 1e-2)
 _MOMENTUM = 0.9
 _STEPS_AT_ONCE = 64  # whose features are in memory
+_ROWS_JUDGED_AT_ONCE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +69,9 @@ def train_classifier(features, labels, num_classes, config, seed):
     def train(rows, pairs):
         return train_heads(features, labels, rows, num_classes, pairs, config, seed)
 
-    unseen, unseen_labels = features[held_out], labels[held_out]
-    scores = [unseen @ kernel + bias for kernel, bias in zip(*train(rest, grid), strict=True)]
+    cross_entropies, top1s = judge_heads(features, labels, held_out, *train(rest, grid))
     # By cross-entropy: many heads have the same few hundred images right.
-    best = int(np.argmin([_cross_entropy(unseen_labels, of_head) for of_head in scores]))
-    top1 = knn.top_k_accuracy(scores[best], unseen_labels, 1)
+    best = int(np.argmin(cross_entropies))
     rate, decay = grid[best]
     logging.info(
         "Probe: of %d heads, learning rate %g with weight decay %g is the best, %.2f %% of %d "
@@ -81,19 +79,41 @@ def train_classifier(features, labels, num_classes, config, seed):
         len(grid),
         rate,
         decay,
-        top1,
+        top1s[best],
         num_held_out,
         count,
     )
     (kernel,), (bias,) = train(order, [grid[best]])
-    return Classifier(kernel, bias, rate, decay, top1)
+    return Classifier(kernel, bias, rate, decay, float(top1s[best]))
 
 
-def _cross_entropy(labels, scores):
-    """The mean over the images; a head that has run away has none that is the smallest."""
-    each = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, scores)
-    mean = float(tf.reduce_mean(each))
-    return mean if math.isfinite(mean) else math.inf
+def judge_heads(features, labels, rows, kernels, biases):
+    """The cross-entropy and the top-1 accuracy of each head on some rows.
+
+    The scores of one head on one block of the rows are in memory at a time.
+
+    Args:
+      features: `[N, F]` float32; a memory-mapped array too.
+      labels: `[N]` int.
+      rows: indices of the rows to judge by, int `[n]`.
+      kernels: `[heads, F, classes]` float32.
+      biases: `[heads, classes]` float32.
+
+    Returns:
+      Mean cross-entropies, infinite for a head that has diverged, and accuracies in percent, both
+      float64 `[heads]`.
+    """
+    cross_entropies, top1s = np.zeros((2, len(kernels)))
+    for start in range(0, len(rows), _ROWS_JUDGED_AT_ONCE):
+        block = rows[start : start + _ROWS_JUDGED_AT_ONCE]
+        block_features, block_labels = features[block], labels[block]
+        share = len(block) / len(rows)
+        for head, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+            scores = block_features @ kernel + bias
+            each = tf.nn.sparse_softmax_cross_entropy_with_logits(block_labels, scores)
+            cross_entropies[head] += share * float(tf.reduce_mean(each))
+            top1s[head] += share * knn.top_k_accuracy(scores, block_labels, 1)
+    return np.where(np.isfinite(cross_entropies), cross_entropies, np.inf), top1s
 
 
 def train_heads(features, labels, rows, num_classes, pairs, config, seed):

@@ -6,6 +6,7 @@ import os
 import typing
 
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from simsiam_tf import distribution
@@ -13,6 +14,7 @@ from simsiam_tf.config import SystemConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import (
+    encoding,
     feature_cache,
     feature_file,
     features,
@@ -32,10 +34,10 @@ class _Encoder:
 
     path: str
     sha256: str
-    encode: typing.Callable  # images [b, size, size, 3] float32 in [0, 255] → features [b, F]
+    encode: typing.Callable  # images [b, size, size, 3] in [0, 255] → features [b, F]
     image_size: int
     crop_ratio: float
-    strategy: typing.Any  # to fine-tune under, None for the other protocols
+    strategy: tf.distribute.Strategy  # whose replicas share the work
 
     def view(self, image):
         return views.build_evaluation_view(self.image_size, self.crop_ratio)(image)
@@ -44,8 +46,7 @@ class _Encoder:
 def run(config):
     """Evaluates an encoder as an `EvaluationConfig` says; prints and writes the result."""
     _check_output(config.output)
-    strategy = _build_strategy(config) if config.protocol == "finetune" else None
-    encoder = _load_encoder(config, strategy)
+    encoder = _load_encoder(config, _build_strategy(config.devices))
     feature_cache.check(_cache_folder(config))
     unlabelled = {"spectrum": _describe, "features": _extract}
     if config.protocol in unlabelled:
@@ -73,28 +74,35 @@ def run(config):
     print(json.dumps(short), flush=True)
 
 
-def _build_strategy(config):
-    strategy = distribution.build_strategy(SystemConfig(**dataclasses.asdict(config.devices)))
-    if distribution.has_several_workers(strategy):
+def _build_strategy(devices):
+    """The strategy of a `DevicesConfig`, on the devices of this machine."""
+    if devices.strategy == "multi_worker":
         raise UserError(
             "An evaluation is one process; --strategy=mirrored takes all GPUs of a machine. "
-            f"Received: several workers, by --strategy={config.devices.strategy}"
+            "Received: --strategy=multi_worker"
         )
-    return strategy
+    if devices.strategy == "auto" and "TF_CONFIG" in os.environ:  # it may name other workers
+        devices = dataclasses.replace(devices, strategy="mirrored")
+    return distribution.build_strategy(SystemConfig(**dataclasses.asdict(devices)))
 
 
 def _load_encoder(config, strategy):
-    encode, description = saved_model.load(config.encoder)
+    with strategy.scope():
+        encode, description = saved_model.load(config.encoder)
     image_size = config.image_size or description.get("image_size")
     if not image_size:
         raise UserError(
             f"{config.encoder} has no {saved_model.DESCRIPTION}, so --image_size must be given. "
             "Received: 0"
         )
-    path = os.path.abspath(config.encoder)
-    crop_ratio = config.eval_crop_ratio or description.get("eval_crop_ratio", 0.875)
-    sha256 = feature_cache.hash_of_folder(path)
-    return _Encoder(path, sha256, encode, image_size, crop_ratio, strategy)
+    return _Encoder(
+        path=os.path.abspath(config.encoder),
+        sha256=feature_cache.hash_of_folder(os.path.abspath(config.encoder)),
+        encode=encoding.on_all_replicas(strategy, encode, config.feature_batch_size),
+        image_size=image_size,
+        crop_ratio=config.eval_crop_ratio or description.get("eval_crop_ratio", 0.875),
+        strategy=strategy,
+    )
 
 
 def _classify(config, encoder):
@@ -192,7 +200,11 @@ def _finetune(config, encoder, train, test):
         quarantine,
     )
     scores, labels = features.extract(
-        classify, test, encoder.view, config.feature_batch_size, data=config.data
+        encoding.on_all_replicas(encoder.strategy, classify, config.feature_batch_size),
+        test,
+        encoder.view,
+        config.feature_batch_size,
+        data=config.data,
     )
     found = {"num_train": train.num_examples - quarantine.num_bad}
     settings = dataclasses.asdict(settings) | {"finetune_epochs": settings.num_epochs}
@@ -251,11 +263,12 @@ def _features_of(config, encoder, source):
         _cache_folder(config),
         facts,
         source.name,
-        lambda: features.extract(
+        lambda *files: features.extract(
             encoder.encode,
             datasets.with_indices(source),
             encoder.view,
             config.feature_batch_size,
+            files=files,
             data=config.data,
         ),
     )

@@ -125,7 +125,7 @@ def alignment_of_crops(encode, source, view, batch_size, seed, quarantine):
     """`alignment` over two random crops of each image of a source.
 
     Args:
-      encode: images `[b, size, size, 3]` float32 in [0, 255] → features `[b, F]`.
+      encode: images `[b, size, size, 3]` uint8 in [0, 255] → features `[b, F]`.
       source: a `datasets.Source`; what is left after whole batches is left out.
       view: the linear protocol's, crop and flip: (image, seed) → {"views": a tuple of one}.
       batch_size: images that are encoded at once; all of the source where that is smaller.
@@ -148,7 +148,7 @@ def alignment_of_crops(encode, source, view, batch_size, seed, quarantine):
     found = []
     with Progress(num_steps * batch_size, f"crops of {source.name}", "image") as progress:
         for batch in batches:
-            x, y = (encode(tf.cast(view, tf.float32)) for view in batch["views"])
+            x, y = map(encode, batch["views"])
             found.append(float(alignment(x, y)))
             progress.update(batch_size)
     return float(np.mean(found))

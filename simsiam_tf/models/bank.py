@@ -30,20 +30,21 @@ class Bank:
         self.strategy = tf.distribute.get_strategy()
         num_replicas = self.strategy.num_replicas_in_sync
         self.rows_each = -(-num_rows // num_replicas)
+        num_bytes = (self.rows_each + 1) * math.prod(self.shape) * tf.as_dtype(dtype).size
+        logging.info(  # before the memory is asked for
+            "Targets of %d images: %.3g GB on each of %d replica(s), in the memory of the %s",
+            num_rows,
+            num_bytes / 1e9,
+            num_replicas,
+            distribution.device_type(self.strategy),
+        )
+        # The variable takes over the buffer of the zeros: there is no second copy of a bank. The
+        # last row is for the rows of other replicas.
         self.shard = tf.Variable(
-            tf.zeros(
-                [self.rows_each + 1, *self.shape], dtype
-            ),  # the last: for other replicas' rows
+            tf.zeros([self.rows_each + 1, *self.shape], dtype),
             trainable=False,
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
-        size = (self.rows_each + 1) * math.prod(self.shape) * tf.as_dtype(dtype).size
-        logging.info(
-            "Targets of %d images, %.1f MB on each of %d replica(s)",
-            num_rows,
-            size / 1e6,
-            num_replicas,
         )
 
     def lookup(self, rows):
@@ -59,11 +60,7 @@ class Bank:
     def update(self, rows, values):
         """Sets rows int64 `[b]` to values `[b, ...]`, in replica context; none of number −1."""
         _, places = self._places(distribution.gather_over_replicas(rows))
-        tf.raw_ops.ResourceScatterUpdate(
-            resource=self.shard.handle,
-            indices=places,
-            updates=distribution.gather_over_replicas(values),
-        )
+        _scatter_rows(self.shard.handle, places, distribution.gather_over_replicas(values))
 
     def _places(self, rows):
         """Which rows are on this replica, and where: others have the place that nobody reads."""
@@ -94,3 +91,13 @@ class Bank:
         for start in range(0, self.num_rows, _ROWS_AT_ONCE):
             part = values[start : start + _ROWS_AT_ONCE]
             update(tf.range(start, start + len(part), dtype=tf.int64), tf.constant(part))
+
+
+@tf.function(jit_compile=True)
+def _scatter_rows(bank, places, values):
+    """Sets rows of a variable, by its handle, in place.
+
+    Compiled by XLA: TensorFlow's own operation has no deterministic kernel for GPUs, and would copy
+    the bank to the host and back at every step.
+    """
+    tf.raw_ops.ResourceScatterUpdate(resource=bank, indices=places, updates=values)

@@ -6,17 +6,18 @@ import json
 import logging as standard_logging
 import os
 import sys
+import tempfile
 
 import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
 from simsiam_tf.data import views
-from simsiam_tf.evaluation import features, knn
+from simsiam_tf.evaluation import encoding, features, knn
 from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import meter
-from simsiam_tf.training.checkpoints import write_whole
+from simsiam_tf.training.checkpoints import write_whole, writing_to
 
 METRICS = "metrics.jsonl"
 COLLAPSED_STD = 0.3
@@ -268,8 +269,10 @@ def _reopen_metrics(path, restored_step):
 class KnnMonitor:
     """The kNN top-1 of the encoder as it is now, on a labelled data set."""
 
-    def __init__(self, encoder, bank, queries, config):
+    def __init__(self, strategy, encoder, bank, queries, config):
         """Args:
+        strategy: the `tf.distribute.Strategy` that the encoder was built under; this process's
+          replicas share the work.
         encoder: of normalised images.
         bank: labelled `datasets.Source` to compare with.
         queries: labelled `datasets.Source` to classify.
@@ -277,6 +280,9 @@ class KnnMonitor:
         """
         self.served = saved_model.ServedEncoder(
             encoder, config.views.image_size, config.views.eval_crop_ratio
+        )
+        self.encode = encoding.on_all_replicas(
+            strategy, lambda images: self.served.features(images)["features"], _ENCODE_AT_ONCE
         )
         self.bank = bank
         self.queries = queries
@@ -300,15 +306,22 @@ class KnnMonitor:
         return knn.top_k_accuracy(votes, labels, 1)
 
     def _extract(self, source, limit):
-        def encode(images):
-            return self.served.features(images)["features"]
-
-        return features.extract(
-            encode,
-            source,
-            self.served.view,
-            _ENCODE_AT_ONCE,
-            seed=self.config.system.seed,
-            limit=limit,
-            data=self.config.data,
-        )
+        folder = self.config.system.workdir
+        try:
+            with (
+                tempfile.TemporaryFile(dir=folder) as features_file,
+                tempfile.TemporaryFile(dir=folder) as labels_file,
+            ):
+                return features.extract(
+                    self.encode,
+                    source,
+                    self.served.view,
+                    _ENCODE_AT_ONCE,
+                    files=(features_file, labels_file),
+                    seed=self.config.system.seed,
+                    limit=limit,
+                    data=self.config.data,
+                )
+        except OSError:
+            with writing_to(folder):
+                raise

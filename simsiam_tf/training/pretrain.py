@@ -123,7 +123,7 @@ def _train(config, strategy, output):
         )
         if restored_step is None:
             tensorboard.describe_run(monitor.summaries, config)
-    knn_monitor = KnnMonitor(model.encoder, *knn_sources, config) if knn_sources else None
+    knn_monitor = KnnMonitor(strategy, model.encoder, *knn_sources, config) if knn_sources else None
     if knn_monitor and restored_step is None:
         _run_knn(knn_monitor, monitor, 0, workdir)  # the random network, for comparison
     if is_chief and restored_step is None:

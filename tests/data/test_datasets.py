@@ -1,8 +1,10 @@
 """Folders, the embedded digits and TFDS: which images a name stands for, and what is an error."""
 
+import hashlib
 import json
 import pathlib
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -164,6 +166,37 @@ def test_read_takes_any_indices_in_any_order(tmp_path):
     assert labels.numpy().tolist() == [4, 0, 4, 2]
     assert labels.dtype == tf.int32
     assert [int(decoding.decode_image(image)[0, 0, 0]) for image in encoded] == [4, 0, 4, 2]
+
+
+def test_a_folder_of_100_000_images_in_1_000_classes(tmp_path, monkeypatch):
+    (tmp_path / "train").mkdir()
+    names = [f"n{number:08}" for number in range(1000)]
+
+    def walk(root, followlinks):
+        assert followlinks
+        yield root, names[::-1], []
+        for name in names[::-1]:
+            yield f"{root}/{name}", [], [f"{number:02}.JPEG" for number in range(100)]
+
+    stats = []
+    monkeypatch.setattr(datasets.os, "walk", walk)
+    monkeypatch.setattr(datasets, "_subfolders", lambda folder: names)
+    monkeypatch.setattr(datasets, "_size_and_time", lambda path: stats.append(path) or (7, 8))
+    source = datasets.load("folder", f"{tmp_path}/", "train")
+    assert source.num_examples == 100_000
+    assert source.class_names == tuple(names)
+    np.testing.assert_array_equal(source.labels, np.repeat(np.arange(1000), 100))
+    assert source.describe(99_999) == f"{tmp_path}/train/n00000999/99.JPEG"
+
+    tracemalloc.start()
+    found = source.fingerprint()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6  # the list of the paths that were asked for is most of it
+    assert source.fingerprint() == found
+    assert len(stats) == 100_000  # once each
+    files = [[f"{name}/{number:02}.JPEG", 7, 8] for name in names for number in range(100)]
+    assert found == hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def test_a_home_folder_is_expanded(tmp_path, monkeypatch):

@@ -303,21 +303,116 @@ def concatenated(*shares):
     ]
 
 
-def test_two_pipelines_share_the_global_batch_of_one(source, uninterrupted):
-    last = steps_per_epoch(source) + 2
-    shares = [
+def shares_of(source, count, first_step, last_step, **options):
+    """The batches of each of some workers with a replica each."""
+    return [
         train(
             source,
-            1,
-            last,
+            first_step,
+            last_step,
             context=tf.distribute.InputContext(
-                num_input_pipelines=2, input_pipeline_id=pipeline_id, num_replicas_in_sync=2
+                num_input_pipelines=count, input_pipeline_id=number, num_replicas_in_sync=count
             ),
+            **options,
         )
-        for pipeline_id in range(2)
+        for number in range(count)
     ]
-    assert len(shares[0][0]["index"]) == batch_size_of(source) // 2
-    assert_same_batches(concatenated(*shares), uninterrupted[1:last])
+
+
+@pytest.mark.parametrize(("kind", "count"), [("folder", 2), ("array_record", 2), ("tfrecord", 4)])
+def test_pipelines_share_the_global_batch_of_one(request, kind, count):
+    source = request.getfixturevalue(kind)  # of TFRecord files there are two: too few to share
+    last = steps_per_epoch(source) + 2
+    shares = shares_of(source, count, 1, last)
+    assert len(shares[0][0]["index"]) == batch_size_of(source) // count
+    assert_same_batches(concatenated(*shares), train(source, 1, last))
+
+
+# Streams that workers share by file.
+
+
+@pytest.fixture(scope="module")
+def unequal_files(tmp_path_factory):
+    """A source of 86 records in two files, of 75 and 11."""
+    folder = tmp_path_factory.mktemp("unequal")
+    prepared_digits(folder, "tfrecord")
+    source = datasets.load("digits", str(folder), "train[:75]+train[1000:1011]")
+    assert source.num_stream_files == 2
+    return source
+
+
+@pytest.fixture(params=["tfrecord", "unequal_files"])
+def files(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_workers_that_share_files_see_each_sample_once_an_epoch_in_equally_many_steps(files):
+    steps = steps_per_epoch(files)
+    first, second = map(indices, shares_of(files, 2, 0, 3 * steps, recipe=no_augmentation))
+    assert first.shape == second.shape == (3 * steps, batch_size_of(files) // 2)
+    for epoch in range(3):
+        seen = [share[epoch * steps : (epoch + 1) * steps].ravel() for share in (first, second)]
+        assert len(set(np.concatenate(seen))) == steps * batch_size_of(files)
+
+
+def test_workers_that_share_files_read_half_of_the_records_each(files):
+    for seed in ([0, 1], [0, 2], [0, 3]):
+        first, second = (
+            {int(index) for index, _, _ in files.stream(tf.constant(seed), share=(number, 2))}
+            for number in range(2)
+        )
+        assert len(first) == len(second) == files.num_examples // 2
+        assert len(first | second) == files.num_examples // 2 * 2
+
+
+def test_an_index_names_the_same_image_whoever_reads_it(files):
+    images = collections.defaultdict(set)
+    steps = steps_per_epoch(files)
+    for count in (1, 2):
+        for share in shares_of(files, count, 0, 2 * steps, recipe=no_augmentation):
+            for batch in share:
+                for index, image in zip(batch["index"], batch["views"][0], strict=True):
+                    images[index].add(image.tobytes())
+    assert len(images) > 0.9 * files.num_examples
+    assert all(len(seen) == 1 for seen in images.values())
+
+
+@pytest.mark.parametrize("first_step", [2, 5, 8])  # an epoch is five steps
+def test_workers_that_share_files_resume_exactly(files, first_step):
+    whole, resumed = (shares_of(files, 2, first, 11) for first in (0, first_step))
+    for before, after in zip(whole, resumed, strict=True):
+        assert_same_batches(after, before[first_step:])
+
+
+def test_a_share_of_the_files_is_read_and_no_more():
+    takes = [5, 1, 30, 0, 7, 2]
+    firsts = np.cumsum([0, *takes[:-1]])
+    columns = (
+        tf.constant([f"file {number}" for number in range(6)]),
+        tf.constant([100, 0, 3, 0, 0, 9], tf.int64),
+        tf.constant(takes, tf.int64),
+        tf.constant(firsts, tf.int64),
+    )
+    order = [
+        (f"file {number}", place) for number, take in enumerate(takes) for place in range(take)
+    ]
+    for count in (1, 2, 3, 4, 6):
+        size = sum(takes) // count
+        for number in range(count):
+            share = datasets._share_of_shards(columns, number, count)
+            found = []
+            for path, skip, take, first in zip(*(column.numpy() for column in share), strict=True):
+                file = int(path.decode().split()[1])
+                start = skip - columns[1][file].numpy()
+                assert first == firsts[file] + start
+                found += [(path.decode(), place) for place in range(start, start + take)]
+            assert found == order[number * size : (number + 1) * size]
+
+
+def test_the_log_says_that_the_order_of_a_stream_depends_on_the_workers(tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
+    prepared_digits(tmp_path, "tfrecord")
+    assert "the order of the samples depends on the number of workers" in caplog.text
 
 
 def test_two_replicas_of_one_pipeline_get_the_halves_of_the_batch(source, uninterrupted):

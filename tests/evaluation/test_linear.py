@@ -15,7 +15,7 @@ def colours(red_and_blue):
 
 
 def mean_colour(images):
-    return tf.reduce_mean(images, axis=(1, 2)) / 255
+    return tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2)) / 255
 
 
 def train(source, **settings):

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -130,6 +132,40 @@ def test_the_best_head_on_the_held_out_part_is_trained_anew_on_everything(monkey
     assert best != top1.argmax()  # what would have been chosen by that
     assert chosen == [(classifier.learning_rate, classifier.weight_decay)]
     np.testing.assert_array_equal(classifier(features), features @ kernel[0] + bias[0])
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+def test_heads_are_judged_by_the_scores_of_their_own_of_all_rows(monkeypatch, block):
+    monkeypatch.setattr(probe, "_ROWS_JUDGED_AT_ONCE", block)
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((50, 6)).astype("float32")
+    labels = rng.integers(0, 1000, 50).astype("int32")
+    kernels = rng.standard_normal((3, 6, 1000)).astype("float32")
+    biases = rng.standard_normal((3, 1000)).astype("float32")
+    biases[0, labels[:25]] += 5
+    kernels[2] = np.nan
+    rows = np.arange(0, 50, 2)
+    cross_entropies, top1s = probe.judge_heads(features, labels, rows, kernels, biases)
+    scores = features[rows] @ kernels[:2].astype("float64") + biases[:2, np.newaxis]
+    log_softmax = scores - np.log(np.exp(scores).sum(axis=2, keepdims=True))
+    expected = -log_softmax[:, range(len(rows)), labels[rows]].mean(axis=1)
+    np.testing.assert_allclose(cross_entropies[:2], expected, rtol=1e-5)
+    assert cross_entropies[2] == np.inf
+    expected = 100 * (scores.argmax(axis=2) == labels[rows]).mean(axis=1)
+    np.testing.assert_allclose(top1s[:2], expected)
+    assert top1s[0] > 0
+
+
+def test_the_scores_of_one_head_alone_are_in_memory():
+    heads, rows, classes = 21, 3000, 1000
+    features, labels = np.ones((rows, 4), "float32"), np.zeros(rows, "int32")
+    kernels, biases = np.zeros((heads, 4, classes), "float32"), np.zeros((heads, classes))
+    tracemalloc.start()
+    probe.judge_heads(features, labels, np.arange(rows), kernels, biases.astype("float32"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    of_a_head = rows * classes * 4
+    assert of_a_head < peak < 4 * of_a_head
 
 
 def test_a_head_that_ran_away_is_not_chosen(monkeypatch):

@@ -119,7 +119,12 @@ def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
 
             def load(directory):
                 encode, description = saved_model.load(directory)
-                return lambda images: encoded.append(len(images)) or encode(images), description
+
+                def encode_and_count(images):
+                    encoded.append(images.shape[0] or 0)
+                    return encode(images)
+
+                return encode_and_count, description
 
             patch.setattr(
                 run, "saved_model", SimpleNamespace(load=load, versions=saved_model.versions)
@@ -128,6 +133,71 @@ def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
         return json.loads(capsys.readouterr().out.splitlines()[-1]), sum(encoded)
 
     return run_it
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"protocol": "knn"},
+        {"protocol": "probe", "probe_epochs": 1},
+        {"protocol": "linear", "epochs": 1, "batch_size": 500},
+        {"protocol": "spectrum", "eval_split": "train[:300]"},
+    ],
+    ids=lambda settings: settings["protocol"],
+)
+def test_every_protocol_gives_two_replicas_the_result_of_one(
+    evaluate, two_replicas, monkeypatch, tmp_path, settings
+):
+    settings = {"feature_batch_size": 32} | settings
+    one, encoded = evaluate(**settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.distribution, "build_strategy", lambda config: two_replicas)
+        two, encoded_outside_of_replicas = evaluate(**settings, feature_cache=str(tmp_path / "two"))
+    assert encoded_outside_of_replicas < encoded / 2  # a replica counts when it is traced
+    names = [name for name in one if isinstance(one[name], float)]
+    assert len(names) >= 2
+    assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-4)
+
+
+def test_a_large_batch_of_the_linear_protocol_is_encoded_in_pieces(evaluate, monkeypatch):
+    sizes = []
+    original = run.encoding.on_all_replicas
+
+    def spy(strategy, encode, piece_size):
+        return original(strategy, lambda images: sizes.append(len(images)) or encode(images), 64)
+
+    monkeypatch.setattr(run.encoding, "on_all_replicas", spy)
+    evaluate(protocol="linear", epochs=1, batch_size=1000)
+    assert sum(sizes) == 360 + 1000
+    assert max(sizes) == 64
+
+
+def test_two_replicas_extract_the_features_of_one(program, tiny_run, tmp_path):
+    found = []
+    for replicas in (1, 2):
+        output = tmp_path / f"{replicas}.npz"
+        finished = program(
+            "evaluate.py", f"--encoder={tiny_run / 'encoder'}", "--protocol=features",
+            f"--cpu_replicas={replicas}", f"--output={output}", "--feature_batch_size=101",
+            f"--feature_cache={tmp_path / str(replicas)}",
+        )  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        assert f"on {replicas} replica(s)" in finished.stderr
+        with np.load(output) as file:
+            found.append(file["features"])
+    one, two = found
+    assert one.shape == two.shape == (360, 128)
+    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("strategy", ["multi_worker", "auto"])
+def test_an_evaluation_joins_no_cluster(evaluation_config, monkeypatch, strategy):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}}')
+    if strategy == "multi_worker":
+        match = "An evaluation is one process.*Received: --strategy=multi_worker"
+    else:
+        match = "--encoder must be a folder that exists"  # which is looked for after joining
+    assert_refused(evaluation_config, match, encoder="/nowhere", strategy=strategy)
 
 
 def test_an_image_is_encoded_once_for_all_protocols(evaluate):

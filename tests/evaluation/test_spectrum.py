@@ -121,7 +121,7 @@ def crops_alignment(source, encode, crop_min_area, batch_size=4, seed=0):
 
 
 def pixels(images):
-    return tf.reshape(images, [len(images), -1]) - 127
+    return tf.cast(tf.reshape(images, [len(images), -1]), tf.float32) - 127
 
 
 def test_two_crops_of_an_image_differ_and_are_drawn_from_the_seed(source):
@@ -133,7 +133,7 @@ def test_two_crops_of_an_image_differ_and_are_drawn_from_the_seed(source):
 def test_crops_of_the_whole_image_are_aligned(source):
     # The last crop's shape is drawn still: a mean colour hardly tells.
     def mean_colour(images):
-        return tf.reduce_mean(images, axis=(1, 2))
+        return tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2))
 
     assert crops_alignment(source, mean_colour, 1.0) < 1e-2
 

@@ -71,6 +71,19 @@ def test_the_average_moves_by_a_fifth_of_the_newest_views_and_begins_with_the_fi
         np.testing.assert_allclose(np.concatenate(list(model.bank.parts())), bank, atol=1e-9)
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("settings", [{"eta_momentum": 0.8}, {"inner_steps": "2"}])
+def test_a_step_that_xla_compiles_whole_leaves_the_same_targets_and_weights(settings):
+    plain, compiled = (Run(method="alternation", **settings) for _ in range(2))
+    step_of = compiled.model.train_step
+    compiled.model.train_step = tf.function(step_of, jit_compile=True)
+    for step in range(5):
+        expected, found = plain.step(step), compiled.step(step)
+        assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-7)
+    for one, other in zip(compiled.state(), plain.state(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "often", "1.5"])
 def test_inner_steps_are_a_number_or_an_epoch(value):
     with pytest.raises(UserError, match="--inner_steps must be"):

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import TINY_RUN
-from run_results import assert_same_run, assert_same_training, losses_of
+from run_results import assert_same_run, assert_same_training, lines_of, losses_of
 
 # The rate is a quarter of the demonstration's or less: the higher it is, the faster training
 # amplifies float32's rounding.
@@ -62,17 +62,24 @@ def test_a_run_goes_on_amid_held_targets_with_two_replicas_and_ends_with_the_sam
     for newer in ("step-000000016", "step-000000022"):
         shutil.rmtree(tmp_path / "two" / "checkpoints" / newer)
     log = train_digits(program, tmp_path / "two", *flags, "--cpu_replicas=2")
-    assert "Targets of 320 images" in log
+    assert "Targets of 320 images: " in log
+    assert "on each of 2 replica(s), in the memory of the CPU" in log
     assert "checkpoints/step-000000008" in log
     assert_same_training(tmp_path / "two", tmp_path / "one", rtol=1e-7)
 
 
-def test_two_replicas_have_the_losses_of_one_over_five_steps_in_float32(program, tmp_path):
+def test_two_replicas_have_the_losses_and_the_knn_of_one_over_five_steps_in_float32(
+    program, tmp_path
+):
     for replicas in (1, 2):
-        train_digits(program, tmp_path / str(replicas), f"--cpu_replicas={replicas}")
+        flags = [f"--cpu_replicas={replicas}", "--knn_every_epochs=1"]
+        train_digits(program, tmp_path / str(replicas), *flags)
     one, two = losses_of(tmp_path / "1"), losses_of(tmp_path / "2")
     assert len(one) == len(two) == 22
     assert np.abs(one - two)[:5].max() < 1e-4
+    # Of the random network, which is the same; a digit may be as near to one as to another.
+    one, two = (lines_of(tmp_path / name)[0]["knn_top1"] for name in ("1", "2"))
+    assert two == pytest.approx(one, abs=0.3)
 
 
 def test_loops_of_several_steps_leave_what_loops_of_one_leave(program, tiny_run, tmp_path):

@@ -7,9 +7,11 @@ import tensorflow as tf
 from absl import logging
 from tensorflow.python.summary.summary_iterator import summary_iterator
 
+from simsiam_tf.config import EncoderConfig
+from simsiam_tf.models import resnet
 from simsiam_tf.schema import UserError
 from simsiam_tf.training.loop import Step
-from simsiam_tf.training.monitors import Monitor, log_file
+from simsiam_tf.training.monitors import KnnMonitor, Monitor, log_file
 
 
 def build(workdir, restored_step=None, **settings):
@@ -208,3 +210,48 @@ def test_the_log_file_has_the_log_and_the_line_that_a_run_ended_with(tmp_path):
     logging.warning("afterwards")
     lines = [line.split("] ")[1] for line in path.read_text().splitlines()]
     assert lines == ["start 1", "end 1", "start 2", "end 2"]
+
+
+def test_the_knn_monitor_encodes_on_all_replicas_and_finds_what_one_finds(
+    red_and_blue, two_replicas, pretrain_config, tmp_path
+):
+    source = red_and_blue(noise=100, tint=40)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    config = pretrain_config(image_size=8, knn_k=5, knn_bank_size=31, workdir=str(workdir))
+    found, traced = [], set()
+    for strategy in (tf.distribute.get_strategy(), two_replicas):
+        with strategy.scope():
+            encoder = resnet.ResNet(EncoderConfig("resnet10", 4, "cifar"), seed=0)
+        monitor = KnnMonitor(strategy, encoder, source, source, config)
+        features_of = monitor.served.features
+
+        def encode(images, features_of=features_of):
+            context = tf.distribute.get_replica_context()
+            traced.add(int(tf.get_static_value(context.replica_id_in_sync_group)))
+            return features_of(images)
+
+        monitor.served.features = encode
+        found.append((monitor.top1(), monitor.bank_features))
+    assert traced == {0, 1}
+    (top1, bank), (top1_of_two, bank_of_two) = found
+    assert bank.shape == bank_of_two.shape == (31, encoder.feature_dim)
+    np.testing.assert_allclose(bank_of_two, bank, rtol=1e-4, atol=1e-4 * np.abs(bank).max())
+    assert top1_of_two == top1
+    assert not list(workdir.iterdir())  # the features are in files without a name
+
+
+def test_a_disk_without_room_for_the_monitors_features_is_told_of(
+    red_and_blue, pretrain_config, tmp_path, monkeypatch
+):
+    source = red_and_blue(noise=100, tint=40)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("simsiam_tf.evaluation.features.extract", full)
+    config = pretrain_config(image_size=8, workdir=str(tmp_path))
+    encoder = resnet.ResNet(EncoderConfig("resnet10", 4, "cifar"), seed=0)
+    monitor = KnnMonitor(tf.distribute.get_strategy(), encoder, source, source, config)
+    with pytest.raises(UserError, match=r"--workdir cannot be written to \(No space left"):
+        monitor.top1()
