@@ -119,3 +119,9 @@ def test_xla_on_several_processors_is_refused(two_replicas):
     settings = config_lib.SystemConfig(strategy="mirrored", cpu_replicas=2, xla="true")
     with pytest.raises(UserError, match="--xla needs one replica"):
         distribution.build_strategy(settings)
+
+
+def test_the_replicas_and_the_devices_of_a_process_are_known(two_replicas):
+    for strategy, count in ((tf.distribute.get_strategy(), 1), (two_replicas, 2)):
+        assert distribution.num_local_replicas(strategy) == count
+        assert distribution.device_type(strategy) == "CPU"
