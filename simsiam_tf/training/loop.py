@@ -140,6 +140,7 @@ def run_steps(
 
     @tf.function(reduce_retracing=True)
     def run_loop(iterator, count, stop):
+        began = _now()  # tracing is over
         rows = tf.TensorArray(keras.config.floatx(), count, infer_shape=False)
         indices = tf.TensorArray(tf.int64, count, infer_shape=False)
         arrivals = tf.TensorArray(tf.float64, count)
@@ -153,7 +154,7 @@ def run_steps(
                 strategy.run(replica_step, args=(batch, stop))
             )[0]  # the same on every replica
             rows = rows.write(index, row)
-        return rows.stack(), indices.stack(), arrivals.stack()
+        return rows.stack(), indices.stack(), arrivals.stack() - began, began
 
     iterator = iter(batches)
     done, flops = first_step, None
@@ -163,9 +164,9 @@ def run_steps(
         started = time.perf_counter()
         stop = tf.constant(float(stop_wanted()))
         columns = run_loop(iterator, tf.constant(end - done), stop)
-        rows, indices, arrivals = (column.numpy() for column in columns)
-        took = time.perf_counter() - started
-        waited = _waiting(arrivals - started, took)
+        rows, indices, arrivals, began = (column.numpy() for column in columns)
+        ended = time.perf_counter()
+        took, waited = ended - started, _waiting(arrivals, ended - began)
         flops = flops or _flops_of_step(graphs) * strategy.num_replicas_in_sync
         for number, (row, of_step) in enumerate(
             zip(rows.tolist(), indices.tolist(), strict=True), start=done + 1

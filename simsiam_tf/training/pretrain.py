@@ -100,11 +100,16 @@ def _train(config, strategy, output):
     )
 
     def batches_from(step):
-        return strategy.distribute_datasets_from_function(
-            lambda context: batches_of(
+        def of_worker(context):
+            batches = batches_of(
                 batch_size=batch_size, first_step=step, last_step=last_step, context=context
             )
-        )
+            # The loop ends before the data does. Workers would ask each other for its end, by a
+            # collective at every step, if it were known to have one.
+            endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+            return batches.apply(endless)
+
+        return strategy.distribute_datasets_from_function(of_worker)
 
     peak_flops = meter.measure_peak(strategy)
     with writing_to(workdir):

@@ -1,0 +1,139 @@
+"""What ships is compiled whole by XLA, deterministically, as small as it can be made."""
+
+import dataclasses
+import os
+
+import keras
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+from simsiam_tf import flags, schema
+from simsiam_tf.config import PretrainConfig
+from simsiam_tf.data import views
+from simsiam_tf.methods.base import Plan
+from simsiam_tf.training import loop, pretrain
+
+# What a flagfile's step is made smaller by; none of it chooses which operations there are.
+SMALL = {
+    "backbone": "resnet10",
+    "width": 4,
+    "image_size": 32,
+    "batch_size": 4,
+    "projection_dim": 8,
+    "projection_hidden_dim": 8,
+    "prediction_hidden_dim": 4,
+    "epochs": 20,
+    "warmup_epochs": 0,
+}
+
+
+def small_config(path, **settings):
+    values = schema.flatten(flags.read([f"--flagfile={path}"], PretrainConfig))
+    of_method = {"mocov2": {"queue_size": 8}, "swav": {"num_prototypes": 6}}
+    small = SMALL | of_method.get(values["method"], {})
+    return schema.build(PretrainConfig, values | small | settings)
+
+
+def shipped():
+    """{name: config} of every flagfile, of those with the same step only the first."""
+    os.chdir(ROOT)
+    found = {}
+    folders = ROOT / "configs", ROOT / "configs/paper/imagenet"  # the other scales' rows are alike
+    for path in (path for folder in folders for path in sorted(folder.glob("*.cfg"))):
+        config = small_config(path)
+        found.setdefault(kind_of(config), (path.relative_to(ROOT).as_posix(), config))
+    return dict(found.values())
+
+
+def kind_of(config):
+    """What chooses the operations of a step."""
+    method = {
+        name: bool(value) if isinstance(value, float) else value
+        for name, value in dataclasses.asdict(config.method).items()
+        if name != "inner_steps"
+    }
+    optimization = config.optimization
+    return (
+        *method.values(),
+        config.encoder.stem,
+        config.views.augment_on,
+        optimization.optimizer,
+        optimization.exclude_norm_and_bias,
+        optimization.accumulate_steps,
+    )
+
+
+SHIPPED = shipped()
+
+
+def compile_step(config):
+    """XLA's program for the step of a config, from uint8 views to the update."""
+    batch = config.optimization.batch_size
+    model, _ = pretrain.build_model(
+        config, tf.distribute.get_strategy(), Plan(10 * batch, 5, batch, config.optimization.epochs)
+    )
+    make_views = views.build_views(config.views, model.num_views)
+    image = tf.zeros([40, 40, 3], tf.uint8)
+    examples = tf.data.Dataset.range(batch).map(
+        lambda index: (
+            make_views(image, tf.cast(tf.stack([index, index]), tf.int32))
+            | {"index": index, "label": tf.cast(index, tf.int32)}
+        )
+    )
+    example = next(iter(examples.batch(batch)))
+    step = tf.function(
+        lambda batch: model.train_step(
+            loop._prepared(batch, views.prepare, batch["index"].shape[0])
+        ),
+        jit_compile=True,
+        autograph=False,
+    )
+    return step.experimental_get_compiler_ir(example)(stage="hlo", platform_name="CPU")
+
+
+@pytest.fixture(autouse=True)
+def _deterministic():
+    tf.config.experimental.enable_op_determinism()
+    yield
+    from tensorflow.python.framework import config as framework
+
+    framework.disable_op_determinism()
+
+
+@pytest.fixture
+def policy():
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy("float32")
+
+
+def test_both_stems_and_all_methods_ship():
+    configs = SHIPPED.values()
+    assert {config.encoder.stem for config in configs} == {"imagenet", "cifar"}
+    methods = {config.method.method for config in configs}
+    fields = {field.name: field for field in dataclasses.fields(type(next(iter(configs)).method))}
+    assert methods == set(fields["method"].metadata["choices"])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_step_of_a_flagfile_compiles(name):
+    assert "ENTRY" in compile_step(SHIPPED[name])
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+def test_each_half_precision_compiles_with_views_made_on_the_device(precision, stem, policy):
+    policy(precision)
+    config = small_config(
+        ROOT / "configs/r50.cfg", precision=precision, stem=stem, augment_on="device",
+        accumulate_steps=2,
+    )  # fmt: skip
+    assert "ENTRY" in compile_step(config)
+
+
+@pytest.mark.parametrize("method", ["simsiam", "simclr", "mocov2", "byol", "swav", "supervised"])
+def test_each_methods_imagenet_flagfile_compiles_in_half_precision(method, policy):
+    policy("mixed_bfloat16")
+    name = "r50.cfg" if method == "simsiam" else f"{method}_r50.cfg"
+    config = small_config(ROOT / "configs" / name, precision="mixed_bfloat16")
+    assert "ENTRY" in compile_step(config)
