@@ -7,6 +7,7 @@ import keras
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from tensorflow.python.distribute import mirrored_run, mirrored_strategy
 
 from simsiam_tf import flags, schema
 from simsiam_tf.config import PretrainConfig
@@ -137,3 +138,28 @@ def test_each_methods_imagenet_flagfile_compiles_in_half_precision(method, polic
     name = "r50.cfg" if method == "simsiam" else f"{method}_r50.cfg"
     config = small_config(ROOT / "configs" / name, precision="mixed_bfloat16")
     assert "ENTRY" in compile_step(config)
+
+
+@pytest.mark.parametrize(
+    "method", ["simsiam", "simclr", "mocov2", "byol", "swav", "supervised", "alternation"]
+)
+def test_the_step_of_several_gpus_is_traced_under_xla(method, two_replicas, monkeypatch):
+    # Logical CPUs stand for the GPUs: only on these XLA takes the collectives of several replicas,
+    # and TensorFlow then allows no operation that needs the replicas to meet in Python.
+    for module in (mirrored_run, mirrored_strategy):
+        monkeypatch.setattr(module, "_is_gpu_device", lambda device: True)
+    name = {"simsiam": "r50", "alternation": "paper/imagenet/alternation_10"}
+    config = small_config(ROOT / "configs" / f"{name.get(method, f'{method}_r50')}.cfg")
+    batch = config.optimization.batch_size
+    plan = Plan(10 * batch, 5, batch, config.optimization.epochs)
+    model, _ = pretrain.build_model(config, two_replicas, plan)
+    share = {
+        "views": (tf.zeros([batch // 2, 32, 32, 3]),) * model.num_views,
+        "label": tf.zeros([batch // 2], tf.int32),
+        "index": tf.zeros([batch // 2], tf.int64),
+    }
+    step = tf.function(model.train_step, jit_compile=True, autograph=False)
+    traced = tf.function(lambda: two_replicas.run(step, args=(share,))).get_concrete_function()
+    inner = traced.graph._functions.values()  # each replica's step is a function of its own
+    operations = [node.op for one in inner for node in one.cached_definition.node_def]
+    assert any(operation.startswith("CollectiveReduce") for operation in operations)
