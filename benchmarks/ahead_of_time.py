@@ -38,7 +38,6 @@ def main(arguments):
     parser.add_argument("--replicas", type=int, default=1, help="that share --batch_size")
     parser.add_argument("--num_examples", type=int, default=IMAGENET_EXAMPLES)
     parser.add_argument("--breakdown", action="store_true", help="the largest groups of kernels")
-    parser.add_argument("--op_determinism", action="store_true", help="make kernels deterministic")
     parser.add_argument("--output", help="a JSON file that the result is added to")
     parser.add_argument("--hlo", help="a file for the compiled program")
     options, rest = parser.parse_known_args(arguments)
@@ -77,7 +76,7 @@ def chip_report(config, options):
     """Compiles the step for a chip: a row of the table, and rows of the largest groups."""
     chip = chips.CHIPS[options.target]
     size = config.optimization.batch_size // options.replicas
-    set_up(config, options)
+    set_up(config)
     hlo, model_flops = lower_step(config, size, options.num_examples)
     program = chips.compile_for(chip, hlo)
     if options.hlo:
@@ -121,7 +120,7 @@ def graph_report(config, options):
     import tensorflow as tf
 
     size = config.optimization.batch_size // options.replicas
-    set_up(config, options)
+    set_up(config)
     strategy = tf.distribute.get_strategy()
     if options.replicas > 1:
         strategy = graph_operations.replicas_on_processors(options.replicas)
@@ -141,12 +140,12 @@ def graph_report(config, options):
     return row, groups
 
 
-def set_up(config, options):
-    """The number format, as in a run; determinism only where it is asked for."""
+def set_up(config):
+    """The number format, as in a run; determinism where `--deterministic=true` asks for it."""
     import keras
     import tensorflow as tf
 
-    if options.op_determinism:
+    if config.system.deterministic == "true":
         tf.config.experimental.enable_op_determinism()
     precision = config.system.precision
     keras.config.set_floatx("float64" if precision == "float64" else "float32")

@@ -79,7 +79,7 @@ class Kernel:
     opcode: str  # fusion, custom-call, copy
     name: str  # the compiler's, without its number: input_reduce_fusion, __cudnn$convForward
     op_name: str  # of the TensorFlow operation that it is named after
-    num_bytes: int  # of its operands and results
+    num_bytes: int  # of its operands, or of the slices that it takes of them, and results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +223,9 @@ def _kernels(computations, name):
         elif opcode not in _FREE and not opcode.endswith("-done"):
             operands = _OPERAND.findall(_until_closed(rest))
             moved = sizes[instruction] + sum(sizes[operand] for operand in operands)
+            if opcode == "fusion":
+                called = computations[_CALLED.search(rest).group(1)]
+                moved -= sum(_bytes_left_out(called, place) for place in range(len(operands)))
             op_name = _OP_NAME.search(rest)
             target = _TARGET.search(rest)
             yield Kernel(
@@ -231,6 +234,23 @@ def _kernels(computations, name):
                 op_name=op_name.group(1) if op_name else "",
                 num_bytes=moved,
             )
+
+
+def _bytes_left_out(computation, place):
+    """Bytes of a fusion's operand that it does not read: it takes only slices of it."""
+    names, users, whole = set(), [], 0
+    for name, shape, opcode, rest in computation:
+        if opcode == "parameter" and rest.startswith(f"{place})"):
+            names.add(name)
+            whole = num_bytes(shape)
+        elif names.intersection(_OPERAND.findall(_until_closed(rest))):
+            if opcode == "bitcast":
+                names.add(name)
+            else:
+                users.append((shape, opcode))
+    if not users or any(opcode not in ("slice", "dynamic-slice") for _, opcode in users):
+        return 0
+    return max(0, whole - sum(num_bytes(taken) for taken, _ in users))
 
 
 def _computations(text):

@@ -93,6 +93,25 @@ def test_several_workers_need_someone_to_say_who_they_are(monkeypatch):
         distribution.build_strategy(config_lib.SystemConfig(strategy="multi_worker"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "hosts", "received"),
+    [
+        ({"tpu": "my-tpu"}, "", "--tpu=my-tpu"),
+        ({"tpu": "grpc://10.0.0.2:8470"}, "", "--tpu=grpc://10.0.0.2:8470"),
+        ({}, "host-0,host-1", "TPU_WORKER_HOSTNAMES=host-0,host-1"),
+        ({"precision": "float64"}, "localhost", "--precision=float64"),
+        ({"xla": "false"}, "localhost", "--xla=false"),
+    ],
+)
+def test_what_no_tpu_can_do_is_refused_before_a_tpu_is_asked_for(
+    monkeypatch, settings, hosts, received
+):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", hosts)
+    with pytest.raises(UserError) as raised:
+        distribution._connect_to_tpu(config_lib.SystemConfig(strategy="tpu", **settings))
+    assert received in str(raised.value)
+
+
 def test_a_tpu_that_is_not_there_is_told_of_in_one_sentence(program, tmp_path):
     finished = program("train.py", "--strategy=tpu", f"--workdir={tmp_path}")
     assert finished.returncode == 1

@@ -120,6 +120,27 @@ def test_arguments_that_a_program_refuses_are_a_user_error(argument, word):
         flags.read([argument], config_lib.PretrainConfig)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ([], "auto"),
+        (["--xla"], "true"),
+        (["--noxla"], "false"),
+        (["--xla=true"], "true"),
+        (["--xla=false"], "false"),
+        (["--xla=false", "--xla=auto"], "auto"),
+    ],
+)
+def test_a_switch_is_written_as_it_was_when_it_was_a_boolean(arguments, value):
+    assert flags.read(arguments, config_lib.PretrainConfig).system.xla == value
+
+
+@pytest.mark.parametrize("argument", ["--xla=yes", "--steps_per_loop=0", "--steps_per_loop=many"])
+def test_a_switch_or_a_count_of_another_word_is_refused(argument):
+    with pytest.raises(schema.UserError, match=argument.split("=")[0]):
+        flags.read([argument], config_lib.PretrainConfig)
+
+
 def test_evaluation_needs_an_encoder(program):
     assert_one_line(program("evaluate.py"), 2, "--encoder")
 
