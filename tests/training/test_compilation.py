@@ -90,7 +90,7 @@ def compile_step(config):
         jit_compile=True,
         autograph=False,
     )
-    return step.experimental_get_compiler_ir(example)(stage="hlo", platform_name="CPU")
+    return step.experimental_get_compiler_ir(example)(stage="hlo", device_name="/device:CPU:0")
 
 
 @pytest.fixture(autouse=True)
