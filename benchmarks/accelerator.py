@@ -104,7 +104,7 @@ def main(arguments):
 
 
 def measure_all(options, folder, deadline):
-    """What was found: {"device", "checks", "measurements"}, complete whatever was left out."""
+    """Returns the findings, {"device", "checks", "measurements"}, with what was left out."""
     check = {"kind": "losses", "weights": os.path.join(folder, "weights.npz")}
     cpu = check | {"flags": CHECK_FLAGS}
     cpu_lines, ended = run_process(cpu, deadline, CUDA_VISIBLE_DEVICES="")
@@ -251,7 +251,7 @@ def run_process(arguments, deadline, **environment):
         process.kill()
         output, messages = process.communicate()
         ended = "stopped: no time left"
-    # Of a process that was killed, the last line may be half a line.
+    # A process that was killed may leave half a line at the end.
     lines = [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith("\n")]
     if lines and "ended" in lines[-1]:
         return lines[:-1], lines[-1]["ended"]

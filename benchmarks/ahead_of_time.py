@@ -1,4 +1,4 @@
-"""What an accelerator would run, seen without one: the training step compiled, not run.
+"""Compiles the training step for an accelerator without having one; nothing is run.
 
 python benchmarks/ahead_of_time.py --target=h100 --flagfile=configs/r50.cfg --batch_size=256
 python benchmarks/ahead_of_time.py --target=v5e --flagfile=configs/r50.cfg --augment_on=device
@@ -93,7 +93,7 @@ def chip_report(config, options):
 
 
 def chip_row(program, chip, config, size, model_flops):
-    """What the table says of a compiled `Program`."""
+    """The row of the table for a compiled `Program`."""
     flops = program.flops or model_flops
     peak = chip.peaks[config.system.precision.removeprefix("mixed_")]
     kernels = program.kernels

@@ -43,7 +43,7 @@ _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a bound on the speed of a step needs to know, from the manufacturer's data sheet."""
+    """A chip's memory, bandwidth and peak rates, from the manufacturer's data sheet."""
 
     name: str
     platform: str  # as JAX names it
@@ -84,7 +84,7 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the compiler says of a program; bytes, where nothing else is said."""
+    """A compiled program as the compiler describes it; sizes are in bytes."""
 
     seconds: float  # that the compiler took
     arguments: int

@@ -1,4 +1,4 @@
-"""What a training step launches outside XLA, counted in its graph.
+"""Counts, in its graph, the operations that a training step launches outside XLA.
 
 Called functions are expanded. One that XLA compiles piece by piece counts as one launch. Grappler's
 rewrites are left out, but for constants: what depends on nothing else is folded.
@@ -29,7 +29,7 @@ _FLOATS = {tf.float16, tf.bfloat16, tf.float32, tf.float64}
 
 @dataclasses.dataclass
 class Counts:
-    """Of one replica's step."""
+    """The counts of one replica's step."""
 
     launched: float  # operations that launch a kernel, pieces that XLA compiles among them
     compiled_pieces: float

@@ -189,7 +189,7 @@ def _load_folder(data_dir, split):
 
     @functools.cache  # a result asks several times
     def fingerprint():
-        # That of the JSON of all files, of which only one is in memory at a time.
+        # The hash of the JSON of all files, built file by file to save memory.
         whole, separator = hashlib.sha256(b"["), b""
         for name, path in zip(names, paths, strict=True):
             whole.update(separator + json.dumps([name, *_size_and_time(path)]).encode())

@@ -115,7 +115,7 @@ class SelfSupervisedModel(keras.Model):
 
         Args:
           data: {"views": a tuple of `[B, H, W, 3]`, and what else `compute_views_loss` takes};
-            "stop", a scalar, is 1 where this worker was told to stop, and 0 by default.
+            "stop", a scalar, is 1 if this worker was told to stop; 0 by default.
 
         Returns:
           {"loss": scalar, ..., "feature_std": scalar, "stop": more than 0 if any worker was told to

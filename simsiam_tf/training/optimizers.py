@@ -109,7 +109,7 @@ class SGD(keras.optimizers.Optimizer):
 
     @tf.function(jit_compile=True)
     def _directions(self, gradients, weights, finite):
-        """What enters the momentum of each variable; zeros if not `finite`. One launch for all."""
+        """The update of each variable's momentum; zeros if not `finite`. One launch for all."""
         excluded = [self._var_key(one) in self.excluded_keys for one in self._trainable_variables]
         return [
             tf.where(finite, gradient if alone else self.direction(gradient, weight), 0)
@@ -117,7 +117,7 @@ class SGD(keras.optimizers.Optimizer):
         ]
 
     def direction(self, gradient, weight):
-        """What enters a variable's momentum: its gradient with its L2 penalty."""
+        """The update of a variable's momentum: its gradient with its L2 penalty."""
         return gradient + self.l2_penalty * weight
 
 

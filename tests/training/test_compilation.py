@@ -1,4 +1,4 @@
-"""What ships is compiled whole by XLA, deterministically, as small as it can be made."""
+"""XLA compiles the whole step of every shipped flagfile, made small, deterministically."""
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from simsiam_tf.data import views
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.training import loop, pretrain
 
-# What a flagfile's step is made smaller by; none of it chooses which operations there are.
+# Sizes that make a flagfile's step small; none of them chooses which operations there are.
 SMALL = {
     "backbone": "resnet10",
     "width": 4,
@@ -48,7 +48,7 @@ def shipped():
 
 
 def kind_of(config):
-    """What chooses the operations of a step."""
+    """The settings that choose the operations of a step."""
     method = {
         name: bool(value) if isinstance(value, float) else value
         for name, value in dataclasses.asdict(config.method).items()
