@@ -31,9 +31,7 @@ def changed_resnet(**settings):
 
 def maps_of(encoder, images):
     """What comes out of each of a `ResNet`'s four stages."""
-    x = tf.nn.relu(encoder.stem(images))
-    for layer in encoder.pool:
-        x = layer(x)
+    x = encoder.pool(encoder.stem(images))
     maps, blocks = [], iter(encoder.blocks)
     for depth in ARCHITECTURES[encoder.config.backbone][1]:
         for _ in range(depth):
