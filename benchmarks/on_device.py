@@ -80,8 +80,7 @@ def speed(flags, batch_sizes, loops, steps_per_loop, photographs=None):
       photographs: a folder; its files are read, decoded and augmented. None: ready batches from
         memory.
     """
-    import tensorflow as tf
-    from ours import build, train
+    from ours import build, tf, train  # sets oneDNN's switch before TensorFlow loads
 
     from simsiam_tf.training import meter
 

@@ -84,8 +84,7 @@ def random_views(options):
 
 
 def ours(options):
-    import tensorflow as tf
-    from ours import build, compiled_step
+    from ours import build, compiled_step, tf  # sets oneDNN's switch before TensorFlow loads
 
     names = ("backbone", "stem", "image_size", "batch_size", "precision")
     flags = {name: getattr(options, name) for name in names}
