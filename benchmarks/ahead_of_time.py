@@ -168,11 +168,12 @@ def build_step(config, strategy, size, num_examples=IMAGENET_EXAMPLES):
 
     from simsiam_tf.data import views
     from simsiam_tf.methods.base import Plan
-    from simsiam_tf.training import loop, meter, pretrain
+    from simsiam_tf.methods.build import build_model
+    from simsiam_tf.training import loop, meter
 
     settings = config.optimization
     plan = Plan(num_examples, IMAGENET_CLASSES, settings.batch_size, settings.epochs)
-    model, _ = pretrain.build_model(config, strategy, plan)
+    model, _ = build_model(config, strategy, plan)
 
     def step(batch):
         data = loop._prepared(batch, views.prepare, size)

@@ -28,8 +28,8 @@ from absl import logging
 
 from simsiam_tf import config as config_lib
 from simsiam_tf import schema
-from simsiam_tf.training import pretrain
-from simsiam_tf.training.checkpoints import Checkpoints
+from simsiam_tf.methods.build import build_model
+from simsiam_tf.runs.checkpoints import Checkpoints
 
 # Narrow, so that a copy takes milliseconds; its files are those of any other run.
 SETTINGS = {
@@ -88,7 +88,7 @@ class Run:
         self.workdir = workdir
         settings = schema.defaults(config_lib.PretrainConfig) | SETTINGS
         config = schema.build(config_lib.PretrainConfig, settings)
-        model, optimizer = pretrain.build_model(config, tf.distribute.get_strategy())
+        model, optimizer = build_model(config, tf.distribute.get_strategy())
         self.variables = [*model.weights, *optimizer.variables]
         self.checkpoints = Checkpoints(str(workdir), model, optimizer)
         self.saved = {}

@@ -66,7 +66,7 @@ def losses(flags, weights):
         num_steps=LOSS_STEPS,
         steps_per_loop=5,
     )
-    yield {"losses": [step.metrics["loss"] for step in steps]}
+    yield {"losses": [step["loss"] for step in steps]}
 
 
 def speed(flags, batch_sizes, loops, steps_per_loop, photographs=None):

@@ -7,10 +7,12 @@ import simsiam_tf  # noqa: F401  (before TensorFlow)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
-from simsiam_tf import distribution, schema
+from simsiam_tf import schema
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import views
-from simsiam_tf.training import loop, pretrain
+from simsiam_tf.distribution import devices
+from simsiam_tf.methods.build import build_model
+from simsiam_tf.training import loop
 
 
 def build(**flags):
@@ -20,14 +22,14 @@ def build(**flags):
       **flags: of `train.py`; what is not named keeps its default.
     """
     config = schema.build(PretrainConfig, schema.defaults(PretrainConfig) | flags)
-    strategy = distribution.build_strategy(config.system)
-    model, _ = pretrain.build_model(config, strategy)
+    strategy = devices.build_strategy(config.system)
+    model, _ = build_model(config, strategy)
     return config, strategy, model
 
 
 def compiled_step(config, model):
     """The training step as a function of normalised views, without a loop around it."""
-    xla = distribution.uses_xla(config.system, tf.distribute.get_strategy())
+    xla = devices.uses_xla(config.system, tf.distribute.get_strategy())
     return tf.function(model.train_step, jit_compile=xla)
 
 
@@ -49,5 +51,5 @@ def train(config, strategy, model, batches_of, *, batch_size, num_steps, steps_p
         replica_batch_size=batch_size // strategy.num_replicas_in_sync,
         first_step=0,
         loop_end=lambda done: min(done + steps_per_loop, num_steps),
-        xla=distribution.uses_xla(config.system, strategy),
+        xla=devices.uses_xla(config.system, strategy),
     )

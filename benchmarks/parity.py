@@ -29,7 +29,8 @@ from simsiam_tf import config as config_lib
 from simsiam_tf import schema
 from simsiam_tf.data import kernels, ops
 from simsiam_tf.interop import naming
-from simsiam_tf.training import optimizers, pretrain
+from simsiam_tf.methods.build import build_model
+from simsiam_tf.optimization import optimizers
 
 
 def main(parts):
@@ -100,7 +101,7 @@ def train_here(reference):
         "base_learning_rate": settings["predictor_learning_rate"] * 256 / settings["batch"],
     }
     config = schema.build(config_lib.PretrainConfig, values)
-    model, optimizer = pretrain.build_model(config, tf.distribute.get_strategy())
+    model, optimizer = build_model(config, tf.distribute.get_strategy())
     optimizer._learning_rate = optimizers.EpochRates(settings["learning_rates"], 1)
     load_weights(model, reference)
     train_step = tf.function(model.train_step)

@@ -4,12 +4,12 @@ python -m simsiam_tf.curves --runs=runs/digits,runs/collapsed --output=curves.pn
 """
 
 import dataclasses
-import json
 import os
 
 import matplotlib
 
 from simsiam_tf import flags, schema
+from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import UserError, setting
 
 _PANELS = {
@@ -51,16 +51,9 @@ def main(config):
 
 
 def _read_metrics(run):
-    path = os.path.join(run, "metrics.jsonl")
-    try:
-        with open(path, encoding="utf-8") as file:
-            # A run that goes on may be writing its last line.
-            return [json.loads(line) for line in file if line.endswith("\n")]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"--runs must name workdirs with a metrics.jsonl ({reason}). Received: {run}"
-        ) from error
+    if not os.path.exists(os.path.join(run, run_folder.METRICS)):
+        raise UserError(f"--runs must name workdirs with a {run_folder.METRICS}. Received: {run}")
+    return run_folder.read_metrics(run)
 
 
 if __name__ == "__main__":

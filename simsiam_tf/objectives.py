@@ -4,6 +4,8 @@ import math
 
 import tensorflow as tf
 
+COLLAPSED_STD = 0.3  # `feature_std` below which features count as collapsed
+
 
 def negative_cosine_similarity(p, z):
     """−cos(p, z), averaged over the batch (equation 1).

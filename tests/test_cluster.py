@@ -9,7 +9,8 @@ import yaml
 from conftest import ROOT
 
 from simsiam_tf import config as config_lib
-from simsiam_tf import distribution, flags
+from simsiam_tf import flags
+from simsiam_tf.distribution import devices
 
 CLUSTER = ROOT / "cluster"
 SERVICE, JOB = yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text())
@@ -70,7 +71,7 @@ def test_each_pod_tells_train_py_all_workers_and_which_it_is(index, run, monkeyp
     assert JOB["spec"]["parallelism"] == count  # else they would wait for each other for ever
     # Kubernetes' own rule for an indexed Job: <Job>-<index> is the host, in the Service's domain.
     names = [f"{JOB['metadata']['name']}-{number}.{POD['subdomain']}" for number in range(count)]
-    assert distribution._workers_of_environment() == [f"{name}:{PORT}" for name in names]
+    assert devices._workers_of_environment() == [f"{name}:{PORT}" for name in names]
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     assert (resolver.task_type, resolver.task_id) == ("worker", index)
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from simsiam_tf import config as config_lib
-from simsiam_tf import distribution
+from simsiam_tf.distribution import collectives, devices, workers
 from simsiam_tf.schema import UserError
 
 
@@ -23,13 +23,13 @@ def on_each(strategy, function):
 
 
 def test_mean_over_replicas_is_the_same_on_each(two_replicas):
-    results = on_each(two_replicas, lambda number: distribution.mean_over_replicas(number * [2, 4]))
+    results = on_each(two_replicas, lambda number: collectives.mean_over_replicas(number * [2, 4]))
     assert [list(result) for result in results] == [[1, 2], [1, 2]]
 
 
 def test_gather_over_replicas_keeps_their_order_and_a_static_shape(two_replicas):
     def gather(number):
-        gathered = distribution.gather_over_replicas(tf.stack([number, number + 10]))
+        gathered = collectives.gather_over_replicas(tf.stack([number, number + 10]))
         assert gathered.shape == (2, 2)
         return gathered
 
@@ -39,14 +39,14 @@ def test_gather_over_replicas_keeps_their_order_and_a_static_shape(two_replicas)
 
 def test_one_replica_talks_to_nobody():
     value = tf.constant([1.0, 2.0])
-    assert distribution.num_replicas() == 1
-    assert distribution.mean_over_replicas(value) is value
-    np.testing.assert_array_equal(distribution.gather_over_replicas(value), [[1, 2]])
+    assert collectives.num_replicas() == 1
+    assert collectives.mean_over_replicas(value) is value
+    np.testing.assert_array_equal(collectives.gather_over_replicas(value), [[1, 2]])
 
 
 def test_one_device_with_replicas_is_refused():
     with pytest.raises(UserError, match="--strategy=mirrored"):
-        distribution.build_strategy(config_lib.SystemConfig(strategy="default", cpu_replicas=2))
+        devices.build_strategy(config_lib.SystemConfig(strategy="default", cpu_replicas=2))
 
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "node[7-8]",
@@ -59,7 +59,7 @@ SLURM = {"SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "node[7-8]",
 def test_slurm_says_who_the_workers_are(monkeypatch, rank, place):
     for name, value in (SLURM | {"SLURM_PROCID": rank}).items():
         monkeypatch.setenv(name, value)
-    resolver = distribution._slurm_resolver()
+    resolver = devices._slurm_resolver()
     cluster = resolver.cluster_spec()
     assert cluster.as_dict() == {"worker": ["node7:8888", "node7:8889", "node8:8888"]}
     assert cluster.task_address(resolver.task_type, resolver.task_id) == place
@@ -76,21 +76,21 @@ def test_slurm_says_who_the_workers_are(monkeypatch, rank, place):
 )
 def test_the_environment_names_the_workers(monkeypatch, text, expected):
     monkeypatch.setenv("TF_CONFIG", text)
-    assert distribution._workers_of_environment() == expected
+    assert devices._workers_of_environment() == expected
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"cluster": [1]}', '{"cluster": {"worker": 3}}'])
 def test_a_tf_config_of_another_shape_is_refused(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match="TF_CONFIG must be as TensorFlow has it"):
-        distribution.build_strategy(config_lib.SystemConfig())
+        devices.build_strategy(config_lib.SystemConfig())
 
 
 def test_several_workers_need_someone_to_say_who_they_are(monkeypatch):
     for name in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"needs TF_CONFIG, or a start by Slurm's srun"):
-        distribution.build_strategy(config_lib.SystemConfig(strategy="multi_worker"))
+        devices.build_strategy(config_lib.SystemConfig(strategy="multi_worker"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_no_tpu_can_do_is_refused_before_a_tpu_is_asked_for(
 ):
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", hosts)
     with pytest.raises(UserError) as raised:
-        distribution._connect_to_tpu(config_lib.SystemConfig(strategy="tpu", **settings))
+        devices._connect_to_tpu(config_lib.SystemConfig(strategy="tpu", **settings))
     assert received in str(raised.value)
 
 
@@ -123,24 +123,24 @@ def test_a_tpu_that_is_not_there_is_told_of_in_one_sentence(program, tmp_path):
 
 def test_only_the_chief_writes_and_a_single_process_is_it():
     strategy = tf.distribute.get_strategy()
-    assert distribution.is_chief(strategy)
-    assert distribution.worker_name(strategy) == "worker-0"
-    assert distribution.gather_over_workers(strategy, 7) == [7]
+    assert workers.is_chief(strategy)
+    assert workers.worker_name(strategy) == "worker-0"
+    assert workers.gather_over_workers(strategy, 7) == [7]
 
 
 def test_more_replicas_than_the_cpu_was_split_into_are_refused():
     with pytest.raises(UserError, match="Received: a process whose CPU is split into 2"):
-        distribution.build_strategy(config_lib.SystemConfig(cpu_replicas=3))
+        devices.build_strategy(config_lib.SystemConfig(cpu_replicas=3))
 
 
 def test_xla_on_several_processors_is_refused(two_replicas):
     del two_replicas  # it must be made first
     settings = config_lib.SystemConfig(strategy="mirrored", cpu_replicas=2, xla="true")
     with pytest.raises(UserError, match="--xla needs one replica"):
-        distribution.build_strategy(settings)
+        devices.build_strategy(settings)
 
 
 def test_the_replicas_and_the_devices_of_a_process_are_known(two_replicas):
     for strategy, count in ((tf.distribute.get_strategy(), 1), (two_replicas, 2)):
-        assert distribution.num_local_replicas(strategy) == count
-        assert distribution.device_type(strategy) == "CPU"
+        assert devices.num_local_replicas(strategy) == count
+        assert devices.device_type(strategy) == "CPU"

@@ -16,6 +16,7 @@ from simsiam_tf.data.decoding import decode_image
 from simsiam_tf.data.quarantine import READ_ERRORS, explain
 
 _MAX_SUBSTITUTES = 31  # all of which may be bad too
+NUM_FIRST_VIEWS = 8  # images whose views people look at
 _BATCHES_AT_ONCE = 2  # the next begins while the last images of one are at work
 _BATCHES_READY = 2  # a fixed number, so that memory is bounded by the batch
 
@@ -310,6 +311,24 @@ def first_steps(views, *, batch_size, seed, num_steps, quarantine, strategy=None
         lambda step: step_order(source.num_examples, batch_size, seed, step),
         quarantine=quarantine,
     )
+
+
+def first_views(make_views, seed, quarantine):
+    """The views of the first few images of a run, as its first step sees them.
+
+    Args:
+      make_views: of `views.build_views`.
+      seed: of the run.
+      quarantine: of the images; a `Quarantine`.
+
+    Returns:
+      A batch as `training_batches` gives it, of `NUM_FIRST_VIEWS` images or of all there are.
+    """
+    few = min(NUM_FIRST_VIEWS, quarantine.source.num_examples)
+    (batch,) = first_steps(
+        make_views, batch_size=few, seed=seed, num_steps=1, quarantine=quarantine
+    )
+    return batch
 
 
 def iterate(

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from simsiam_tf import files
 from simsiam_tf.data.decoding import decode_image
 from simsiam_tf.schema import UserError
 
@@ -103,8 +104,11 @@ class Quarantine:
         logging.warning("Another image takes the place of %s (%s)", path, reason)
         if self.path and path not in self._listed:
             self._listed[path] = index
-            with open(self.path, "a", encoding="utf-8") as file:
-                entry = {"path": path, "index": index, "reason": reason}
+            entry = {"path": path, "index": index, "reason": reason}
+            with (
+                files.writing_to(os.path.dirname(self.path)),
+                open(self.path, "a", encoding="utf-8") as file,
+            ):
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         check_fraction(self.num_bad, self.source.num_examples, self.data.max_bad_fraction)
 

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from simsiam_tf import distribution
+from simsiam_tf.distribution import devices
 
 
 def on_all_replicas(strategy, encode, piece_size):
@@ -41,7 +41,7 @@ def _encode_on_one_device(encode):
 
 
 def _encode_on_replicas(strategy, encode):
-    num_replicas = distribution.num_local_replicas(strategy)
+    num_replicas = devices.num_local_replicas(strategy)
 
     @tf.function(reduce_retracing=True)
     def encode_parts(parts):

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 
 import numpy as np
 from absl import logging
 
+from simsiam_tf import files
 from simsiam_tf.schema import UserError
 
 _FACTS, _FEATURES, _LABELS = "facts.json", "features.npy", "labels.npy"
@@ -18,9 +17,7 @@ _FACTS, _FEATURES, _LABELS = "facts.json", "features.npy", "labels.npy"
 def check(folder):
     """Finds out before the work whether features can be kept; makes the folder."""
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        files.make_folder(folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
@@ -84,22 +81,17 @@ def _map(entry):
 
 
 def _save(entry, text, extract):
-    """Has an entry extracted aside and renames it: an entry under its name is complete."""
+    """Extracts an entry, which has its name once it is complete."""
     folder = os.path.dirname(entry)
     try:
-        staging = tempfile.mkdtemp(prefix=".partial-", dir=folder)
-        try:
+        with files.written_whole(entry, by_several=True) as staging:
+            os.mkdir(staging)
             with (
                 open(os.path.join(staging, _FEATURES), "w+b") as features,
                 open(os.path.join(staging, _LABELS), "w+b") as labels,
             ):
                 extract(features, labels)
-            with open(os.path.join(staging, _FACTS), "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            shutil.rmtree(entry, ignore_errors=True)  # a damaged one, or another process was first
-            os.replace(staging, entry)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            files.write_text(os.path.join(staging, _FACTS), text + "\n")
     except OSError as error:
         raise _unwritable(folder, error) from error
 

@@ -1,12 +1,11 @@
 """Features as a file for other programs: .npz or .tfrecord."""
 
-import contextlib
 import json
-import os
 
 import numpy as np
 import tensorflow as tf
 
+from simsiam_tf import files
 from simsiam_tf.evaluation.config import FEATURE_FILES
 from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
@@ -33,21 +32,18 @@ def save(path, features, labels, indices, paths, class_names, facts):
     Raises:
       UserError: the file cannot be written.
     """
-    staging = f"{path}.partial"
     try:
-        if path.endswith(_NPZ):
-            _save_npz(staging, features, labels, indices, paths, class_names, json.dumps(facts))
-        else:
-            _save_tfrecord(staging, features, labels, indices, paths)
-            with open(f"{path}.json", "w", encoding="utf-8") as file:
-                json.dump({"class_names": class_names, "facts": facts}, file)
-        os.replace(staging, path)
+        with files.written_whole(path) as staging:
+            if path.endswith(_NPZ):
+                _save_npz(staging, features, labels, indices, paths, class_names, json.dumps(facts))
+            else:
+                _save_tfrecord(staging, features, labels, indices, paths)
+                text = json.dumps({"class_names": class_names, "facts": facts})
+                files.write_text(f"{path}.json", text)
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--output cannot be written ({reason}). Received: {path}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(staging)
+        raise UserError(
+            f"--output cannot be written ({files.reason_of(error)}). Received: {path}"
+        ) from error
 
 
 def _save_npz(path, features, labels, indices, paths, class_names, facts):

@@ -10,13 +10,13 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf import distribution
 from simsiam_tf.config import Purpose
 from simsiam_tf.data import pipeline, views
+from simsiam_tf.distribution import collectives
 from simsiam_tf.evaluation import linear
+from simsiam_tf.optimization import optimizers, schedules
 from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
-from simsiam_tf.training import optimizers, schedules
 
 _MOMENTUM = 0.9
 
@@ -88,7 +88,7 @@ def train(strategy, encoder, source, view, config, seed, quarantine):
             sgds, variables, tape.gradient(share, variables), strict=True
         ):
             sgd.apply(gradients, trained)
-        return distribution.mean_over_replicas(loss)
+        return collectives.mean_over_replicas(loss)
 
     @tf.function
     def train_step(batch):

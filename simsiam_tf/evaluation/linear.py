@@ -6,8 +6,8 @@ from absl import logging
 
 from simsiam_tf.config import Purpose
 from simsiam_tf.data import pipeline
+from simsiam_tf.optimization import optimizers, schedules
 from simsiam_tf.progress import Progress
-from simsiam_tf.training import optimizers, schedules
 
 _FEW_STEPS = 1000
 

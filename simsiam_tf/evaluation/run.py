@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf import distribution
 from simsiam_tf.config import SystemConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.quarantine import Quarantine
@@ -83,7 +82,7 @@ def _build_strategy(devices):
         )
     if devices.strategy == "auto" and "TF_CONFIG" in os.environ:  # it may name other workers
         devices = dataclasses.replace(devices, strategy="mirrored")
-    return distribution.build_strategy(SystemConfig(**dataclasses.asdict(devices)))
+    return devices.build_strategy(SystemConfig(**dataclasses.asdict(devices)))
 
 
 def _load_encoder(config, strategy):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from simsiam_tf import files
 from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
 
@@ -52,7 +53,7 @@ def export(encoder, config, name, output, facts):
     """
     form = FORMATS[name]
     served = saved_model.serve(encoder, config, form.dtype or encoder.variable_dtype)
-    with saved_model.whole(output) as staging:
+    with files.written_whole(output) as staging:
         form.write(served, staging)
         # Not of the copy that is served: what the copying gets wrong shall be seen as well.
         parity = compare(encoder, config, form.load(staging))

@@ -6,17 +6,17 @@ import tempfile
 
 import tensorflow as tf
 
-from simsiam_tf import distribution
+from simsiam_tf.distribution import devices
 from simsiam_tf.export import formats, saved_model
 from simsiam_tf.models import resnet
+from simsiam_tf.runs import checkpoints, run_folder
 from simsiam_tf.schema import UserError
-from simsiam_tf.training import checkpoints
 
 
 def export(config):
     """Does what an `ExportConfig` says; writes nothing where the parity is not as it should be."""
     workdir, step = checkpoints.locate(config.checkpoint)
-    run = checkpoints.read_config(workdir, "checkpoint")
+    run = run_folder.read_config(workdir, "checkpoint")
     name = "encoder" if step is None else f"encoder-step-{step:09d}"
     output = os.path.abspath(config.output or os.path.join(workdir, name + config.suffix))
     _check_output(output, is_folder=not config.suffix)
@@ -26,7 +26,7 @@ def export(config):
     system = dataclasses.replace(
         run.system, strategy="default", cpu_replicas=1, precision=precision
     )
-    distribution.build_strategy(system)
+    devices.build_strategy(system)
     # Of a GPU: what it rounds away would be taken for a difference.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     encoder = resnet.ResNet(run.encoder, run.system.seed)

@@ -6,15 +6,14 @@
 Normalisation is inside; the gradient flows through both to the weights.
 """
 
-import contextlib
 import json
 import os
 import platform
-import shutil
 
 import keras
 import tensorflow as tf
 
+from simsiam_tf import files
 from simsiam_tf.config import EncoderConfig
 from simsiam_tf.data import decoding, views
 from simsiam_tf.models import resnet
@@ -58,7 +57,7 @@ def save(encoder, config, directory, facts):
       facts: more entries of `encoder.json`, a dict.
     """
     served = serve(encoder, config, encoder.variable_dtype)
-    with whole(directory) as staging:
+    with files.written_whole(directory) as staging:
         write(served, staging)
         write_description(os.path.join(staging, DESCRIPTION), served, config, facts)
 
@@ -105,30 +104,6 @@ def write_description(path, served, config, facts):
     }
     with open(path, "w", encoding="utf-8") as file:
         json.dump(description, file, indent=2)
-
-
-@contextlib.contextmanager
-def whole(path):
-    """A context that yields a name to write at: a file or folder that is `path` if all went well.
-
-    Where something did not, what was at `path` stays.
-    """
-    staging = f"{path}.partial"
-    _remove(staging)
-    try:
-        yield staging
-    except BaseException:
-        _remove(staging)
-        raise
-    _remove(path)
-    os.replace(staging, path)
-
-
-def _remove(path):
-    if os.path.isdir(path):
-        shutil.rmtree(path)
-    elif os.path.exists(path):
-        os.remove(path)
 
 
 def load(directory):

@@ -8,19 +8,16 @@ import tensorflow as tf
 from absl import logging
 
 from simsiam_tf import config as config_lib
-from simsiam_tf import distribution, schema
+from simsiam_tf import files, schema
+from simsiam_tf.distribution import devices
 from simsiam_tf.export import saved_model
-from simsiam_tf.interop import files, naming
+from simsiam_tf.interop import naming, weight_files
+from simsiam_tf.methods.build import build_model
 from simsiam_tf.models import resnet
+from simsiam_tf.optimization import schedules
+from simsiam_tf.runs import run_folder
+from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.schema import UserError
-from simsiam_tf.training import pretrain, schedules
-from simsiam_tf.training.checkpoints import (
-    FLAGFILE,
-    Checkpoints,
-    check_workdir,
-    read_config,
-    write_whole,
-)
 
 # torchvision's names → Detectron2's, one after the other.
 _RENAMINGS = [
@@ -34,15 +31,15 @@ _RENAMINGS = [
 
 def import_torch(config):
     """Does what an `ImportConfig` says; writes nothing where the file is not as it should be."""
-    for flag, folder in (("output", config.output), ("workdir", config.workdir)):
-        if os.path.exists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
-            raise UserError(f"--{flag} must be a new or an empty folder. Received: {folder}")
+    for flag, path in (("output", config.output), ("workdir", config.workdir)):
+        if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+            raise UserError(f"--{flag} must be a new or an empty folder. Received: {path}")
 
-    checkpoint = files.read(config.checkpoint, lambda shapes: _check(shapes, config))
+    checkpoint = weight_files.read(config.checkpoint, lambda shapes: _check(shapes, config))
     run = _run_of(checkpoint.shapes, config)
     if config.workdir:
-        check_workdir(run)
-        model, optimizer = pretrain.build_model(run, tf.distribute.get_strategy())
+        run_folder.check_workdir(run)
+        model, optimizer = build_model(run, tf.distribute.get_strategy())
         encoder, variables = model.encoder, naming.model_variables(model)
     else:
         encoder = resnet.ResNet(run.encoder, run.system.seed)
@@ -65,7 +62,7 @@ def import_torch(config):
         optimizer.iterations.assign(config.step)
         # The flags that the file settles; those of the run are train.py's to add.
         flags = schema.to_flagfile(naming.infer_settings(checkpoint.shapes))
-        write_whole(os.path.join(config.workdir, FLAGFILE), flags)
+        files.write_text(os.path.join(config.workdir, run_folder.FLAGFILE), flags)
         Checkpoints(config.workdir, model, optimizer).save(config.step)
         logging.info(
             "train.py --workdir=%s goes on from step %d, %s momentum; the file says %s epochs",
@@ -96,12 +93,12 @@ def _run_of(shapes, config):
 
 def export_torch(config):
     """Does what a `TorchExportConfig` says."""
-    files.check_output(config.output)
+    weight_files.check_output(config.output)
     if config.whole:
         content = _authors_checkpoint(config)
     else:
         content = _tensors_of(naming.encoder_variables(_load_encoder(config.source)))
-    files.write(config.output, content)
+    weight_files.write(config.output, content)
     logging.info("Wrote %s", config.output)
 
 
@@ -147,7 +144,7 @@ def _velocities(model, optimizer):
 
 def export_detectron2(config):
     """Does what a `Detectron2ExportConfig` says."""
-    files.check_output(config.output)
+    weight_files.check_output(config.output)
     encoder = _load_encoder(config.source)
     tensors = _tensors_of(naming.encoder_variables(encoder))
     if tensors["conv1.weight"].shape[2] != 7:
@@ -160,7 +157,7 @@ def export_detectron2(config):
         "__author__": "simsiam_tf",
         "matching_heuristics": True,
     }
-    files.write_pickle(config.output, content)
+    weight_files.write_pickle(config.output, content)
     logging.info("Wrote %s", config.output)
 
 
@@ -194,16 +191,16 @@ def load_run(workdir):
             "--whole needs a run of --method=simsiam, as the authors' code has no other. "
             f"Received: {run.method.method}"
         )
-    model, optimizer = pretrain.build_model(run, tf.distribute.get_strategy())
+    model, optimizer = build_model(run, tf.distribute.get_strategy())
     _restore(workdir, model, optimizer)
     return model, optimizer, run
 
 
 def _run_in(workdir):
     """The config of a run, for one device."""
-    run = read_config(workdir, "workdir")
+    run = run_folder.read_config(workdir, "workdir")
     one_device = dataclasses.replace(run.system, strategy="default", cpu_replicas=1)
-    distribution.build_strategy(one_device)
+    devices.build_strategy(one_device)
     return run
 
 

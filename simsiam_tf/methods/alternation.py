@@ -1,4 +1,4 @@
-"""SimSiam as alternation: targets η are held while the network θ takes steps (section 5)."""
+"""SimSiam as alternation: the targets η are frozen while the network θ takes steps (section 5)."""
 
 import tensorflow as tf
 
@@ -12,7 +12,7 @@ class Alternation(SimSiam):
 
     Either η are the projections of both views by the network as it was `--inner_steps` ago at most
     (section 5.2, "multi-step alternation"): the pass that computes them takes the very views of the
-    steps to come. Steps that hold η do not cross the end of an epoch. With one step it is SimSiam.
+    steps to come. Frozen targets do not outlast an epoch. With one step it is SimSiam.
 
     Or η is for each image a moving average over its views, `--eta_momentum` (section 5.2,
     "expectation over augmentations"): η2 = m·η + (1−m)·z2/‖z2‖ and likewise η1, whose mean is kept.
@@ -29,8 +29,8 @@ class Alternation(SimSiam):
         else:
             epoch = plan.steps_per_epoch
             is_epoch = config.inner_steps == "epoch"
-            self.hold_every = epoch if is_epoch else min(int(config.inner_steps), epoch)
-            self.bank = Bank(self.hold_every * plan.batch_size, [self.num_views, dim], dtype)
+            self.freeze_every = epoch if is_epoch else min(int(config.inner_steps), epoch)
+            self.bank = Bank(self.freeze_every * plan.batch_size, [self.num_views, dim], dtype)
 
     def compute_views_loss(self, batch):
         z = self.project(batch["views"], self.encoder, self.projector)
@@ -40,7 +40,7 @@ class Alternation(SimSiam):
             outputs["eta"] = tf.add_n(eta) / len(eta)
         else:
             step = tf.cast(self.optimizer.iterations, tf.int64) % self.plan.steps_per_epoch
-            rows = self._rows(batch, step % self.hold_every)
+            rows = self._rows(batch, step % self.freeze_every)
             eta = tf.unstack(self.bank.lookup(rows), axis=1)
         return self.loss_against(z, eta), outputs
 
@@ -57,14 +57,14 @@ class Alternation(SimSiam):
             rows = tf.where(skipped, tf.constant(-1, tf.int64), batch["index"])
             self.bank.update(rows, outputs["eta"])
 
-    def hold_targets(self, batch, place):
+    def freeze_targets(self, batch, offset):
         before = [tf.identity(variable) for variable in self.statistics]
         batch = self.with_positions(batch)
         z = self.project(batch["views"], self.encoder, self.projector)
-        self.bank.update(self._rows(batch, tf.cast(place, tf.int64)), tf.stack(z, axis=1))
+        self.bank.update(self._rows(batch, tf.cast(offset, tf.int64)), tf.stack(z, axis=1))
         for variable, old in zip(self.statistics, before, strict=True):
             variable.assign(old)  # the steps move them
 
-    def _rows(self, batch, place):
-        """Where the targets of a batch are, which is the `place`-th of those that are held."""
-        return place * self.plan.batch_size + batch["position"]
+    def _rows(self, batch, offset):
+        """The bank's rows of a batch that is `offset` steps after the targets were frozen."""
+        return offset * self.plan.batch_size + batch["position"]

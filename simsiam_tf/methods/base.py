@@ -5,8 +5,9 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from simsiam_tf import distribution, objectives
-from simsiam_tf.training import optimizers
+from simsiam_tf import objectives
+from simsiam_tf.distribution import collectives
+from simsiam_tf.optimization import optimizers
 
 _STEPS_TO_DOUBLE = 2000
 
@@ -38,7 +39,7 @@ class SelfSupervisedModel(keras.Model):
 
     num_views = 2  # of each image, that the loss takes
     accumulate_steps = 1  # parts that a replica's share is passed through in
-    hold_every = 0  # steps of an epoch from one call of `hold_targets` to the next; 0: none
+    freeze_every = 0  # steps of an epoch from one call of `freeze_targets` to the next; 0: none
     bank = None  # a `Bank` that checkpoints keep besides the weights
 
     def __init__(self, encoder, **kwargs):
@@ -93,8 +94,8 @@ class SelfSupervisedModel(keras.Model):
         """
         return
 
-    def hold_targets(self, batch, place):
-        """Keeps the targets of a batch that is `place` steps ahead, before these steps."""
+    def freeze_targets(self, batch, offset):
+        """Computes and keeps the targets of the batch that is `offset` steps ahead."""
         raise NotImplementedError
 
     @property
@@ -119,7 +120,7 @@ class SelfSupervisedModel(keras.Model):
 
         Returns:
           {"loss": scalar, ..., "feature_std": scalar, "stop": more than 0 if any worker was told to
-          stop, "void": 1 if the step was skipped, else 0}, each over all replicas.
+          stop, "skipped": 1 if the step was skipped, else 0}, each over all replicas.
         """
         before = [tf.identity(variable) for variable in self.statistics]
         data = dict(data)
@@ -129,7 +130,7 @@ class SelfSupervisedModel(keras.Model):
         averaged = {name: value for name, value in outputs.items() if _is_averaged(name, value)}
         averaged["stop"] = tf.cast(stop, outputs["loss"].dtype)
         gradients, finite, sums = optimizers.sum_over_replicas(gradients, list(averaged.values()))
-        num_replicas = distribution.num_replicas()
+        num_replicas = collectives.num_replicas()
         means = {name: total / num_replicas for name, total in zip(averaged, sums, strict=True)}
         finite = tf.logical_and(finite, tf.math.is_finite(means["loss"]))
         skipped = tf.logical_not(finite)
@@ -143,13 +144,13 @@ class SelfSupervisedModel(keras.Model):
         views_moments = tf.unstack(means.pop("feature_moments"))
         views_std = [objectives.feature_std(*tf.unstack(moments)) for moments in views_moments]
         means["feature_std"] = tf.add_n(views_std) / len(views_std)
-        means["void"] = tf.cast(skipped, means["loss"].dtype)
+        means["skipped"] = tf.cast(skipped, means["loss"].dtype)
         return means
 
     def with_positions(self, data):
         """A replica's share with the positions of its images in the global batch."""
         size = data["views"][0].shape[0]
-        first = tf.cast(distribution.replica_id(), tf.int64) * size
+        first = tf.cast(collectives.replica_id(), tf.int64) * size
         return data | {"position": first + tf.range(size, dtype=tf.int64)}
 
     def _accumulate_gradients(self, batch):
@@ -170,7 +171,7 @@ class SelfSupervisedModel(keras.Model):
                     part = tf.nest.map_structure(tf.identity, part)
             with tf.GradientTape() as tape:
                 loss, outputs = self.compute_views_loss(part)
-                scaled_loss = loss * scale / (distribution.num_replicas() * count)
+                scaled_loss = loss * scale / (collectives.num_replicas() * count)
             of_part = tape.gradient(scaled_loss, self.learned_variables)
             gradients = (
                 [a + b for a, b in zip(gradients, of_part, strict=True)] if gradients else of_part

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from simsiam_tf import distribution
+from simsiam_tf.distribution import collectives
 from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
 from simsiam_tf.models.momentum import MomentumEncoder
@@ -41,6 +41,6 @@ class MocoV2(SelfSupervisedModel):
         }
 
     def after_update(self, batch, outputs, skipped):
-        keys, _ = distribution.gather_batch(outputs["keys"])
+        keys, _ = collectives.gather_batch(outputs["keys"])
         self.queue.enter(tf.concat(tf.unstack(keys, axis=1), axis=0), skipped)
         self.target.follow(self.learned_variables, self.optimizer.iterations - 1, skipped)

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from simsiam_tf import distribution, objectives
+from simsiam_tf import objectives
+from simsiam_tf.distribution import collectives
 from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
 
@@ -24,7 +25,7 @@ class SimClr(SelfSupervisedModel):
     def compute_views_loss(self, batch):
         views_z = self.project(batch["views"], self.encoder, self.projector)
         p = self.predictor(tf.concat(views_z, axis=0), training=True, num_views=self.num_views)
-        z, positions = distribution.gather_batch(tf.stack(views_z, axis=1))
+        z, positions = collectives.gather_batch(tf.stack(views_z, axis=1))
         loss = objectives.nt_xent(
             tf.stack(tf.split(p, self.num_views)),
             self.stop_gradient(tf.transpose(z, [1, 0, 2])),

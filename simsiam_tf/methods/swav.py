@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from simsiam_tf import distribution, objectives
+from simsiam_tf import objectives
+from simsiam_tf.distribution import collectives
 from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
 from simsiam_tf.models.prototypes import Prototypes
@@ -45,7 +46,7 @@ class Swav(SelfSupervisedModel):
     def _codes(self, scores):
         """The codes of this replica's images, among those of the global batch: `[b, K]`."""
         config = self.config
-        everyone, positions = distribution.gather_batch(scores)
+        everyone, positions = collectives.gather_batch(scores)
         codes = objectives.sinkhorn(everyone, config.sinkhorn_epsilon, config.sinkhorn_iterations)
         return self.stop_gradient(tf.gather(codes, positions))
 

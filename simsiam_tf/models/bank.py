@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf import distribution
+from simsiam_tf.distribution import collectives, devices
 
 _ROWS_AT_ONCE = 1024
 
@@ -36,7 +36,7 @@ class Bank:
             num_rows,
             num_bytes / 1e9,
             num_replicas,
-            distribution.device_type(self.strategy),
+            devices.device_type(self.strategy),
         )
         # The variable takes over the buffer of the zeros: there is no second copy of a bank. The
         # last row is for the rows of other replicas.
@@ -49,22 +49,22 @@ class Bank:
 
     def lookup(self, rows):
         """This replica's rows int64 `[b]` → their values `[b, ...]`, in replica context."""
-        mine, places = self._places(distribution.gather_over_replicas(rows))
+        mine, places = self._places(collectives.gather_over_replicas(rows))
         found = tf.raw_ops.ResourceGather(
             resource=self.shard.handle, indices=places, dtype=self.shard.dtype
         )
         mine = tf.reshape(mine, [*mine.shape, *[1] * len(self.shape)])
-        found = distribution.sum_over_replicas(tf.where(mine, found, 0))
-        return found[distribution.replica_id()]
+        found = collectives.sum_over_replicas(tf.where(mine, found, 0))
+        return found[collectives.replica_id()]
 
     def update(self, rows, values):
         """Sets rows int64 `[b]` to values `[b, ...]`, in replica context; none of number −1."""
-        _, places = self._places(distribution.gather_over_replicas(rows))
-        _scatter_rows(self.shard.handle, places, distribution.gather_over_replicas(values))
+        _, places = self._places(collectives.gather_over_replicas(rows))
+        _scatter_rows(self.shard.handle, places, collectives.gather_over_replicas(values))
 
     def _places(self, rows):
         """Which rows are on this replica, and where: others have the place that nobody reads."""
-        mine = tf.equal(rows // self.rows_each, tf.cast(distribution.replica_id(), rows.dtype))
+        mine = tf.equal(rows // self.rows_each, tf.cast(collectives.replica_id(), rows.dtype))
         return mine, tf.where(mine, rows % self.rows_each, self.rows_each)
 
     def parts(self):

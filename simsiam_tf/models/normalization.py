@@ -8,7 +8,7 @@ normalised by its own, and the running statistics move once per view, in the ord
 import keras
 import tensorflow as tf
 
-from simsiam_tf import distribution
+from simsiam_tf.distribution import collectives
 
 
 class BatchNormalization(keras.layers.Layer):
@@ -104,15 +104,15 @@ def _normalizer(epsilon, relu, momentum):
 
     @tf.custom_gradient
     def normalize(x, gamma, beta, *running):
-        statistics = distribution.gather_over_replicas(_local_statistics(x, gamma.dtype))
-        num_replicas = distribution.num_replicas()
+        statistics = collectives.gather_over_replicas(_local_statistics(x, gamma.dtype))
+        num_replicas = collectives.num_replicas()
         y, mean, variance, *running = _scale_and_shift(
             x, statistics, gamma, beta, *running, num_replicas, momentum, epsilon, relu
         )
 
         def gradient(dy, *_):
             local = _local_gradients(x, dy, mean, variance, gamma, beta, epsilon, relu)
-            means = distribution.mean_over_replicas(local)
+            means = collectives.mean_over_replicas(local)
             dx = _gradient_of_input(x, dy, mean, variance, gamma, beta, means, epsilon, relu)
             # The optimizer sums the gradients of weights over replicas.
             count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]), local.dtype)

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import statistics
 
-from simsiam_tf.training.monitors import COLLAPSED_STD
+from simsiam_tf.objectives import COLLAPSED_STD
 
 _LEAST_DIFFERENCE = 1.0  # of the paper's numbers, in points, for their order to count
 

@@ -6,8 +6,9 @@ import math
 import os
 import statistics
 
-from simsiam_tf.training.monitors import COLLAPSED_STD, METRICS
-from simsiam_tf.training.pretrain import SUMMARY
+from simsiam_tf.objectives import COLLAPSED_STD
+from simsiam_tf.runs import run_folder
+from simsiam_tf.runs.run_folder import SUMMARY
 
 PROTOCOLS = ("knn", "probe")
 STARTS = "starts.jsonl"  # a line for each start of a program: its name, seconds and error
@@ -48,19 +49,10 @@ def results_path(folder, protocol):
     return os.path.join(folder, f"results_{protocol}.json")
 
 
-def read_lines(path):
-    """The objects of a JSON lines file, an empty list where there is none."""
-    if not os.path.exists(path):
-        return []
-    with open(path, encoding="utf-8") as file:
-        # A line that was cut off by a kill has no end.
-        return [json.loads(line) for line in file if line.endswith("\n")]
-
-
 def read_outcome(folder):
     """The `Outcome` of the run in a folder, which need not exist."""
-    starts = read_lines(os.path.join(folder, STARTS))
-    lines = read_lines(os.path.join(folder, METRICS))
+    starts = run_folder.read_lines(os.path.join(folder, STARTS))
+    lines = run_folder.read_metrics(folder)
     results = {name: read_result(folder, name) for name in PROTOCOLS}
     steps = [line for line in lines if "loss" in line]
     knn = [line["knn_top1"] for line in lines if "knn_top1" in line]
@@ -75,10 +67,10 @@ def read_outcome(folder):
         "seconds": sum(start["seconds"] for start in starts),
     }
     error = starts[-1]["error"] if starts else None
-    is_void = bool(lines) and "nonfinite" in lines[-1]
+    is_skipped = bool(lines) and "nonfinite" in lines[-1]
     if None not in results.values():
         state, error = "finished", None
-    elif error and is_void:
+    elif error and is_skipped:
         state = "diverged"
     elif error:
         state = "failed"

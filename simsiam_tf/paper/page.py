@@ -2,14 +2,13 @@
 
 import html
 import io
-import os
 
 import matplotlib
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from simsiam_tf.paper import outcomes
-from simsiam_tf.training.monitors import METRICS
+from simsiam_tf.runs import run_folder
 
 _PANELS = {"loss": "loss", "feature_std": "std of z/‖z‖, times √d", "knn_top1": "kNN top-1 (%)"}
 _MOST_POINTS = 200  # of a curve
@@ -158,9 +157,7 @@ def _colors(count):
 def _curves(name, table, colors, workdir):
     """A picture for each of the paper's Figure 2: loss, std and kNN of every row's first seed."""
     lines = {
-        row["run"]: outcomes.read_lines(
-            os.path.join(outcomes.folder_of(workdir, row["run"], 0), METRICS)
-        )
+        row["run"]: run_folder.read_metrics(outcomes.folder_of(workdir, row["run"], 0))
         for row in table["rows"]
     }
     if not any(lines.values()):

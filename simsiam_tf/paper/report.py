@@ -6,9 +6,9 @@ import os
 import platform
 import statistics
 
+from simsiam_tf import files
 from simsiam_tf.paper import findings, outcomes, page, tables
-from simsiam_tf.training.checkpoints import write_whole
-from simsiam_tf.training.pretrain import SUMMARY
+from simsiam_tf.runs.run_folder import SUMMARY
 
 HTML, JSON = "report.html", "report.json"
 
@@ -16,8 +16,8 @@ HTML, JSON = "report.html", "report.json"
 def write(config):
     """Writes the report on what a `ReproduceConfig` asks for, as far as it is done."""
     report = build_report(config)
-    write_whole(os.path.join(config.workdir, JSON), json.dumps(report, indent=2))
-    write_whole(os.path.join(config.workdir, HTML), page.build_html(report, config.workdir))
+    files.write_text(os.path.join(config.workdir, JSON), json.dumps(report, indent=2))
+    files.write_text(os.path.join(config.workdir, HTML), page.build_html(report, config.workdir))
 
 
 def build_report(config):

@@ -18,13 +18,13 @@ import time
 from absl import logging
 from tqdm import tqdm
 
-from simsiam_tf import flags, schema
+from simsiam_tf import files, flags, schema
 from simsiam_tf.config import DataConfig, KnnConfig, PretrainConfig
 from simsiam_tf.paper import outcomes, report, tables
 from simsiam_tf.paper.flagfiles import path_of
+from simsiam_tf.runs.run_folder import FLAGFILE, check_workdir
 from simsiam_tf.schema import StoppedError, UserError
 from simsiam_tf.training import interruption
-from simsiam_tf.training.checkpoints import FLAGFILE, check_workdir, writing_to
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _LOG = "programs.log"
@@ -50,7 +50,7 @@ class Job:
 def run(config):
     """Runs and evaluates what a `ReproduceConfig` asks for and is not there yet."""
     jobs = list_jobs(config)
-    with interruption.noted() as received, writing_to(config.workdir):
+    with interruption.noted() as received, files.writing_to(config.workdir):
         os.makedirs(config.workdir, exist_ok=True)
         report.write(config)
         for number, job in enumerate(jobs, start=1):

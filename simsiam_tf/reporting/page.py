@@ -10,12 +10,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf import schema
+from simsiam_tf import files, schema
 from simsiam_tf.config import PretrainConfig
+from simsiam_tf.objectives import COLLAPSED_STD
 from simsiam_tf.reporting import charts, pictures, record
 from simsiam_tf.schema import UserError
-from simsiam_tf.training.checkpoints import write_whole
-from simsiam_tf.training.monitors import COLLAPSED_STD
 
 _QUERIES = 8
 _NEIGHBOURS = 5
@@ -34,7 +33,7 @@ def write(workdir, output):
     output = output or os.path.join(workdir, "report.html")
     text = render(record.read(workdir))
     try:
-        write_whole(output, text)
+        files.write_text(output, text)
     except OSError as error:
         raise UserError(
             f"--output must be a file that can be written ({error.strerror}). Received: {output}"

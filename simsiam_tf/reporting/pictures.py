@@ -14,7 +14,6 @@ from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import features
 from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
-from simsiam_tf.training.monitors import VIEW_PAIRS
 
 MOST_IMAGES = 1000
 _THUMBNAIL = 96
@@ -36,15 +35,8 @@ def view_pairs(config):
     """
     data = dataclasses.replace(config.data, on_bad_image="skip")
     source = datasets.load(data.dataset, data.data_dir, data.train_split)
-    few, seed = min(VIEW_PAIRS, source.num_examples), config.system.seed
-    quarantine = Quarantine(source, data)
-    (batch,) = pipeline.first_steps(
-        views.build_views(config.views, num_views=2),
-        batch_size=few,
-        seed=seed,
-        num_steps=1,
-        quarantine=quarantine,
-    )
+    make_views = views.build_views(config.views, num_views=2)
+    batch = pipeline.first_views(make_views, config.system.seed, Quarantine(source, data))
     return [_to_uint8(255 * views.denormalize(view)) for view in views.prepare(batch)]
 
 

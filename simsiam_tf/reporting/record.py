@@ -7,13 +7,10 @@ import math
 import os
 import re
 
-from simsiam_tf import schema
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import quarantine
-from simsiam_tf.schema import UserError
-from simsiam_tf.training.checkpoints import FLAGFILE
-from simsiam_tf.training.monitors import COLLAPSED_STD, METRICS
-from simsiam_tf.training.pretrain import SUMMARY
+from simsiam_tf.objectives import COLLAPSED_STD
+from simsiam_tf.runs import run_folder
 
 _SPREAD_STD = 2 * COLLAPSED_STD  # from here on nobody need look
 # A line of absl's log that tells of something: level, date, time, thread, place, text.
@@ -54,37 +51,22 @@ def read(workdir):
     Raises:
       UserError: there are no flags, so it is no run's folder.
     """
-    path = os.path.join(workdir, FLAGFILE)
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        settings = schema.read_flagfile(text)
-        config = schema.from_flagfile(PretrainConfig, text)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"--run must be the workdir of a run, with its {FLAGFILE} in it ({reason}). "
-            f"Received: {workdir}"
-        ) from error
+    settings, config = run_folder.read_settings(workdir, "run")
     damaged = []
-    lines = [
-        line
-        for line in _read_lines(os.path.join(workdir, METRICS), damaged)
-        if {"step", "epoch"} <= line.keys()
-    ]
     results = {
         os.path.basename(path): _read_json(path, damaged)
         for path in sorted(glob.glob(os.path.join(glob.escape(workdir), "results*.json")))
     }
-    summary = os.path.join(workdir, SUMMARY)
+    summary = os.path.join(workdir, run_folder.SUMMARY)
+    bad_images = os.path.join(workdir, quarantine.FILE_NAME)
     return Record(
         workdir,
         settings,
         config,
-        lines,
+        run_folder.read_metrics(workdir, damaged.append),
         _read_json(summary, damaged) if os.path.exists(summary) else {},
         {name: result for name, result in results.items() if result},
-        len(_read_lines(os.path.join(workdir, quarantine.FILE_NAME), damaged)),
+        len(run_folder.read_lines(bad_images, on_damage=damaged.append)),
         _logged_warnings(workdir) | dict.fromkeys(damaged, 1),
     )
 
@@ -97,21 +79,6 @@ def _read_json(path, damaged):
     except (OSError, ValueError) as error:
         damaged.append(f"{os.path.basename(path)} cannot be read: {error}")
         return {}
-
-
-def _read_lines(path, damaged):
-    """The JSON objects of a file's lines; none where there is no file."""
-    if not os.path.exists(path):
-        return []
-    found = []
-    with open(path, encoding="utf-8", errors="replace") as file:
-        texts = [text for text in file if text.endswith("\n")]  # a line in the making has no end
-    for number, text in enumerate(texts, start=1):
-        try:
-            found.append(_object(text))
-        except ValueError as error:
-            damaged.append(f"{os.path.basename(path)}, line {number}, cannot be read: {error}")
-    return found
 
 
 def _object(text):

@@ -1,8 +1,11 @@
-"""What TensorBoard shows of a run besides its scalars: layout, hyper-parameters, spectrum, weights,
-and some images in the projector."""
+"""TensorBoard's tabs besides the scalars of the metrics: layout, hyper-parameters, view pairs,
+spectrum, weights and the projector."""
 
+import dataclasses
 import os
+from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorboard.plugins import projector
@@ -10,14 +13,22 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.hparams import api as hparams
 
-from simsiam_tf import schema
-from simsiam_tf.evaluation import spectrum
-from simsiam_tf.training.checkpoints import write_whole
+from simsiam_tf import files, schema
+from simsiam_tf.config import PretrainConfig
+from simsiam_tf.data import pipeline, views
+from simsiam_tf.data.datasets import Source
+from simsiam_tf.data.quarantine import Quarantine
+from simsiam_tf.evaluation import features, spectrum
+from simsiam_tf.export import saved_model
+from simsiam_tf.runs import run_folder
+from simsiam_tf.training.loop import Step
+from simsiam_tf.training.run_log import RunLog
 
-MOST_POINTS = 1000  # of the projector
-SPRITE_SIZE = 64  # pixels of its images, at most
+_MOST_POINTS = 1000  # of the projector
+_SPRITE_SIZE = 64  # pixels of its images, at most
+_ENCODE_AT_ONCE = 64
 _SPECTRUM_ROWS = 4096  # more features hardly change the spectrum, and take time
-# What the tab "Custom scalars" shows: {part: {chart: tags}}.
+# The tab "Custom scalars": {category: {chart: tags}}.
 _LAYOUT = {
     "Is it healthy?": {
         "std of the features: 1 is healthy, under 0.3 collapsed": [
@@ -38,12 +49,74 @@ _LAYOUT = {
 _FINAL_METRICS = ("knn_top1", "feature_std", "loss")
 
 
-def describe_run(summaries, config):
-    """Writes what stays the same in a run: its layout and its hyper-parameters.
+class TensorBoard(keras.callbacks.Callback):
+    """Writes what a new run looks like at its start, histograms of the weights, and the projector
+    at the end."""
 
-    Args:
-      summaries: a `tf.summary` writer.
-      config: the `PretrainConfig`; the settings that define the run are its hyper-parameters.
+    def __init__(
+        self,
+        log: RunLog,
+        config: PretrainConfig,
+        make_views: Callable,
+        quarantine: Quarantine,
+        evaluated: Source,
+    ) -> None:
+        """Args:
+        log: of the run.
+        config: of the run.
+        make_views: of `views.build_views`.
+        quarantine: of the images that are trained on.
+        evaluated: images for the projector.
+        """
+        super().__init__()
+        self.log = log
+        self.config = config
+        self.make_views = make_views
+        self.quarantine = quarantine
+        self.evaluated = evaluated
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if not self.log.is_new:
+            return
+        batch = pipeline.first_views(self.make_views, self.config.system.seed, self.quarantine)
+        with self.log.summaries(0):
+            describe_run(self.config)
+            write_view_pairs(views.prepare(batch))
+
+    def on_epoch_end(self, epoch: int, logs: Step) -> None:
+        every = self.config.monitor.histogram_every_epochs
+        if every and (epoch + 1) % every == 0:
+            with self.log.pause(), self.log.summaries(logs.number):
+                write_weights(self.model)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        size, ratio = self.config.views.image_size, self.config.views.eval_crop_ratio
+        served = saved_model.ServedEncoder(self.model.encoder, size, ratio)
+        found, labels, thumbnails = features.extract_with_thumbnails(
+            lambda images: served.features(images)["features"],
+            self.evaluated,
+            served.view,
+            _ENCODE_AT_ONCE,
+            _SPRITE_SIZE,
+            seed=self.config.system.seed,
+            limit=_MOST_POINTS,
+            # The run is done: an image that cannot be read must not fail it now.
+            data=dataclasses.replace(self.config.data, on_bad_image="skip", max_bad_fraction=1.0),
+        )
+        with files.writing_to(self.log.workdir):
+            write_projector(
+                os.path.join(self.log.workdir, run_folder.TENSORBOARD),
+                found,
+                labels,
+                thumbnails,
+                self.evaluated.class_names,
+            )
+
+
+def describe_run(config: PretrainConfig) -> None:
+    """Writes TensorBoard's layout of a run and, as hyper-parameters, the settings that define it.
+
+    Call it in a context of `RunLog.summaries`, like the next three functions.
     """
     categories = [
         layout_pb2.Category(
@@ -61,65 +134,73 @@ def describe_run(summaries, config):
     layout = custom_scalar.pb(layout_pb2.Layout(category=categories))
     names = schema.run_defining_names(type(config))
     values = {name: value for name, value in schema.flatten(config).items() if name in names}
-    with summaries.as_default(0):
-        tf.summary.experimental.write_raw_pb(layout.SerializeToString())
-        hparams.hparams_config(
-            hparams=[hparams.HParam(name) for name in values],
-            metrics=[hparams.Metric(name) for name in _FINAL_METRICS],
-        )
-        hparams.hparams(values)
+    tf.summary.experimental.write_raw_pb(layout.SerializeToString())
+    hparams.hparams_config(
+        hparams=[hparams.HParam(name) for name in values],
+        metrics=[hparams.Metric(name) for name in _FINAL_METRICS],
+    )
+    hparams.hparams(values)
 
 
-def write_spectrum(summaries, step, features):
-    """Writes how many directions the features of some images fill.
+def write_view_pairs(batch_views: tuple[tf.Tensor, ...]) -> None:
+    """Writes a grid of views as the network sees them, a row for each image.
 
     Args:
-      summaries: a `tf.summary` writer.
-      step: an int.
-      features: `[N, F]` float.
+      batch_views: `[B, H, W, 3]` each, normalised.
     """
-    features = features[:: -(-len(features) // _SPECTRUM_ROWS)]
-    _, covariance = spectrum.moments(features)
-    values = spectrum.singular_values(covariance, len(features))
-    with summaries.as_default(step):
-        tf.summary.scalar("effective_rank", spectrum.effective_rank(values))
-        tf.summary.histogram("singular_values", values / np.sqrt(len(features)))
+    rows = tf.concat([views.denormalize(view) for view in batch_views], axis=2)
+    grid = tf.concat(tf.unstack(rows), axis=0)
+    tf.summary.image("view_pairs", grid[tf.newaxis])
 
 
-def write_weights(summaries, step, model):
+def write_spectrum(found: np.ndarray) -> None:
+    """Writes the effective rank and the singular values of features `[N, F]` float."""
+    found = found[:: -(-len(found) // _SPECTRUM_ROWS)]
+    _, covariance = spectrum.moments(found)
+    values = spectrum.singular_values(covariance, len(found))
+    tf.summary.scalar("effective_rank", spectrum.effective_rank(values))
+    tf.summary.histogram("singular_values", values / np.sqrt(len(found)))
+
+
+def write_weights(model: keras.Model) -> None:
     """Writes a histogram of each tensor that a `SelfSupervisedModel` learns."""
-    with summaries.as_default(step):
-        for variable in model.learned_variables:
-            tf.summary.histogram(f"weights/{variable.path}", variable.value)
+    for variable in model.learned_variables:
+        tf.summary.histogram(f"weights/{variable.path}", variable.value)
 
 
-def write_projector(folder, features, labels, thumbnails, class_names):
+def write_projector(
+    directory: str,
+    found: np.ndarray,
+    labels: np.ndarray,
+    thumbnails: np.ndarray,
+    class_names: tuple[str, ...],
+) -> None:
     """Writes images and their features for TensorBoard's projector.
 
     Args:
-      folder: of the event files.
-      features: `[N, F]` float.
+      directory: folder of the event files.
+      found: the features, `[N, F]` float.
       labels: `[N]` int.
       thumbnails: `[N, s, s, 3]` uint8.
-      class_names: of the labels; empty: none.
+      class_names: of the labels; empty: the images have none.
     """
     config = projector.ProjectorConfig()
     embedding = config.embeddings.add(tensor_name="features", tensor_path="features.tsv")
-    lines = ("\t".join(f"{value:.4g}" for value in row) for row in features.tolist())
-    write_whole(os.path.join(folder, embedding.tensor_path), "\n".join(lines) + "\n")
+    lines = ("\t".join(f"{value:.4g}" for value in row) for row in found.tolist())
+    files.write_text(os.path.join(directory, embedding.tensor_path), "\n".join(lines) + "\n")
     if class_names:
         embedding.metadata_path = "labels.tsv"
         lines = (" ".join(class_names[label].split()) for label in labels)
-        write_whole(os.path.join(folder, embedding.metadata_path), "\n".join(lines) + "\n")
+        files.write_text(os.path.join(directory, embedding.metadata_path), "\n".join(lines) + "\n")
     embedding.sprite.image_path = "sprites.png"
     embedding.sprite.single_image_dim.extend(thumbnails.shape[2:0:-1])
     sprites = tf.io.encode_png(_tiled(thumbnails))
-    tf.io.write_file(os.path.join(folder, embedding.sprite.image_path), sprites)
-    projector.visualize_embeddings(folder, config)
+    tf.io.write_file(os.path.join(directory, embedding.sprite.image_path), sprites)
+    projector.visualize_embeddings(directory, config)
 
 
-def _tiled(images):
-    """Images `[N, h, w, 3]` in the rows of a square, the rest of it black: `[H, W, 3]`."""
+def _tiled(images: np.ndarray) -> np.ndarray:
+    """Tiles images `[N, h, w, 3]` row by row into a square `[H, W, 3]`, whose rest is black."""
     count, height, width, channels = images.shape
     side = int(np.ceil(np.sqrt(count)))
     grid = np.zeros([side * side, height, width, channels], images.dtype)

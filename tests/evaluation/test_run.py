@@ -151,7 +151,7 @@ def test_every_protocol_gives_two_replicas_the_result_of_one(
     settings = {"feature_batch_size": 32} | settings
     one, encoded = evaluate(**settings)
     with monkeypatch.context() as patch:
-        patch.setattr(run.distribution, "build_strategy", lambda config: two_replicas)
+        patch.setattr(run.devices, "build_strategy", lambda config: two_replicas)
         two, encoded_outside_of_replicas = evaluate(**settings, feature_cache=str(tmp_path / "two"))
     assert encoded_outside_of_replicas < encoded / 2  # a replica counts when it is traced
     names = [name for name in one if isinstance(one[name], float)]

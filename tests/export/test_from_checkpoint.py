@@ -8,8 +8,9 @@ from simsiam_tf.data import views
 from simsiam_tf.export import from_checkpoint, saved_model
 from simsiam_tf.export.__main__ import ExportConfig
 from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.runs.checkpoints import Checkpoints
+from simsiam_tf.runs.run_folder import write_flags
 from simsiam_tf.schema import UserError
-from simsiam_tf.training.checkpoints import Checkpoints, write_flags
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_the_encoder_of_a_checkpoint_is_written_into_the_run(run, capsys, checkp
 def test_a_damaged_checkpoint_that_was_named_is_refused_another_does_not_take_its_place(run):
     folder = run.workdir / "checkpoints" / "step-000000010"
     (folder / "state.index").write_bytes(b"")
-    with pytest.raises(UserError, match=r"--checkpoint must be whole \(state.index changed"):
+    with pytest.raises(UserError, match=r"--checkpoint must be complete \(state.index changed"):
         from_checkpoint.export(ExportConfig(checkpoint=str(folder)))
     assert not list(run.workdir.glob("encoder*"))
 
@@ -58,7 +59,7 @@ def test_a_damaged_checkpoint_that_was_named_is_refused_another_does_not_take_it
     ("checkpoint", "output", "words"),
     [
         ("none", "", "--checkpoint must be the folder of a run, with its flags.cfg"),
-        ("run/checkpoints/step-000000007", "", "--checkpoint must be whole .*manifest"),
+        ("run/checkpoints/step-000000007", "", "--checkpoint must be complete .*manifest"),
         ("empty", "", "--checkpoint must be a run with a checkpoint; train first"),
         ("run", "run", "--output must be a new or an empty folder, or an encoder"),
         ("run", "run/flags.cfg", "--output must be a new or an empty folder, or an encoder"),

@@ -6,8 +6,8 @@ import tensorflow as tf
 from simsiam_tf import schema
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.methods.base import Plan
-from simsiam_tf.training import pretrain
-from simsiam_tf.training.checkpoints import Checkpoints
+from simsiam_tf.methods.build import build_model
+from simsiam_tf.runs.checkpoints import Checkpoints
 
 BATCH, IMAGES = 8, 24
 PLAN = Plan(num_examples=IMAGES, num_classes=5, batch_size=BATCH, epochs=4)
@@ -31,7 +31,7 @@ class Run:
         self.strategy = strategy or tf.distribute.get_strategy()
         defaults = schema.defaults(PretrainConfig)
         config = schema.build(PretrainConfig, defaults | SMALL | settings)
-        self.model, self.optimizer = pretrain.build_model(config, self.strategy, PLAN)
+        self.model, self.optimizer = build_model(config, self.strategy, PLAN)
 
     def batch(self, step):
         """The batch of a step: {name: array}, the same whoever asks."""
@@ -58,13 +58,13 @@ class Run:
         }
 
     @tf.function
-    def _hold(self, batch, place):
-        self.strategy.run(lambda: self.model.hold_targets(self.share(batch), place))
+    def _freeze(self, batch, offset):
+        self.strategy.run(lambda: self.model.freeze_targets(self.share(batch), offset))
 
     def step(self, step, batch=None):
-        if self.model.hold_every and step % 3 % self.model.hold_every == 0:
-            for place in range(self.model.hold_every):
-                self._hold(self.batch(step + place), tf.constant(place))
+        if self.model.freeze_every and step % 3 % self.model.freeze_every == 0:
+            for offset in range(self.model.freeze_every):
+                self._freeze(self.batch(step + offset), tf.constant(offset))
         return self._step(batch or self.batch(step))
 
     def checkpoints(self, folder):

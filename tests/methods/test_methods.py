@@ -1,4 +1,4 @@
-"""What holds for every method: replicas, resuming, void steps."""
+"""What holds for every method: replicas, resuming, skipped steps."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_two_replicas_train_as_one_and_a_resumed_run_as_one_that_went_on(
     spoilt = one.batch(0)
     spoilt["views"] = tuple(view + float("nan") for view in spoilt["views"])
     before = one.state()
-    assert float(one._step(spoilt)["void"]) == 1
+    assert float(one._step(spoilt)["skipped"]) == 1
     for ours, theirs in zip(one.state(), before, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

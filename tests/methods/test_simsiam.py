@@ -11,7 +11,7 @@ from simsiam_tf.config import EncoderConfig, MethodConfig
 from simsiam_tf.interop import naming
 from simsiam_tf.methods import build_method
 from simsiam_tf.models.resnet import ResNet
-from simsiam_tf.training import optimizers
+from simsiam_tf.optimization import optimizers
 
 TINY = MethodConfig(projection_dim=16, prediction_hidden_dim=8)
 

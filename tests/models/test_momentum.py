@@ -26,15 +26,15 @@ def test_a_momentum_encoder_begins_with_the_weights_that_it_follows(followed):
     assert target.encoder.weights[0] is not encoder.weights[0]
 
 
-@pytest.mark.parametrize("void", [False, True])
-def test_it_moves_by_one_minus_the_momentum_and_not_at_all_in_a_void_step(followed, void):
+@pytest.mark.parametrize("skipped", [False, True])
+def test_it_moves_by_one_minus_the_momentum_and_not_at_all_in_a_skipped_step(followed, skipped):
     _, target = followed
     averages = [*target.encoder.trainable_variables, *target.projector.trainable_variables]
     goals = [keras.Variable(average + 1.0) for average in averages]
     before = [average.numpy() for average in averages]
-    target.follow(goals, tf.constant(0), tf.constant(void))
+    target.follow(goals, tf.constant(0), tf.constant(skipped))
     for average, old in zip(averages, before, strict=True):
-        np.testing.assert_allclose(average, old + (0 if void else 0.1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(average, old + (0 if skipped else 0.1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.usefixtures("float64")

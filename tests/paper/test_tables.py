@@ -8,8 +8,8 @@ from conftest import ROOT
 from simsiam_tf import flags, schema
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.methods.base import Plan
+from simsiam_tf.methods.build import build_model
 from simsiam_tf.paper import flagfiles, tables
-from simsiam_tf.training import pretrain
 
 RUNS = [(scale, run) for scale in tables.SCALES for run in tables.build_runs(scale)]
 SMALL = {
@@ -81,7 +81,7 @@ def test_two_steps_of_every_row_at_the_papers_scales(scale, run, trained):
 
 def two_steps(config):
     """The losses of two steps on noise, and how many learned variables they changed."""
-    model, _ = pretrain.build_model(config, tf.distribute.get_strategy(), PLAN)
+    model, _ = build_model(config, tf.distribute.get_strategy(), PLAN)
     before = [variable.numpy() for variable in model.learned_variables]
     size, count = config.views.image_size, config.optimization.batch_size
     shape = [count, size, size, 3]
@@ -95,13 +95,13 @@ def two_steps(config):
         }
         for step in range(2)
     ]
-    if model.hold_every:
-        for place, batch in enumerate(batches[: model.hold_every]):
-            model.hold_targets(batch, place)
+    if model.freeze_every:
+        for place, batch in enumerate(batches[: model.freeze_every]):
+            model.freeze_targets(batch, place)
     losses = []
     for batch in batches:
         metrics = model.train_step(batch)
-        assert not metrics["void"]
+        assert not metrics["skipped"]
         losses.append(float(metrics["loss"]))
     after = [variable.numpy() for variable in model.learned_variables]
     return losses, sum((old != new).any() for old, new in zip(before, after, strict=True))

@@ -13,7 +13,8 @@ from simsiam_tf import flags, schema
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import views
 from simsiam_tf.methods.base import Plan
-from simsiam_tf.training import loop, pretrain
+from simsiam_tf.methods.build import build_model
+from simsiam_tf.training import loop
 
 # Sizes that make a flagfile's step small; none of them chooses which operations there are.
 SMALL = {
@@ -71,7 +72,7 @@ SHIPPED = shipped()
 def compile_step(config):
     """XLA's program for the step of a config, from uint8 views to the update."""
     batch = config.optimization.batch_size
-    model, _ = pretrain.build_model(
+    model, _ = build_model(
         config, tf.distribute.get_strategy(), Plan(10 * batch, 5, batch, config.optimization.epochs)
     )
     make_views = views.build_views(config.views, model.num_views)
@@ -152,7 +153,7 @@ def test_the_step_of_several_gpus_is_traced_under_xla(method, two_replicas, monk
     config = small_config(ROOT / "configs" / f"{name.get(method, f'{method}_r50')}.cfg")
     batch = config.optimization.batch_size
     plan = Plan(10 * batch, 5, batch, config.optimization.epochs)
-    model, _ = pretrain.build_model(config, two_replicas, plan)
+    model, _ = build_model(config, two_replicas, plan)
     share = {
         "views": (tf.zeros([batch // 2, 32, 32, 3]),) * model.num_views,
         "label": tf.zeros([batch // 2], tf.int32),

@@ -37,7 +37,7 @@ def test_sigterm_saves_the_step_at_hand_and_the_run_ends_as_if_it_had_not_come(
     status, stderr = stop(signal.SIGTERM, flags, workdir, tfds_dir)
     assert status == 128 + signal.SIGTERM
     assert "Traceback" not in stderr
-    (step,) = re.findall(r"train.py: SIGTERM: saved step (\d+) of 44 in .*goes on", stderr)
+    (step,) = re.findall(r"train.py: SIGTERM: saved step (\d+) of 44 in .*resume", stderr)
     assert (workdir / "checkpoints" / f"step-{int(step):09d}").exists()
     finished = program("train.py", *flags, f"--workdir={workdir}")
     assert finished.returncode == 0, finished.stderr
@@ -58,9 +58,9 @@ def test_a_run_whose_loss_is_not_finite_stops_with_good_checkpoints(program, tmp
         "--knn_every_epochs=0", "--max_nonfinite_steps=4", f"--workdir={tmp_path}",
     )  # fmt: skip
     assert_ends_with_one_line(finished, "of 4 steps in a row was not finite", "--max_nonfinite")
-    void = [line for line in lines_of(tmp_path) if line.get("nonfinite")]
-    assert [line["step"] - void[0]["step"] for line in void] == [0, 1, 2, 3]
-    assert all(len(line["indices"]) == 64 for line in void)
+    skipped = [line for line in lines_of(tmp_path) if line.get("nonfinite")]
+    assert [line["step"] - skipped[0]["step"] for line in skipped] == [0, 1, 2, 3]
+    assert all(len(line["indices"]) == 64 for line in skipped)
     assert all(np.isfinite(value).all() for value in weights_of(tmp_path).values())
 
 
@@ -79,5 +79,5 @@ def test_a_disk_without_room_ends_with_one_line_and_the_checkpoints_intact(
     (whole,) = (workdir / "checkpoints").iterdir()
     earlier = whole.rename(whole.with_name("step-000000030"))
     finished = program("-c", code, *TINY_RUN, f"--workdir={workdir}")
-    assert_ends_with_one_line(finished, "--workdir cannot be written to (", "goes on", workdir)
+    assert_ends_with_one_line(finished, "--workdir cannot be written to (", "resume", workdir)
     assert list((workdir / "checkpoints").iterdir()) == [earlier]

@@ -9,7 +9,9 @@ from reference import Reference, load_weights
 from simsiam_tf.config import ViewsConfig
 from simsiam_tf.data import views
 from simsiam_tf.interop import naming
-from simsiam_tf.training import loop, optimizers, pretrain
+from simsiam_tf.methods.build import build_model
+from simsiam_tf.optimization import optimizers
+from simsiam_tf.training import loop
 
 
 @pytest.mark.usefixtures("float64")
@@ -31,7 +33,7 @@ def test_five_steps_of_the_loop_are_the_references(
         momentum=settings["momentum"],
         base_learning_rate=settings["predictor_learning_rate"] * 256 / settings["batch"],
     )
-    model, optimizer = pretrain.build_model(config, strategy)
+    model, optimizer = build_model(config, strategy)
     # The fixture's rates are no cosine; everything else is as a run has it.
     optimizer._learning_rate = optimizers.EpochRates(settings["learning_rates"], 1)
     load_weights(model, reference)
@@ -56,7 +58,7 @@ def test_five_steps_of_the_loop_are_the_references(
         )
     )
 
-    losses = [step.metrics["loss"] for step in steps]
+    losses = [step["loss"] for step in steps]
     assert [step.number for step in steps] == [1, 2, 3, 4, 5]
     assert [step.indices[0] for step in steps] == [batch_size * step for step in range(5)]
     np.testing.assert_allclose(losses, numbers["losses"], rtol=1e-6)
@@ -93,7 +95,7 @@ def losses_of_a_run(pretrain_config, num_steps, xla):
         backbone="resnet10", width=8, stem="cifar", projection_dim=16, batch_size=8, image_size=16
     )
     strategy = tf.distribute.get_strategy()
-    model, _ = pretrain.build_model(config, strategy)
+    model, _ = build_model(config, strategy)
     make = views.build_views(ViewsConfig(image_size=16, augment_on="device"), 2)
 
     def example(index):
@@ -120,7 +122,7 @@ def losses_of_a_run(pretrain_config, num_steps, xla):
     )
     losses, counts = [], []
     for step in steps:
-        losses.append(step.metrics["loss"])
+        losses.append(step["loss"])
         counts.append(len(traces))
     return losses, counts
 
@@ -150,7 +152,7 @@ def test_a_step_knows_its_arithmetic(pretrain_config):
         batch_size=8,
     )
     strategy = tf.distribute.get_strategy()
-    model, _ = pretrain.build_model(config, strategy)
+    model, _ = build_model(config, strategy)
     pairs = np.random.default_rng(0).normal(size=[8, 2, 16, 16, 3]).astype(np.float32)
     data = tf.data.Dataset.from_tensor_slices(pairs).enumerate()
     data = data.map(lambda index, pair: {"views": tuple(tf.unstack(pair)), "index": index})

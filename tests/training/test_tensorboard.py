@@ -145,19 +145,19 @@ def test_the_effective_rank_is_the_number_of_directions_that_are_filled_alike(tm
     cases = {0: (some, 3), 1: (some[:, :4] * 0 + 7, 0), 2: (np.eye(6, 40), 5)}
     summaries = tf.summary.create_file_writer(str(tmp_path))
     for step, (features, _) in cases.items():
-        tensorboard.write_spectrum(summaries, step, features)
+        with summaries.as_default(step):
+            tensorboard.write_spectrum(features)
     summaries.close()
     ranks = scalars(serve(tmp_path), "effective_rank")
     np.testing.assert_allclose(ranks, [rank for _, rank in cases.values()], atol=0.01)
 
 
-def test_a_weight_is_named_by_its_place(tmp_path):
+def test_a_weight_is_named_by_its_layer(tmp_path):
     layer = keras.layers.Dense(2, name="head")
     layer.build([None, 3])
     summaries = tf.summary.create_file_writer(str(tmp_path))
-    tensorboard.write_weights(
-        summaries, 7, SimpleNamespace(learned_variables=layer.trainable_variables)
-    )
+    with summaries.as_default(7):
+        tensorboard.write_weights(SimpleNamespace(learned_variables=layer.trainable_variables))
     summaries.close()
     tags = json.loads(serve(tmp_path)("histograms/tags"))["."]
     assert sorted(tags) == ["weights/head/bias", "weights/head/kernel"]

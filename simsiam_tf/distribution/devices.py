@@ -1,17 +1,15 @@
-"""Devices: the strategy that a flag names, and what replicas and workers say to each other."""
+"""The devices that a run trains on: the `tf.distribute` strategy that its flags ask for."""
 
 import contextlib
 import json
 import os
-import re
 
 import keras
 import tensorflow as tf
 from absl import logging
 
+from simsiam_tf.distribution import workers
 from simsiam_tf.schema import UserError
-
-_TASK = re.compile(r"/job:(\w+)/replica:\d+/task:(\d+)")
 
 
 def build_strategy(config):
@@ -53,7 +51,7 @@ def build_strategy(config):
         "%s on %d replica(s), this is %s",
         type(strategy).__name__.strip("_"),
         strategy.num_replicas_in_sync,
-        worker_name(strategy),
+        workers.worker_name(strategy),
     )
     return strategy
 
@@ -191,14 +189,9 @@ def _split_cpu(count):
     return [f"CPU:{index}" for index in range(count)]
 
 
-def has_several_workers(strategy):
-    """Whether the strategy spans several processes, of which this is one."""
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
 def num_local_replicas(strategy):
     """How many of a strategy's replicas belong to this process."""
-    if has_several_workers(strategy):
+    if workers.has_several_workers(strategy):
         return len(strategy.extended.worker_devices)
     return strategy.num_replicas_in_sync
 
@@ -210,124 +203,3 @@ def device_type(strategy):
             device = strategy.extended.worker_devices[0]
             return tf.DeviceSpec.from_string(device).device_type
     return "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-
-
-def worker_name(strategy):
-    """What this process is called: "worker-0" where it is the only one."""
-    if not has_several_workers(strategy):
-        return "worker-0"
-    resolver = strategy.cluster_resolver
-    return f"{resolver.task_type}-{resolver.task_id}"
-
-
-def is_chief(strategy):
-    """Whether this process is the one that writes the run's files."""
-    if not has_several_workers(strategy):
-        return True
-    first = "chief" if "chief" in strategy.cluster_resolver.cluster_spec().jobs else "worker"
-    return worker_name(strategy) == f"{first}-0"
-
-
-def gather_over_workers(strategy, value):
-    """An int of each worker → all of them, a list on each; every worker waits for the others."""
-    if not has_several_workers(strategy):
-        return [value]
-
-    @tf.function
-    def gather():
-        def replica():
-            here = tf.fill([1], tf.constant(value, tf.int64))
-            return tf.distribute.get_replica_context().all_gather(here, axis=0)
-
-        return strategy.experimental_local_results(strategy.run(replica))[0]
-
-    return gather().numpy().tolist()
-
-
-@contextlib.contextmanager
-def chief_first(strategy):
-    """A context that the chief passes through before the other workers enter it."""
-    if not is_chief(strategy):
-        gather_over_workers(strategy, 0)
-    yield
-    if is_chief(strategy):
-        gather_over_workers(strategy, 0)
-
-
-def lost_workers(strategy, error):
-    """The names of the other workers that a TensorFlow error is about."""
-    if not has_several_workers(strategy):
-        return []
-    named = {f"{job}-{task}" for job, task in _TASK.findall(error.message)}
-    return sorted(named - {worker_name(strategy)})
-
-
-@contextlib.contextmanager
-def lost_workers_named(strategy):
-    """A context that ends with a `UserError` that names the worker which the others have lost."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        lost = lost_workers(strategy, error)
-        if not lost:
-            raise
-        cluster = strategy.cluster_resolver.cluster_spec()
-        places = ", ".join(
-            f"{name} at {cluster.task_address(name.split('-')[0], int(name.split('-')[1]))}"
-            for name in lost
-        )
-        raise UserError(
-            f"Lost {places}; its own log says why. The same command on every worker goes on from "
-            "the newest checkpoint"
-        ) from error
-
-
-def num_replicas():
-    """How many replicas take part in the current step."""
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def replica_id():
-    """The number of this replica, in replica context: an int32 tensor."""
-    return tf.convert_to_tensor(tf.distribute.get_replica_context().replica_id_in_sync_group)
-
-
-def mean_over_replicas(value):
-    """The mean of a tensor over all replicas, in replica context: one collective."""
-    return _over_replicas(tf.distribute.ReduceOp.MEAN, value)
-
-
-def sum_over_replicas(value):
-    """The sum of a tensor over all replicas, in replica context: one collective."""
-    return _over_replicas(tf.distribute.ReduceOp.SUM, value)
-
-
-def _over_replicas(operation, value):
-    if num_replicas() == 1:
-        return value
-    return tf.distribute.get_replica_context().all_reduce(operation, value)
-
-
-def gather_over_replicas(value):
-    """`[...]` of each replica → `[replicas, ...]`, in replica context: one collective.
-
-    The gradient flows back to each replica's own.
-    """
-    value = value[tf.newaxis]
-    if num_replicas() == 1:
-        return value
-    # A sum in which each has its own place: all_gather would ask for everyone's shape before.
-    is_mine = tf.equal(tf.range(num_replicas()), replica_id())
-    is_mine = tf.reshape(is_mine, [-1] + [1] * (value.shape.rank - 1))
-    return sum_over_replicas(tf.where(is_mine, value, 0))
-
-
-def gather_batch(value):
-    """`[b, ...]` of each replica → those of all, `[B, ...]`, and this replica's places, int `[b]`.
-
-    In replica context: one collective. The gradient flows back to each replica's own.
-    """
-    size = value.shape[0]
-    gathered = gather_over_replicas(value)
-    whole = tf.reshape(gathered, [num_replicas() * size, *value.shape[1:]])
-    return whole, replica_id() * size + tf.range(size)

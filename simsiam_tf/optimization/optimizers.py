@@ -7,7 +7,7 @@ both as the reference has them.
 import keras
 import tensorflow as tf
 
-from simsiam_tf import distribution
+from simsiam_tf.distribution import collectives
 
 
 class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
@@ -157,11 +157,11 @@ def sum_over_replicas(gradients, metrics=()):
       The gradients' sums; whether all of them are finite, a bool tensor; the metrics' sums.
     """
     tensors = [tf.convert_to_tensor(tensor) for tensor in [*gradients, *metrics]]
-    numbers = distribution.sum_over_replicas(
+    numbers = collectives.sum_over_replicas(
         tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
     )
     sizes = [tensor.shape.num_elements() for tensor in tensors]
-    if distribution.num_replicas() > 1:
+    if collectives.num_replicas() > 1:
         parts = tf.split(numbers, sizes)
         tensors = [tf.reshape(part, one.shape) for part, one in zip(parts, tensors, strict=True)]
     count = len(gradients)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from simsiam_tf.config import OptimizationConfig
-from simsiam_tf.training import schedules
+from simsiam_tf.optimization import schedules
 
 
 def test_rates_are_the_references_cosine_of_the_epoch():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from simsiam_tf.interop import files
+from simsiam_tf.interop import weight_files
 from simsiam_tf.schema import UserError
 
 
@@ -43,7 +43,7 @@ def refuse_nothing(shapes):
 def test_a_state_dict_is_read_without_module_counters_and_classifier(tmp_path, wrap, zipped):
     path, state = str(tmp_path / "file.pth"), state_dict()
     torch.save(wrap(state), path, _use_new_zipfile_serialization=zipped)
-    checkpoint = files.read(path, accept)
+    checkpoint = weight_files.read(path, accept)
     for name in WANTED:
         np.testing.assert_array_equal(checkpoint.tensors[name], state[f"module.{name}"].numpy())
     assert checkpoint.epoch == (7 if "epoch" in wrap(state) else None)
@@ -52,7 +52,7 @@ def test_a_state_dict_is_read_without_module_counters_and_classifier(tmp_path, w
 def test_safetensors_are_read_likewise(tmp_path):
     path, state = str(tmp_path / "file.safetensors"), state_dict()
     save_file({name: value.numpy() for name, value in state.items()}, path)
-    checkpoint = files.read(path, accept)
+    checkpoint = weight_files.read(path, accept)
     for name in WANTED:
         np.testing.assert_array_equal(checkpoint.tensors[name], state[f"module.{name}"].numpy())
 
@@ -66,7 +66,7 @@ def test_momentum_is_named_in_the_order_of_parameters_and_a_frozen_one_has_none(
     state = dict(zip(["a.weight", "b.bias", "c.weight"], [p.data for p in parameters], strict=True))
     path = str(tmp_path / "file.pth")
     torch.save({"state_dict": state, "optimizer": optimizer.state_dict()}, path)
-    momenta = files.read(path, refuse_nothing).momenta
+    momenta = weight_files.read(path, refuse_nothing).momenta
     assert momenta.keys() == {"a.weight", "c.weight"}
     np.testing.assert_array_equal(momenta["c.weight"], np.full(4, 5, np.float32))
 
@@ -87,7 +87,7 @@ def test_nothing_is_read_before_the_shapes_are_accepted(tmp_path):
         raise UserError("not these")
 
     with pytest.raises(UserError, match="not these"):
-        files.read(path, refuse)
+        weight_files.read(path, refuse)
 
 
 class Harmful:
@@ -103,7 +103,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path,
     path, folder = str(tmp_path / "file.pth"), str(tmp_path / "harm")
     torch.save(state_dict() | {"x": Harmful(folder)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"tensors and plain values: .*Received: .*file.pth"):
-        files.read(path, refuse_nothing)
+        weight_files.read(path, refuse_nothing)
     assert not os.path.exists(folder)
 
 
@@ -111,7 +111,7 @@ def test_a_plain_pickle_is_refused_and_runs_nothing(tmp_path):
     path, folder = tmp_path / "file.pth", str(tmp_path / "harm")
     path.write_bytes(pickle.dumps(Harmful(folder)))
     with pytest.raises(UserError, match="--checkpoint"):
-        files.read(str(path), refuse_nothing)
+        weight_files.read(str(path), refuse_nothing)
     assert not os.path.exists(folder)
 
 
@@ -126,7 +126,7 @@ def test_a_truncated_file_is_one_line_with_its_path(tmp_path, name, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match=f"Received: {path}") as error:
-        files.read(str(path), refuse_nothing)
+        weight_files.read(str(path), refuse_nothing)
     assert "\n" not in str(error.value)
 
 
@@ -134,7 +134,7 @@ def test_one_number_that_is_shown_as_many_is_refused(tmp_path):
     path = str(tmp_path / "file.pth")
     torch.save({"conv1.weight": torch.ones(1).expand(10_000_000)}, path)
     with pytest.raises(UserError, match="as large as its tensors, 40000000 bytes"):
-        files.read(path, refuse_nothing)
+        weight_files.read(path, refuse_nothing)
 
 
 def test_a_compressed_heap_of_zeros_is_refused_wherever_it_hides(tmp_path):
@@ -146,13 +146,13 @@ def test_a_compressed_heap_of_zeros_is_refused_wherever_it_hides(tmp_path):
         for name, data in entries.items():
             archive.writestr(name, data)
     with pytest.raises(UserError, match=r"as large as its tensors, 4000\d{4} bytes"):
-        files.read(path, refuse_nothing)
+        weight_files.read(path, refuse_nothing)
 
 
 def test_tensors_that_share_memory_count_once(tmp_path):
     path, weight = str(tmp_path / "file.pth"), torch.ones(10_000)
     torch.save({"a": weight, "optimizer_of_another_kind": [weight, weight]}, path)
-    assert files.read(path, refuse_nothing).tensors.keys() == {"a"}
+    assert weight_files.read(path, refuse_nothing).tensors.keys() == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_is_no_state_dict_of_floats_is_refused(tmp_path, content, message):
     path = str(tmp_path / "file.pth")
     torch.save(content, path)
     with pytest.raises(UserError, match=message):
-        files.read(path, refuse_nothing)
+        weight_files.read(path, refuse_nothing)
 
 
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
@@ -186,15 +186,15 @@ def test_a_missing_package_is_one_line_with_its_cure(tmp_path, monkeypatch, name
     (tmp_path / name).write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(UserError, match=f"package {package}: pip install -r requirements-interop"):
-        files.read(str(tmp_path / name), refuse_nothing)
+        weight_files.read(str(tmp_path / name), refuse_nothing)
 
 
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match=r"--checkpoint must be a file.*Received: nowhere.pth"):
-        files.read("nowhere.pth", refuse_nothing)
+        weight_files.read("nowhere.pth", refuse_nothing)
 
 
 def test_an_output_below_a_missing_folder_is_refused_before_work(tmp_path):
     path = str(tmp_path / "missing" / "file.pth")
     with pytest.raises(UserError, match=f"--output .*Received: {path}"):
-        files.check_output(path)
+        weight_files.check_output(path)

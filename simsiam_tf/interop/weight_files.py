@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from simsiam_tf import files
 from simsiam_tf.interop import naming
 from simsiam_tf.schema import UserError
 
@@ -60,9 +61,8 @@ def check_output(path):
     elif not path.endswith(".pkl"):
         _import("torch")
     try:
-        with open(f"{path}.partial", "wb"):
-            pass
-        os.remove(f"{path}.partial")
+        with open(f"{path}{files.UNFINISHED}", "wb") as file:
+            os.remove(file.name)
     except OSError as error:
         raise UserError(
             f"--output must be a file that can be written ({error.strerror}). Received: {path}"
@@ -79,29 +79,20 @@ def write(path, content):
         def save(content, path):
             torch.save(_to_tensors(content, torch), path)
 
-    _write_whole(path, lambda staging: save(content, staging))
+    with files.written_whole(path) as staging:
+        save(content, staging)
 
 
 def write_pickle(path, content):
     """Writes `content` as a pickle, which is what Detectron2 reads."""
-
-    def save(staging):
-        with open(staging, "wb") as file:
-            pickle.dump(content, file)
-
-    _write_whole(path, save)
+    with files.written_whole(path) as staging, open(staging, "wb") as file:
+        pickle.dump(content, file)
 
 
 def _to_tensors(content, torch):
     if isinstance(content, dict):
         return {key: _to_tensors(value, torch) for key, value in content.items()}
     return torch.from_numpy(content) if isinstance(content, np.ndarray) else content
-
-
-def _write_whole(path, save):
-    """Writes aside and renames: what has the name is whole."""
-    save(f"{path}.partial")
-    os.replace(f"{path}.partial", path)
 
 
 def _import(name):

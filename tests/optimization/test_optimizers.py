@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from method_runs import Run
 
-from simsiam_tf.training import optimizers
+from simsiam_tf.optimization import optimizers
 
 RATES = [0.5, 0.2, 0.05]
 STEPS_PER_EPOCH = 4

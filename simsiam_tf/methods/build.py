@@ -1,0 +1,62 @@
+"""A run's model and optimizer, from its settings."""
+
+import keras
+import tensorflow as tf
+
+from simsiam_tf.config import OptimizationConfig, PretrainConfig
+from simsiam_tf.data.datasets import Source
+from simsiam_tf.methods import build_method
+from simsiam_tf.methods.base import Plan, SelfSupervisedModel
+from simsiam_tf.models import resnet
+from simsiam_tf.optimization import optimizers, schedules
+
+
+def plan_of(config: PretrainConfig, source: Source) -> Plan:
+    """Returns the `Plan` of a run on a data set."""
+    settings = config.optimization
+    return Plan(source.num_examples, len(source.class_names), settings.batch_size, settings.epochs)
+
+
+def build_model(
+    config: PretrainConfig, strategy: tf.distribute.Strategy, plan: Plan | None = None
+) -> tuple[SelfSupervisedModel, keras.optimizers.Optimizer]:
+    """Returns the model of a run and its optimizer, both with all their variables.
+
+    Args:
+      config: of the run.
+      strategy: under which the variables are made.
+      plan: of the run. SimSiam can be built without; the learning rate then changes at every step
+        as it otherwise does at every epoch.
+    """
+    with strategy.scope():
+        encoder = resnet.ResNet(config.encoder, config.system.seed)
+        model = build_method(config.method, encoder, config.system.seed, plan)
+        model.accumulate_steps = config.optimization.accumulate_steps
+        optimizer = _build_optimizer(config.optimization, model, plan)
+        model.compile(optimizer=optimizer, auto_scale_loss=False)  # the model scales it itself
+    return model, optimizer
+
+
+def _build_optimizer(
+    settings: OptimizationConfig, model: SelfSupervisedModel, plan: Plan | None
+) -> keras.optimizers.Optimizer:
+    learned = model.learned_variables
+    common = {
+        "learning_rate": optimizers.EpochRates(
+            schedules.learning_rates(settings), plan.steps_per_epoch if plan else 1
+        ),
+        "momentum": settings.momentum,
+        "weight_decay": settings.weight_decay,
+        "constant_rate": schedules.initial_learning_rate(settings),
+    }
+    if settings.fix_predictor_learning_rate:
+        common["constant_rate_variables"] = model.predictor_variables
+    if settings.exclude_norm_and_bias:
+        # Vectors: biases, and the scales and offsets of normalization.
+        common["excluded_variables"] = [one for one in learned if len(one.shape) == 1]
+    if settings.optimizer == "lars":
+        optimizer = optimizers.LARS(trust_coefficient=settings.lars_trust_coefficient, **common)
+    else:
+        optimizer = optimizers.SGD(**common)
+    optimizer.build(learned)
+    return optimizer

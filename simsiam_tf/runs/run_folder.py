@@ -1,0 +1,181 @@
+"""The folder of a run: the names of its files, its flags and its metrics."""
+
+import json
+import os
+from collections.abc import Callable
+
+from simsiam_tf import files, schema
+from simsiam_tf.config import PretrainConfig
+from simsiam_tf.schema import UserError
+
+FLAGFILE = "flags.cfg"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+IMAGES = "images.json"  # the size of the data set that the run began with
+ENCODER = "encoder"
+TENSORBOARD = "tensorboard"
+CHECKPOINTS = "checkpoints"
+
+
+def check_workdir(config: PretrainConfig) -> None:
+    """Makes the workdir of a run.
+
+    Flags that the workdir's flagfile does not name, as after an import, may have any value.
+
+    Raises:
+      UserError: the folder cannot be written to, or holds a run of another configuration.
+    """
+    workdir = config.system.workdir
+    try:
+        files.make_folder(workdir)
+    except OSError as error:
+        raise UserError(
+            f"--workdir must be a folder that can be written to ({error.strerror}). "
+            f"Received: {workdir}"
+        ) from error
+    path = os.path.join(workdir, FLAGFILE)
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        there = schema.read_flagfile(file.read())
+    settings = schema.flatten(config)
+    here = {name: schema.format_value(value) for name, value in settings.items()}
+    differing = [
+        f"--{name}={there[name]} there, {here[name]} here"
+        for name in sorted(schema.run_defining_names(type(config)))
+        if there.get(name, here[name]) != here[name]
+    ]
+    if differing:
+        raise UserError(
+            f"--workdir={workdir} holds a run of another configuration: {'; '.join(differing)}. "
+            "Take another --workdir, or its flags"
+        )
+
+
+def write_images(workdir: str, num_examples: int, class_names: tuple[str, ...]) -> None:
+    """Writes the size of a run's data set, for `check_images`."""
+    here = {"images": num_examples, "classes": list(class_names)}
+    files.write_text(os.path.join(workdir, IMAGES), json.dumps(here))
+
+
+def check_images(workdir: str, num_examples: int, class_names: tuple[str, ...]) -> None:
+    """Checks that a run resumes on as many images as it began with, of the same classes.
+
+    The order of the images follows from their number. Runs of versions that did not write it are
+    not checked.
+
+    Raises:
+      UserError: the data set has changed since the run began.
+    """
+    path = os.path.join(workdir, IMAGES)
+    here = {"images": num_examples, "classes": list(class_names)}
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        there = json.load(file)
+    for name, value in here.items():
+        if there[name] != value:
+            raise UserError(
+                f"The run in --workdir={workdir} began with other {name} ({_short(there[name])}). "
+                f"Train on the same data set, or take another --workdir. Received: {_short(value)}"
+            )
+
+
+def _short(value: int | list[str]) -> str:
+    return str(value) if isinstance(value, int) else f"{len(value)}: {', '.join(value[:3])}, …"
+
+
+def read_config(workdir: str, flag: str) -> PretrainConfig:
+    """The `PretrainConfig` of the run in a folder, which the user named by a flag."""
+    return read_settings(workdir, flag)[1]
+
+
+def read_settings(workdir: str, flag: str) -> tuple[dict[str, str], PretrainConfig]:
+    """The flags of the run in a folder, as its flagfile has them, and their `PretrainConfig`.
+
+    Raises:
+      UserError: the folder, which the user named by `--flag`, holds no run.
+    """
+    try:
+        with open(os.path.join(workdir, FLAGFILE), encoding="utf-8") as file:
+            text = file.read()
+        return schema.read_flagfile(text), schema.from_flagfile(PretrainConfig, text)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--{flag} must be the folder of a run, with its {FLAGFILE} ({reason}). "
+            f"Received: {workdir}"
+        ) from error
+
+
+def write_flags(config: PretrainConfig) -> None:
+    """Writes the resolved flags into the workdir, as a flagfile that repeats the run."""
+    text = schema.to_flagfile(schema.flatten(config))
+    files.write_text(os.path.join(config.system.workdir, FLAGFILE), text)
+
+
+def read_metrics(workdir: str, on_damage: Callable[[str], None] | None = None) -> list[dict]:
+    """The lines of a run's metrics, dicts with `step` and `epoch`; no lines without a file.
+
+    Args:
+      workdir: folder of the run.
+      on_damage: called with a description of each line that cannot be read; None: raise.
+
+    Raises:
+      UserError: a line is no such JSON object and `on_damage` is None.
+    """
+    return read_lines(os.path.join(workdir, METRICS), ("step", "epoch"), on_damage)
+
+
+def read_lines(
+    path: str,
+    names: tuple[str, ...] = (),
+    on_damage: Callable[[str], None] | None = None,
+) -> list[dict]:
+    """The JSON objects of a file's lines; none where there is no file.
+
+    Args:
+      path: the file. A last line without an end is still being written, or a kill cut it off: it is
+        left out.
+      names: every object must have these.
+      on_damage: called with a description of each line that cannot be read; None: raise.
+
+    Raises:
+      UserError: a line holds no such object and `on_damage` is None.
+    """
+    if not os.path.exists(path):
+        return []
+    lines = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        texts = [text for text in file if text.endswith("\n")]
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            if not isinstance(line, dict) or not line.keys() >= set(names):
+                raise ValueError(f"not a JSON object with {' and '.join(names) or 'entries'}")
+        except ValueError as error:
+            if on_damage is None:
+                raise UserError(
+                    f"{path} must hold a JSON object with {' and '.join(names) or 'entries'} in "
+                    f"every line; mend or remove line {number}. Received: {error}"
+                ) from error
+            on_damage(f"{os.path.basename(path)}, line {number}, cannot be read: {error}")
+        else:
+            lines.append(line)
+    return lines
+
+
+def truncate_metrics(workdir: str, last_step: int | None) -> list[dict]:
+    """Removes the lines after a step from a run's metrics; None: all. Returns those that stay.
+
+    Raises:
+      UserError: a line cannot be read.
+    """
+    path = os.path.join(workdir, METRICS)
+    if last_step is None:
+        files.remove(path)
+        return []
+    lines = [line for line in read_metrics(workdir) if line["step"] <= last_step]
+    if os.path.exists(path):
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return lines

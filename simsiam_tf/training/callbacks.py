@@ -1,0 +1,232 @@
+"""What happens between the training steps: `keras.callbacks.Callback`s, called in order.
+
+The `logs` of a step are its `loop.Step`: a dict of its metrics that also has what else the step
+left behind.
+"""
+
+import itertools
+import signal
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from simsiam_tf import objectives
+from simsiam_tf.config import OptimizationConfig
+from simsiam_tf.data.quarantine import Quarantine
+from simsiam_tf.distribution import workers
+from simsiam_tf.optimization import schedules
+from simsiam_tf.runs.checkpoints import Checkpoints
+from simsiam_tf.schema import StoppedError, UserError
+from simsiam_tf.training import meter
+from simsiam_tf.training.loop import Step
+from simsiam_tf.training.run_log import RunLog
+
+
+class BadImages(keras.callbacks.Callback):
+    """Reports images that could not be read, as `--on_bad_image` says."""
+
+    def __init__(self, quarantine: Quarantine) -> None:
+        super().__init__()
+        self.quarantine = quarantine
+
+    def on_train_batch_end(self, batch: int, logs: Step) -> None:
+        self.quarantine.check()
+
+
+class Metrics(keras.callbacks.Callback):
+    """Writes the metrics of every `log_every_steps`-th step and of every skipped step."""
+
+    def __init__(
+        self, log: RunLog, settings: OptimizationConfig, log_every_steps: int, peak_flops: float
+    ) -> None:
+        """Args:
+        log: of the run.
+        settings: of the run.
+        log_every_steps: steps from one line to the next.
+        peak_flops: FLOP/s that all devices reach in matrix products.
+        """
+        super().__init__()
+        self.log = log
+        self.log_every_steps = log_every_steps
+        self.learning_rates = schedules.learning_rates(settings)
+        self.predictor_learning_rates = schedules.predictor_learning_rates(settings)
+        self.peak_flops = peak_flops
+        self.recent = meter.Usage()  # since the last line
+        self.usages: list[meter.Usage] = []  # of each line of this start
+
+    def on_train_batch_end(self, batch: int, logs: Step) -> None:
+        plan = self.log.plan
+        self.recent += meter.Usage(plan.batch_size, logs.seconds, logs.waited, logs.flops)
+        self.log.progress.update()
+        if logs["skipped"]:
+            self._write_skipped(logs)
+        elif logs.number % self.log_every_steps == 0 or logs.number == plan.num_steps:
+            self._write(logs)
+
+    def _write(self, step: Step) -> None:
+        # The learning rate that the step was made with.
+        epoch = (step.number - 1) // self.log.plan.steps_per_epoch
+        rates = self.recent.rates(self.peak_flops)
+        self.usages.append(self.recent)
+        self.recent = meter.Usage()
+        values = {name: value for name, value in step.items() if name != "skipped"}
+        values |= {"learning_rate": self.learning_rates[epoch]} | rates
+        self.log.write(step.number, values)
+        with self.log.summaries(step.number):
+            tf.summary.scalar("predictor_learning_rate", self.predictor_learning_rates[epoch])
+            # Lines to compare the curve of the std with.
+            tf.summary.scalar("feature_std_healthy", 1.0)
+            tf.summary.scalar("feature_std_collapsed", objectives.COLLAPSED_STD)
+        self._show(step.number, epoch, values)
+
+    def _show(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        """Shows a line to people: in the progress line of a terminal, or in the log."""
+        plan, progress = self.log.plan, self.log.progress
+        epochs = f"epoch {epoch + 1}/{plan.epochs}"
+        text = (
+            f"loss {values['loss']:.4f}, std {values['feature_std']:.3f}, "
+            f"{values['images_per_second']:.0f} images/s"
+        )
+        progress.set_description(epochs, refresh=False)
+        progress.set_postfix_str(text)
+        if progress.disable:
+            seconds = (plan.num_steps - step) * plan.batch_size / values["images_per_second"]
+            left = tqdm.format_interval(seconds)
+            logging.info("%s, step %d/%d, %s, %s left", epochs, step, plan.num_steps, text, left)
+
+    def _write_skipped(self, step: Step) -> None:
+        self.log.write_line(step.number, {"nonfinite": True, "indices": step.indices})
+        self.log.warn(
+            step.number,
+            f"Step {step.number} changed no weight: its loss or gradient is not finite. Its "
+            f"samples: {', '.join(map(str, step.indices))}",
+        )
+
+    def usage(self) -> dict[str, float | str]:
+        """The rates of this start as a whole and, in a sentence, what limits them."""
+        # The first line's time includes tracing and compiling the step.
+        usages = self.usages[1:] or self.usages
+        if usages:
+            rates = sum(usages, meter.Usage()).rates(self.peak_flops)
+        else:  # every step was done before
+            rates = {name: self.log.latest(name, 0.0) for name in meter.RATES}
+        return rates | {"limit": meter.what_limits(rates, self.peak_flops)}
+
+
+class SkippedSteps(keras.callbacks.Callback):
+    """Stops a run whose loss or gradient is not finite for too many steps in a row."""
+
+    def __init__(self, log: RunLog, max_nonfinite_steps: int) -> None:
+        super().__init__()
+        self.max_nonfinite_steps = max_nonfinite_steps
+        steps = {line["step"] for line in log.lines if "nonfinite" in line}
+        last = log.restored_step or 0
+        self.in_a_row = next(n for n in itertools.count() if last - n not in steps)
+
+    def on_train_batch_end(self, batch: int, logs: Step) -> None:
+        self.in_a_row = self.in_a_row + 1 if logs["skipped"] else 0
+        if self.in_a_row >= self.max_nonfinite_steps:
+            raise UserError(
+                f"The loss or gradient of {self.in_a_row} steps in a row was not finite, most "
+                f"recently of step {logs.number}. These steps changed no weight, and the "
+                "checkpoints are good. Lower the learning rate, or look at the samples that "
+                f"metrics.jsonl lists. Received: --max_nonfinite_steps={self.max_nonfinite_steps}"
+            )
+
+
+class CollapseWarning(keras.callbacks.Callback):
+    """Warns if the features' std is below `COLLAPSED_STD` in every line of an epoch."""
+
+    def __init__(self, log: RunLog) -> None:
+        super().__init__()
+        self.log = log
+
+    def on_epoch_end(self, epoch: int, logs: Step) -> None:
+        first = epoch * self.log.plan.steps_per_epoch
+        newest = itertools.takewhile(lambda line: line["step"] > first, reversed(self.log.lines))
+        stds = [line["feature_std"] for line in newest if "feature_std" in line]
+        if stds and max(stds) < objectives.COLLAPSED_STD:
+            self.log.warn(
+                logs.number,
+                f"Collapse: the features' std was {max(stds):.3f} or less throughout epoch "
+                f"{epoch + 1}; healthy is about 1",
+            )
+
+
+class _AtStepEnd(keras.callbacks.Callback):
+    """Calls `on_step_end` once for each step, after what the end of its epoch may bring."""
+
+    def on_train_batch_end(self, batch: int, logs: Step) -> None:
+        if not logs.ends_epoch:
+            self.on_step_end(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Step) -> None:
+        self.on_step_end(logs)
+
+    def on_step_end(self, step: Step) -> None:
+        raise NotImplementedError
+
+
+class SaveCheckpoints(_AtStepEnd):
+    """Saves a checkpoint at regular steps, after the last step and before the run stops.
+
+    Place it after the callbacks that write metrics: what a run wrote before a checkpoint is kept
+    when the run resumes from it.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, log: RunLog, every_steps: int) -> None:
+        super().__init__()
+        self.checkpoints = checkpoints
+        self.log = log
+        self.every_steps = every_steps
+
+    def on_step_end(self, step: Step) -> None:
+        is_last = step.number == self.log.plan.num_steps
+        if is_last or step.stopping or step.number % self.every_steps == 0:
+            with self.log.pause():
+                self.log.flush()
+                self.checkpoints.save(step.number)
+
+
+class Interruption(_AtStepEnd):
+    """Ends a run that was told to stop, after the checkpoint of its step is saved."""
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        log: RunLog,
+        workdir: str,
+        received: Callable[[], signal.Signals | None],
+    ) -> None:
+        """Args:
+        strategy: the run's; all of its workers stop after the same step.
+        log: of the run.
+        workdir: as the user named it.
+        received: returns the signal that this worker received, or None.
+        """
+        super().__init__()
+        self.strategy = strategy
+        self.log = log
+        self.workdir = workdir
+        self.received = received
+
+    def on_step_end(self, step: Step) -> None:
+        last_step = self.log.plan.num_steps
+        if not step.stopping or step.number == last_step:
+            return
+        workers.gather_over_workers(self.strategy, step.number)  # the chief has saved it
+        received = self.received()
+        if received:
+            reason = received.name
+        elif self.model.stop_training:
+            reason = "A callback stopped the training"
+        else:
+            reason = "Another worker was told to stop"
+        raise StoppedError(
+            f"{reason}: saved step {step.number} of {last_step} in {self.workdir}"
+            "; run the same command again to resume",
+            received or signal.SIGTERM,
+        )
