@@ -122,3 +122,32 @@ def test_a_line_lives_in_its_module(pattern, modules):
 def test_only_methods_stop_gradients():
     found = [module for module in MODULES if "stop_gradient(" in source_of(module)]
     assert {module.split(".")[0] for module in found} == {"methods"}
+
+
+def unannotated(tree):
+    """The public functions and methods of a module that lack a type, `__init__` included."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    bodies = [("", tree.body)] + [
+        (f"{node.name}.", node.body) for node in classes if not node.name.startswith("_")
+    ]
+    for prefix, body in bodies:
+        for node in body:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            if node.name.startswith("_") and node.name != "__init__":
+                continue
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            arguments = [one for one in arguments if one.arg not in ("self", "cls")]
+            is_typed = all(one.annotation for one in arguments) and node.returns is not None
+            if not is_typed:
+                yield f"{prefix}{node.name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_functions_and_methods_have_types(module):
+    assert list(unannotated(ast.parse(source_of(module)))) == []
+
+
+def test_the_rule_sees_what_lacks_a_type():
+    source = "class A:\n def f(self, x): ...\n def _g(self, x): ...\n def h(self) -> int: ...\n"
+    assert list(unannotated(ast.parse(source))) == ["A.f"]
