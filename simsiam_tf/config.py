@@ -40,11 +40,12 @@ class DataConfig(Config):
         "",
         "Folder of the images (folder), or where TFDS keeps its data sets; empty: TFDS's own "
         "default.",
+        defines_run=False,
     )
     train_split: str = setting(
         "train", "Split to train on; a TFDS slice such as train[:90%] too.", filled=True
     )
-    eval_split: str = setting("test", "Split to evaluate on.", filled=True)
+    eval_split: str = setting("test", "Split to evaluate on.", filled=True, defines_run=False)
     on_bad_image: str = setting(
         "error",
         "What an image that cannot be read does: error (stop, and name it) or skip (another sample "
@@ -317,9 +318,12 @@ class OptimizationConfig(Config):
 class KnnConfig(Config):
     """Nearest neighbours (kNN)"""
 
-    knn_k: int = setting(200, "Neighbours that vote.", at_least=1)
+    knn_k: int = setting(200, "Neighbours that vote.", at_least=1, defines_run=False)
     knn_temperature: float = setting(
-        0.1, "A neighbour's vote weighs exp(cosine similarity / temperature).", above=0
+        0.1,
+        "A neighbour's vote weighs exp(cosine similarity / temperature).",
+        above=0,
+        defines_run=False,
     )
 
 
@@ -331,14 +335,19 @@ class MonitorConfig(Config):
         10, "Steps from one line of metrics to the next.", at_least=1, defines_run=False
     )
     knn_every_epochs: int = setting(
-        1, "Epochs from one kNN evaluation to the next; 0: none.", at_least=0
+        1, "Epochs from one kNN evaluation to the next; 0: none.", at_least=0, defines_run=False
     )
     knn_dataset: str = setting(
-        "", "Labelled data set for the kNN monitor; empty: the one that is trained on."
+        "",
+        "Labelled data set for the kNN monitor; empty: the one that is trained on.",
+        defines_run=False,
     )
-    knn_data_dir: str = setting("", "Like --data_dir, for --knn_dataset.")
+    knn_data_dir: str = setting("", "Like --data_dir, for --knn_dataset.", defines_run=False)
     knn_bank_size: int = setting(
-        50_000, "Training images that the kNN monitor compares with, at most.", at_least=1
+        50_000,
+        "Training images that the kNN monitor compares with, at most.",
+        at_least=1,
+        defines_run=False,
     )
     histogram_every_epochs: int = setting(
         0,

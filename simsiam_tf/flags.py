@@ -4,10 +4,12 @@ The only module that knows absl.flags. It imports no TensorFlow, so that `--help
 are answered at once.
 """
 
+import logging as standard_logging
 import os
 import stat
 import sys
 import typing
+from collections.abc import Callable
 
 from absl import app, flags, logging
 
@@ -29,8 +31,7 @@ def run(main, config_class):
     # What other libraries have to say is shown from a warning on.
     logging.get_absl_handler().addFilter(
         lambda record: (
-            record.levelno > logging.converter.STANDARD_INFO
-            or os.path.dirname(__file__) in record.pathname
+            record.levelno > standard_logging.INFO or os.path.dirname(__file__) in record.pathname
         )
     )
     _define(config_class)
@@ -130,7 +131,7 @@ def _define_switch(name, default, text, module_name, flag_values):
     flags.DEFINE_flag(flag, flag_values, module_name)
 
 
-_DEFINE = {
+_DEFINE: dict[type, Callable] = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,

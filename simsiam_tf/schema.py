@@ -119,7 +119,7 @@ def _is_group(hint):
 
 def flatten(config):
     """All settings of a config and of its groups: {flag name: value}, in the order of `--help`."""
-    values = {}
+    values: dict[str, typing.Any] = {}
     for name in groups_of(type(config)):
         values |= flatten(getattr(config, name))
     return values | {field.name: getattr(config, field.name) for field in settings_of(type(config))}

@@ -193,8 +193,8 @@ def run_steps(
         steps of the next loop, so that all of them stop after the same step.
       xla: compile each replica's step by XLA.
     """
-    names = []  # of the metrics, known once the step is traced
-    graphs = []  # that of each time that a replica's step is traced
+    names: list[str] = []  # of the metrics, known once the step is traced
+    graphs: list[tf.Graph] = []  # that of each time that a replica's step is traced
 
     def replica_step(batch, stop):
         data = _prepared(batch, prepare, replica_batch_size) | {"stop": stop}

@@ -182,23 +182,25 @@ def _schedule_loops(
     A loop ends where Python has something to do: a checkpoint, an evaluation, new frozen targets
     and, on accelerators, a line of metrics.
     """
-    monitor, longest = config.monitor, config.system.steps_per_loop
+    monitor, steps_per_loop = config.monitor, config.system.steps_per_loop
     periods = [
         config.system.checkpoint_every_steps,
         monitor.knn_every_epochs * plan.steps_per_epoch,
         monitor.histogram_every_epochs * plan.steps_per_epoch,
     ]
-    if longest == "auto" and devices.on_accelerators(strategy):
+    if steps_per_loop != "auto":
+        longest = int(steps_per_loop)
+    elif devices.on_accelerators(strategy):
         longest = monitor.log_every_steps
         periods.append(longest)  # the host waits for the devices only where a line is due
-    elif longest == "auto":
+    else:
         longest = 1
 
     def loop_end(done: int) -> int:
         due = [(done // period + 1) * period for period in periods if period]
         if freezer:
             due.append(freezer.end(done))
-        return min(done + int(longest), plan.num_steps, *due)
+        return min(done + longest, plan.num_steps, *due)
 
     return loop_end
 

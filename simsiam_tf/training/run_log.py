@@ -23,7 +23,8 @@ def log_file(path: str) -> Iterator[None]:
     with files.writing_to(os.path.dirname(os.path.dirname(path))):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         handler = standard_logging.FileHandler(path, encoding="utf-8")
-    handler.handleError = lambda record: None  # a full disk is reported by whoever needs the disk
+    # A full disk is reported by whoever needs the disk.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
     absl_handler = logging.get_absl_handler()
     handler.setFormatter(absl_handler.python_handler.formatter)
     for log_filter in absl_handler.filters:
