@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 from absl import logging
+from tqdm import tqdm
 
 from simsiam_tf import files
 from simsiam_tf.config import OptimizationConfig, PretrainConfig
@@ -168,7 +169,10 @@ def _train(
             "replicas": strategy.num_replicas_in_sync,
             "versions": saved_model.versions(),
         }
-        _finish(workdir, summary)
+        with files.writing_to(workdir):
+            text = json.dumps(summary, indent=2)
+            files.write_text(os.path.join(workdir, run_folder.SUMMARY), text)
+        _report(workdir, summary)
 
 
 def _schedule_loops(
@@ -258,8 +262,26 @@ def _export(config: PretrainConfig, encoder: keras.layers.Layer, step: int) -> N
     logging.info("Exported the encoder of step %d to %s", step, directory)
 
 
-def _finish(workdir: str, summary: dict) -> None:
-    with files.writing_to(workdir):
-        files.write_text(os.path.join(workdir, run_folder.SUMMARY), json.dumps(summary, indent=2))
-    logging.info("Finished: %s", json.dumps(summary))
+def _report(workdir: str, summary: dict) -> None:
+    """Logs what a finished run reached, and what to do next."""
+    reached = "loss {loss:.3f}, std of the features {feature_std:.2f} (1 is healthy)"
+    if summary["knn_top1"] is not None:
+        reached += ", kNN top-1 {knn_top1:.1f} %"
+    if summary["knn_top1_before_training"] is not None:
+        reached += " (random network: {knn_top1_before_training:.1f} %)"
+    logging.info(
+        "Finished %d epochs of %d images, %s in this start: %s",
+        summary["epochs"],
+        summary["images"],
+        tqdm.format_interval(summary["seconds_of_last_start"]),
+        reached.format(**summary),
+    )
     logging.info("%s", summary["limit"])
+    logging.info(
+        "The encoder is in %s/encoder, these numbers in %s/%s. To look at the run: "
+        "python -m simsiam_tf.report %s",
+        workdir,
+        workdir,
+        run_folder.SUMMARY,
+        workdir,
+    )
