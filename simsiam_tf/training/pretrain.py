@@ -264,17 +264,21 @@ def _export(config: PretrainConfig, encoder: keras.layers.Layer, step: int) -> N
 
 def _report(workdir: str, summary: dict) -> None:
     """Logs what a finished run reached, and what to do next."""
-    reached = "loss {loss:.3f}, std of the features {feature_std:.2f} (1 is healthy)"
-    if summary["knn_top1"] is not None:
-        reached += ", kNN top-1 {knn_top1:.1f} %"
-    if summary["knn_top1_before_training"] is not None:
-        reached += " (random network: {knn_top1_before_training:.1f} %)"
+    forms = {
+        "loss": "loss {:.3f}",
+        "feature_std": "std of the features {:.2f} (1 is healthy)",
+        "knn_top1": "kNN top-1 {:.1f} %",
+        "knn_top1_before_training": "random network {:.1f} %",
+    }
+    found = [
+        form.format(summary[name]) for name, form in forms.items() if summary[name] is not None
+    ]
     logging.info(
-        "Finished %d epochs of %d images, %s in this start: %s",
+        "Finished %d epoch(s) of %d images, %s in this start. %s",
         summary["epochs"],
         summary["images"],
         tqdm.format_interval(summary["seconds_of_last_start"]),
-        reached.format(**summary),
+        ", ".join(found),
     )
     logging.info("%s", summary["limit"])
     logging.info(
