@@ -109,7 +109,9 @@ def lower(function, *example):
       function: may read and assign variables, which become arguments and results.
       *example: its arguments, tensors.
     """
-    return function.experimental_get_compiler_ir(*example)(stage="hlo_serialized")
+    compiler = function.experimental_get_compiler_ir(*example)
+    # Without a device TensorFlow draws a random number, which deterministic operations refuse.
+    return compiler(stage="hlo_serialized", device_name="/device:CPU:0")
 
 
 def compile_for(chip, hlo, **options):

@@ -7,6 +7,7 @@ from unittest import mock
 
 import hand_count
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -27,6 +28,8 @@ SMALL = {
 @pytest.fixture(scope="module")
 def lowered(pretrain_config):
     """A stem → the HLO of a small network's step, its config and its arithmetic; traced once."""
+    # As after any other test of this process that runs a training.
+    tf.config.experimental.enable_op_determinism()
     known = {}
 
     def lower(stem):
