@@ -142,7 +142,7 @@ def pytorch(backbone, stem, image_size, batch_sizes, steps, compiled, on_cpu):
     """PyTorch's step: channels last, bfloat16 by autocast; its views wait on the device."""
     try:
         import torch
-        from interop import torch_twin
+        from interop import torch_copy
     except ImportError:
         yield {"ended": "PyTorch is not installed"}
         return
@@ -154,9 +154,9 @@ def pytorch(backbone, stem, image_size, batch_sizes, steps, compiled, on_cpu):
 
     def loss_of(state, first, second):
         with torch.autocast(device, torch.bfloat16):
-            return torch_twin.views_loss(state, first, second)
+            return torch_copy.views_loss(state, first, second)
 
-    state = torch_twin.channels_last(torch_twin.initial_state(backbone, stem))
+    state = torch_copy.channels_last(torch_copy.initial_state(backbone, stem))
     state = {name: value.to(device) for name, value in state.items()}
     for batch_size in batch_sizes:
         views = torch.from_numpy(drawn_views(batch_size, image_size)).to(device)
@@ -164,7 +164,7 @@ def pytorch(backbone, stem, image_size, batch_sizes, steps, compiled, on_cpu):
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         num_steps = 2 * steps
-        training = torch_twin.train(
+        training = torch_copy.train(
             state,
             [views] * num_steps,
             [0.05] * num_steps,

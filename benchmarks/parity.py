@@ -20,7 +20,7 @@ import keras  # isort: skip
 import numpy as np
 import tensorflow as tf
 import torch
-import torch_twin
+import torch_copy
 from PIL import Image, ImageEnhance
 from reference import Reference, load_weights
 from sklearn.datasets import load_sample_image
@@ -115,16 +115,16 @@ def train_here(reference):
 def train_pytorch(reference, factor=1.0, channels_last=False, threads=None):
     settings = reference.settings
     torch.set_num_threads(threads or torch.get_num_threads())
-    shapes = torch_twin.simsiam_shapes(settings["arch"], settings["dim"], settings["pred_dim"])
+    shapes = torch_copy.simsiam_shapes(settings["arch"], settings["dim"], settings["pred_dim"])
     state = {n: torch.from_numpy(reference.weight(n, shape)) for n, shape in shapes.items()}
     state["encoder.conv1.weight"] *= factor
     views = torch.from_numpy(reference.views().transpose(0, 1, 2, 5, 3, 4))
     views = views if channels_last else views.contiguous()
-    steps = torch_twin.train(
+    steps = torch_copy.train(
         state, views, settings["learning_rates"], settings["predictor_learning_rate"]
     )
     losses = [loss for loss, _ in steps]
-    features = torch_twin.features(state, views[0, 0], prefix="encoder.")
+    features = torch_copy.features(state, views[0, 0], prefix="encoder.")
     return losses, {name: value.numpy() for name, value in state.items()}, features.numpy()
 
 

@@ -4,7 +4,7 @@ python benchmarks/train_step.py --backbone=resnet50 --image_size=224 --batch_siz
 python benchmarks/train_step.py --batch_size=16 --sides "ours" "ours, bfloat16"
 
 All sides take the same views, normalised already, forward, back and through SGD. The peers are
-tests/interop/torch_twin.py, the reference network with PyTorch's own convolution, batch
+tests/interop/torch_copy.py, the reference network with PyTorch's own convolution, batch
 normalization and optimizer: as it is, with channels last in memory, and compiled by inductor, which
 needs a C++ compiler. Images per second; an image is two views. Needs benchmarks/requirements.txt.
 """
@@ -96,18 +96,18 @@ def ours(options):
 
 def peer(options):
     import torch
-    from interop import torch_twin
+    from interop import torch_copy
 
-    state = torch_twin.initial_state(options.backbone, options.stem)
+    state = torch_copy.initial_state(options.backbone, options.stem)
     views = torch.from_numpy(random_views(options)).permute(0, 1, 4, 2, 3)  # NHWC in memory
-    loss_of = torch_twin.views_loss
+    loss_of = torch_copy.views_loss
     if options.side == EAGER:
         views = views.contiguous()
     else:
-        state = torch_twin.channels_last(state)
+        state = torch_copy.channels_last(state)
     if options.side == COMPILED:
         loss_of = torch.compile(loss_of)
-    steps = torch_twin.train(state, itertools.repeat(views), itertools.repeat(0.05), 0.05, loss_of)
+    steps = torch_copy.train(state, itertools.repeat(views), itertools.repeat(0.05), 0.05, loss_of)
     return lambda: next(steps)[0]
 
 
