@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-import torch_twin
+import torch_copy
 from reference import Reference, load_weights
 
 from simsiam_tf import objectives
@@ -113,7 +113,7 @@ def test_each_of_five_steps_of_resnet50_is_pytorchs():
     }
     train_step = tf.function(model.train_step)
     views = reference.views()
-    steps = torch_twin.train(
+    steps = torch_copy.train(
         state,
         torch.from_numpy(views.transpose(0, 1, 2, 5, 3, 4).copy()),
         settings["learning_rates"],
@@ -131,7 +131,7 @@ def test_each_of_five_steps_of_resnet50_is_pytorchs():
             variable.assign(expected)
             if name in momenta:
                 velocities[id(variable)].assign(naming.to_keras(momenta[name].numpy()))
-    # The twin is the reference, as far as two runs of PyTorch are each other.
+    # The copy gives the losses of the reference, as closely as two runs of PyTorch agree.
     np.testing.assert_allclose(losses[:3], reference.numbers["losses"][:3], rtol=1e-6)
 
 
