@@ -43,7 +43,7 @@ def _encode_on_one_device(encode):
 def _encode_on_replicas(strategy, encode):
     num_replicas = devices.num_local_replicas(strategy)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def encode_parts(parts):
         found = strategy.run(_encode_on_one_device(encode), args=(parts,))
         return strategy.experimental_local_results(found)

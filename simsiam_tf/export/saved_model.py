@@ -32,12 +32,15 @@ class ServedEncoder(tf.Module):
         self.weights = [variable.value for variable in encoder.weights]
         self.view = views.build_evaluation_view(image_size, crop_ratio)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")],
+        autograph=False,
+    )
     def features(self, images):
         normalized = views.normalize(tf.cast(images, self.encoder.compute_dtype) / 255)
         return {"features": tf.cast(self.encoder(normalized, training=False), tf.float32)}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")], autograph=False)
     def features_of_encoded(self, encoded):
         images = tf.map_fn(
             lambda file: self.view(decoding.decode_image(file)),

@@ -193,7 +193,7 @@ def _join(name, values):
     return tf.add_n(values) / len(values) if is_averaged else tf.concat(values, axis=0)
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _kept_if(skipped, old, new):
     """The old tensors if the step was skipped, else the new ones: one launch for all of them."""
     return [tf.where(skipped, before, after) for before, after in zip(old, new, strict=True)]

@@ -124,7 +124,7 @@ def _normalizer(epsilon, relu, momentum):
     return normalize
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _local_statistics(x, dtype):
     """`[V, B, P, C]` → this replica's means and biased variances, `[2, V, C]` in `dtype`.
 
@@ -137,7 +137,7 @@ def _local_statistics(x, dtype):
     return tf.stack([reference + offset, tf.maximum(mean_square - tf.square(offset), 0)])
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _scale_and_shift(
     x,
     statistics,
@@ -169,7 +169,7 @@ def _scale_and_shift(
     return y, mean, variance, running_mean, running_variance
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _local_gradients(x, dy, mean, variance, gamma, beta, epsilon, relu):
     """The means of dy and of dy · (x − mean) / std on this replica, `[2, V, C]`."""
     inverse_std = tf.math.rsqrt(variance + epsilon)
@@ -178,7 +178,7 @@ def _local_gradients(x, dy, mean, variance, gamma, beta, epsilon, relu):
     return tf.stack([_mean(dy), _mean(dy * normalized)])
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _gradient_of_input(x, dy, mean, variance, gamma, beta, means, epsilon, relu):
     """dx like x, from `means` of `_local_gradients` over all replicas."""
     inverse_std = tf.math.rsqrt(variance + epsilon)

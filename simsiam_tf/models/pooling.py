@@ -27,7 +27,7 @@ def _with_gradient(x):
     return y, lambda dy: _gradient(x, y, dy)
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _gradient(x, y, dy):
     """The gradient by x, from x `[N, H, W, C]`, y and dy `[N, ⌈H/2⌉, ⌈W/2⌉, C]`."""
     height, width = x.shape[1:3]

@@ -107,7 +107,7 @@ class SGD(keras.optimizers.Optimizer):
             )
         self._iterations.assign_add(1)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def _directions(self, gradients, weights, finite):
         """The update of each variable's momentum; zeros if not `finite`. One launch for all."""
         excluded = [self._var_key(one) in self.excluded_keys for one in self._trainable_variables]

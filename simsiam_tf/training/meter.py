@@ -69,8 +69,8 @@ def _seconds_of_product(strategy, size):
     def multiply(matrix):
         return tf.matmul(matrix, matrix)
 
-    matrices = tf.function(lambda: strategy.run(draw))()
-    run = tf.function(lambda matrices: strategy.run(multiply, args=(matrices,)))
+    matrices = tf.function(lambda: strategy.run(draw), autograph=False)()
+    run = tf.function(lambda matrices: strategy.run(multiply, args=(matrices,)), autograph=False)
     seconds = []
     for _ in range(1 + _PRODUCTS):  # the first of them is traced
         started = time.perf_counter()
