@@ -101,7 +101,7 @@ def test_two_workers_stop_together_survive_a_kill_and_end_with_the_weights_of_on
     status, line = end_of(workers[0], timeout=60)
     assert status == 1
     assert "Lost worker-1 at localhost:" in line
-    assert "The same command on every worker goes on" in line
+    assert "Run the same command on every worker to resume" in line
 
     # Started again, they finish what one process does alone.
     workers = start_workers()
