@@ -12,6 +12,7 @@ from absl import logging
 from simsiam_tf.config import SystemConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.quarantine import Quarantine
+from simsiam_tf.distribution import devices
 from simsiam_tf.evaluation import (
     encoding,
     feature_cache,
@@ -73,16 +74,16 @@ def run(config):
     print(json.dumps(short), flush=True)
 
 
-def _build_strategy(devices):
+def _build_strategy(config):
     """The strategy of a `DevicesConfig`, on the devices of this machine."""
-    if devices.strategy == "multi_worker":
+    if config.strategy == "multi_worker":
         raise UserError(
             "An evaluation is one process; --strategy=mirrored takes all GPUs of a machine. "
             "Received: --strategy=multi_worker"
         )
-    if devices.strategy == "auto" and "TF_CONFIG" in os.environ:  # it may name other workers
-        devices = dataclasses.replace(devices, strategy="mirrored")
-    return devices.build_strategy(SystemConfig(**dataclasses.asdict(devices)))
+    if config.strategy == "auto" and "TF_CONFIG" in os.environ:  # it may name other workers
+        config = dataclasses.replace(config, strategy="mirrored")
+    return devices.build_strategy(SystemConfig(**dataclasses.asdict(config)))
 
 
 def _load_encoder(config, strategy):
