@@ -47,7 +47,8 @@ def run(config):
     """Evaluates an encoder as an `EvaluationConfig` says; prints and writes the result."""
     _check_output(config.output)
     encoder = _load_encoder(config, _build_strategy(config.devices))
-    feature_cache.check(_cache_folder(config))
+    if config.protocol != "finetune":  # its encoder changes, so it keeps no features
+        feature_cache.check(_cache_folder(config))
     unlabelled = {"spectrum": _describe, "features": _extract}
     if config.protocol in unlabelled:
         config = _of_whole_folder(config)

@@ -31,8 +31,7 @@ def test_the_result_is_the_last_line_and_the_output_file(
     output = tmp_path / "results.json"
     finished = program(
         "evaluate.py", f"--encoder={tiny_run / 'encoder'}", f"--protocol={protocol}",
-        f"--output={output}", f"--feature_cache={tmp_path}",
-        *(f"--{name}={value}" for name, value in settings.items()),
+        f"--output={output}", *(f"--{name}={value}" for name, value in settings.items()),
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     result = json.loads(finished.stdout.splitlines()[-1])
@@ -393,9 +392,17 @@ def test_data_that_cannot_be_evaluated_on_is_refused(
     assert_refused(evaluation_config, match, encoder=str(pixels_encoder), **settings)
 
 
-@pytest.mark.parametrize("protocol", ["knn", "probe", "linear"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"protocol": "knn"},
+        {"protocol": "probe"},
+        {"protocol": "linear", "batch_size": 5, "epochs": 1},
+    ],
+    ids=lambda settings: settings["protocol"],
+)
 def test_bad_images_are_left_out_of_the_counts_or_named(
-    evaluation_config, pixels_encoder, tmp_path, capsys, protocol
+    evaluation_config, pixels_encoder, tmp_path, capsys, settings
 ):
     paths = [
         f"{split}/{name}/{number}.png"
@@ -404,9 +411,7 @@ def test_bad_images_are_left_out_of_the_counts_or_named(
         for number in range(10)
     ]
     folder = tmp_path / "data"
-    settings = folder_of(folder, *paths) | {
-        "encoder": str(pixels_encoder), "protocol": protocol, "batch_size": 5, "epochs": 1,
-    }  # fmt: skip
+    settings = folder_of(folder, *paths) | {"encoder": str(pixels_encoder)} | settings
     for path in ("train/cat/3.png", "test/dog/1.png", "test/dog/2.png"):
         (folder / path).write_bytes(b"no image")
     run.run(evaluation_config(**settings, on_bad_image="skip", max_bad_fraction=0.1))
