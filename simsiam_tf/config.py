@@ -6,7 +6,7 @@ Those of evaluation alone are in `evaluation/config.py`.
 import dataclasses
 import enum
 
-from simsiam_tf.schema import SWITCH, Config, UserError, setting, settings_of
+from simsiam_tf.schema import SWITCH, Config, UserError, refuse_unused, setting
 
 
 class Purpose(enum.IntEnum):
@@ -173,46 +173,46 @@ class MethodConfig(Config):
         "Batch normalization in the projector (Table 3): none, hidden (of the hidden layers), all "
         "(of the output too, without scale and offset), all_affine (with them).",
         choices=("none", "hidden", "all", "all_affine"),
-        methods=_SELF_SUPERVISED,
+        used_by=_SELF_SUPERVISED,
     )
     predictor: str = setting(
         "mlp",
         "Predictor h: mlp, none (the identity) or fixed (at its random start; Table 1).",
         choices=("mlp", "none", "fixed"),
-        methods=_PREDICTING,
+        used_by=_PREDICTING,
     )
     prediction_hidden_dim: int = setting(512, "Width of the predictor's hidden layer.", at_least=1)
     prediction_bn: str = setting(
         "hidden",
         "Batch normalization in the predictor (Table 3): none, hidden, all (of the output too).",
         choices=("none", "hidden", "all"),
-        methods=_PREDICTING,
+        used_by=_PREDICTING,
     )
     stop_gradient: bool = setting(
         True,
         "Stop the gradient at the target; without it SimSiam collapses (section 4.1). SimCLR is "
         "without it, SwAV stops it at its codes.",
-        methods=("simsiam", "simclr", "swav"),
+        used_by=("simsiam", "simclr", "swav"),
     )
     similarity: str = setting(
         "cosine",
         "What the loss compares by: cosine, or cross_entropy of softmaxes (section 4.5).",
         choices=("cosine", "cross_entropy"),
-        methods=("simsiam", "alternation"),
+        used_by=("simsiam", "alternation"),
     )
     loss_symmetry: str = setting(
         "symmetric",
         "Pairs in the loss (section 4.6): symmetric (each view predicts the other), asymmetric "
         "(the first the second), asymmetric_2x (the same for two pairs of each image).",
         choices=("symmetric", "asymmetric", "asymmetric_2x"),
-        methods=("simsiam",),
+        used_by=("simsiam",),
     )
     inner_steps: str = setting(
         "1",
         "Steps that take their targets from one moment of the network (section 5.2): a number, or "
         "epoch.",
         filled=True,
-        methods=("alternation",),
+        used_by=("alternation",),
     )
     eta_momentum: float = setting(
         0.0,
@@ -220,50 +220,44 @@ class MethodConfig(Config):
         "0.8); 0: no average.",
         at_least=0,
         below=1,
-        methods=("alternation",),
+        used_by=("alternation",),
     )
     temperature: float = setting(
         0.1,
         "Temperature of the softmax in the loss.",
         above=0,
-        methods=("simclr", "mocov2", "swav"),
+        used_by=("simclr", "mocov2", "swav"),
     )
     target_momentum: float = setting(
         0.996,
         "Share of the old weights in the momentum encoder's moving average, at the start.",
         at_least=0,
         at_most=1,
-        methods=("mocov2", "byol"),
+        used_by=("mocov2", "byol"),
     )
     target_momentum_schedule: str = setting(
         "cosine",
         "How that share goes on: cosine (up to 1 by half a cosine over the run) or constant.",
         choices=("cosine", "constant"),
-        methods=("mocov2", "byol"),
+        used_by=("mocov2", "byol"),
     )
     queue_size: int = setting(
-        65536, "Keys that wait in MoCo's queue as negatives.", at_least=1, methods=("mocov2",)
+        65536, "Keys that wait in MoCo's queue as negatives.", at_least=1, used_by=("mocov2",)
     )
-    num_prototypes: int = setting(3000, "SwAV's prototypes.", at_least=2, methods=("swav",))
+    num_prototypes: int = setting(3000, "SwAV's prototypes.", at_least=2, used_by=("swav",))
     sinkhorn_epsilon: float = setting(
-        0.05, "Weight of the entropy in SwAV's codes.", above=0, methods=("swav",)
+        0.05, "Weight of the entropy in SwAV's codes.", above=0, used_by=("swav",)
     )
     sinkhorn_iterations: int = setting(
-        3, "Iterations of Sinkhorn and Knopp for SwAV's codes.", at_least=1, methods=("swav",)
+        3, "Iterations of Sinkhorn and Knopp for SwAV's codes.", at_least=1, used_by=("swav",)
     )
     freeze_prototypes_epochs: int = setting(
-        1, "First epochs, in which SwAV's prototypes stay.", at_least=0, methods=("swav",)
+        1, "First epochs, in which SwAV's prototypes stay.", at_least=0, used_by=("swav",)
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for field in settings_of(type(self)):
-            methods, value = field.metadata["methods"], getattr(self, field.name)
-            if methods and self.method not in methods and value != field.default:
-                raise UserError(
-                    f"--{field.name} is for --method={' or '.join(methods)}. Received: {value} "
-                    f"with --method={self.method}"
-                )
+        refuse_unused(self, "method")
         _check_count("inner_steps", self.inner_steps, "epoch")
         if self.eta_momentum and self.inner_steps != "1":
             raise UserError(

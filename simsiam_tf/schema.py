@@ -35,7 +35,7 @@ def setting(
     choices=None,
     filled=False,
     defines_run=True,
-    methods=None,
+    used_by=None,
     positional=False,
 ):
     """A field of a config: its default, its sentence of help, and what values it takes.
@@ -45,7 +45,8 @@ def setting(
     `defines_run=False` marks a setting that two halves of one run may differ in: it changes how
     the run is executed or watched, not what it computes.
 
-    `methods` are those of `--method` that look at the setting; None: all.
+    `used_by` names the choices of `--method` or `--protocol` that use the setting; None: all. The
+    metadata of a group of settings may have the same key.
 
     `positional=True` lets the value stand on the command line without the flag's name; a tuple of
     texts takes all that stands there.
@@ -57,7 +58,7 @@ def setting(
         "choices": choices,
         "filled": filled,
         "defines_run": defines_run,
-        "methods": methods,
+        "used_by": used_by,
         "positional": positional,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -139,6 +140,38 @@ def build(config_class, values):
     return config_class(
         **groups, **{field.name: values[field.name] for field in settings_of(config_class)}
     )
+
+
+def refuse_unused(config: Config, chooser: str) -> None:
+    """Refuses a setting that the chosen method or protocol does not use.
+
+    Args:
+      config: whose settings and groups may name their users, as `used_by` in their metadata.
+      chooser: name of the setting that chooses: "method" or "protocol".
+
+    Raises:
+      UserError: a setting that the choice does not use differs from its default.
+    """
+    values, unchanged = flatten(config), defaults(type(config))
+    chosen = values[chooser]
+    for name, users in _users(type(config)).items():
+        if users and chosen not in users and values[name] != unchanged[name]:
+            raise UserError(
+                f"--{name} is for --{chooser}={' or '.join(users)}. Received: {values[name]} "
+                f"with --{chooser}={chosen}"
+            )
+
+
+def _users(config_class, of_group=None):
+    """The choices that use each setting, its own or its group's: {flag name: choices or None}."""
+    users = {
+        field.name: field.metadata["used_by"] or of_group for field in settings_of(config_class)
+    }
+    groups = groups_of(config_class)
+    for field in dataclasses.fields(config_class):
+        if field.name in groups:
+            users |= _users(groups[field.name], field.metadata.get("used_by", of_group))
+    return users
 
 
 def to_flagfile(settings):

@@ -152,7 +152,9 @@ def _evaluation(job, protocol):
     """The command that evaluates: data and neighbours are those of the run's own flags."""
     with open(os.path.join(job.folder, FLAGFILE), encoding="utf-8") as file:
         there = schema.read_flagfile(file.read())
-    settings = schema.defaults(DataConfig) | schema.defaults(KnnConfig)
+    settings = schema.defaults(DataConfig)
+    if protocol == "knn":
+        settings |= schema.defaults(KnnConfig)
     return [
         "evaluate.py",
         *(f"--{name}={there[name]}" for name in settings),
