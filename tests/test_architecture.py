@@ -107,9 +107,12 @@ def test_settings_and_tables_need_nothing_but_the_standard_library(module):
     ("pattern", "modules"),
     [
         (r"\bFLAGS\b", {"flags"}),
-        (r"all_gather\(|MirroredStrategy\(", {"distribution.collectives", "distribution.devices", "distribution.workers"}),
-        (r"tfds\.builder", {"data.datasets"}),
-        (r"read_file", {"data.datasets", "detection.voc"}),
+        (
+            r"all_gather\(|MirroredStrategy\(",
+            {"distribution.collectives", "distribution.devices", "distribution.workers"},
+        ),
+        (r"tfds\.builder", {"data.tfds_sets"}),
+        (r"read_file", {"data.folders", "detection.voc"}),
         (r"GradientTape", {"methods.base", "evaluation.linear", "evaluation.finetune"}),
         (r"/ 256$", {"optimization.schedules"}),
     ],
