@@ -191,8 +191,9 @@ def _define(config_class: type[schema.Config], values: flags.FlagValues = FLAGS)
         text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
         is_switch = field.metadata["choices"] == schema.SWITCH
         define = _define_switch if is_switch else _DEFINE[hints[field.name]]
+        default: typing.Any = field.default
         where: dict[str, typing.Any] = {"module_name": _title(config_class), "flag_values": values}
-        define(field.name, field.default, text, **where)
+        define(field.name, default, text, **where)
         if positional:
             continue  # its value is known after all flags; the config checks it
         flags.register_validator(

@@ -112,7 +112,7 @@ class Metrics(keras.callbacks.Callback):
         if usages:
             rates = sum(usages, meter.Usage()).rates(self.peak_flops)
         else:  # every step was done before
-            rates = {name: self.log.latest(name, 0.0) for name in meter.RATES}
+            rates = {name: self.log.latest(name) or 0.0 for name in meter.RATES}
         return rates | {"limit": meter.what_limits(rates, self.peak_flops)}
 
 

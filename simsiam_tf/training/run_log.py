@@ -119,13 +119,13 @@ class RunLog:
         """The epochs that are done after a step."""
         return round(step / self.plan.steps_per_epoch, 4)
 
-    def latest(self, name: str, default: float | None = None) -> float | None:
-        """The newest value of a metric."""
-        return next((line[name] for line in reversed(self.lines) if name in line), default)
+    def latest(self, name: str) -> float | None:
+        """The newest value of a metric; None if there is none."""
+        return next((line[name] for line in reversed(self.lines) if name in line), None)
 
-    def first(self, name: str, default: float | None = None) -> float | None:
-        """The oldest value of a metric."""
-        return next((line[name] for line in self.lines if name in line), default)
+    def first(self, name: str) -> float | None:
+        """The oldest value of a metric; None if there is none."""
+        return next((line[name] for line in self.lines if name in line), None)
 
     def flush(self) -> None:
         """Forces to disk what was written; call it before a checkpoint is saved."""
