@@ -13,8 +13,8 @@ except ImportError as error:  # a package that is missing, or Keras with another
 
 
 def main(settings: EvaluationConfig) -> None:
-    # TensorFlow loads only now, after the flags are checked.
-    from simsiam_tf.evaluation import run
+    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+        from simsiam_tf.evaluation import run
 
     run.run(settings)
 

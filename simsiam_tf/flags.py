@@ -77,6 +77,8 @@ def quiet_imports() -> Iterator[None]:
         os.dup2(hidden.fileno(), 2)
         try:
             yield
+        except schema.UserError:
+            raise
         except BaseException:
             hidden.seek(0)
             terminal.write(hidden.read())

@@ -74,6 +74,10 @@ def pytest_collection_modifyitems(items):
         return next(found, len(LONGEST))
 
     items.sort(key=rank)
+    for item in items:
+        starts_programs = {"program", "tiny_run"} & set(item.fixturenames)
+        if rank(item) == len(LONGEST) and not starts_programs:
+            item.add_marker("quick")
 
 
 def pytest_configure():

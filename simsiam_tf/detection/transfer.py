@@ -71,17 +71,18 @@ class TransferConfig(schema.Config):
 def main(config: TransferConfig) -> None:
     # TensorFlow and KerasHub are imported here, so that a wrong flag or a missing package is
     # reported without waiting for them.
-    import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
+    with flags.quiet_imports():
+        import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
 
-    for module in ("keras_hub", "pycocotools.coco"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(
-                "Detection needs the packages KerasHub and pycocotools: pip install -r "
-                f"requirements-detection.txt. Received: {error}"
-            ) from error
-    from simsiam_tf.detection import run
+        for module in ("keras_hub", "pycocotools.coco"):
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UserError(
+                    "Detection needs the packages KerasHub and pycocotools: pip install -r "
+                    f"requirements-detection.txt. Received: {error}"
+                ) from error
+        from simsiam_tf.detection import run
 
     run.run(config)
 

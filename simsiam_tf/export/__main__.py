@@ -61,8 +61,8 @@ class ExportConfig(schema.Config):
 
 
 def main(config: ExportConfig) -> None:
-    # TensorFlow loads only now, after the flags are checked.
-    from simsiam_tf.export import from_checkpoint
+    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+        from simsiam_tf.export import from_checkpoint
 
     from_checkpoint.export(config)
 

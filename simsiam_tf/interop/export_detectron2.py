@@ -12,8 +12,8 @@ from simsiam_tf.interop.settings import Detectron2ExportConfig
 
 
 def main(config: Detectron2ExportConfig) -> None:
-    # TensorFlow is imported here, so that a wrong flag is reported without waiting for it.
-    from simsiam_tf.interop import convert
+    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+        from simsiam_tf.interop import convert
 
     convert.export_detectron2(config)
 

@@ -8,8 +8,8 @@ from simsiam_tf.interop.settings import TorchExportConfig
 
 
 def main(config: TorchExportConfig) -> None:
-    # TensorFlow is imported here, so that a wrong flag is reported without waiting for it.
-    from simsiam_tf.interop import convert
+    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+        from simsiam_tf.interop import convert
 
     convert.export_torch(config)
 

@@ -18,7 +18,7 @@ def noted() -> Iterator[Callable[[], signal.Signals | None]]:
     def note(number: int, _: object) -> None:
         received.append(signal.Signals(number))
         signal.signal(number, signal.SIG_DFL)
-        logging.info("%s: finishing the step and saving it; a second signal ends the program at once", received[0].name)
+        logging.info("%s: saving the current step; a second signal ends at once", received[0].name)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
