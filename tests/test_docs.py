@@ -143,3 +143,17 @@ def test_the_examples_of_own_images_tell_light_from_dark(capsys):
     for path, other in pairs:
         assert path != other
         assert os.path.dirname(path) == os.path.dirname(other)
+
+
+def test_the_digits_flagfile_expects_what_the_readme_reports():
+    shipped, collapsed = re.findall(
+        r"^\| .*seeds? 0.* \| (.*) \| (.*) \| (.*) % \| .* \| .* \|$",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    comment = " ".join((ROOT / "configs" / "digits.cfg").read_text().replace("#", " ").split())
+    loss, std, knn = shipped
+    assert f"kNN top-1 {knn} % over three seeds" in comment
+    assert f"loss {loss}, std {std};" in comment
+    loss, std, knn = collapsed
+    assert f"the run collapses: loss {loss}, std {std}, kNN {knn} %." in comment
