@@ -1,4 +1,4 @@
-"""Evaluates an exported encoder on a labelled data set; the last line of stdout is the result.
+"""Evaluates an exported encoder on a data set; the last line of stdout is the result as JSON.
 
 python evaluate.py --encoder=runs/mine/encoder --protocol=linear --dataset=cifar10
 """
@@ -12,9 +12,9 @@ except ImportError as error:  # a package that is missing, or Keras with another
     sys.exit(f"evaluate.py: {error}")
 
 
-def main(settings):
-    # TensorFlow loads only now, after the flags are checked.
-    from simsiam_tf.evaluation import run
+def main(settings: EvaluationConfig) -> None:
+    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+        from simsiam_tf.evaluation import run
 
     run.run(settings)
 

@@ -16,8 +16,8 @@ except ImportError as error:  # a package that is missing, or Keras with another
 
 
 def main(settings):
-    # TensorFlow loads only now, after the flags are checked.
-    from simsiam_tf.training import pretrain
+    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+        from simsiam_tf.training import pretrain
 
     pretrain.run(settings)
 

@@ -1,15 +1,16 @@
-"""A GPU or TPU in ten minutes: whether it computes what the CPU computes, and how fast.
+"""Compares a GPU or TPU with the CPU and measures its speed, in ten minutes.
 
 python benchmarks/accelerator.py --output=accelerator.json
 python benchmarks/accelerator.py --strategy=tpu --nominal_tflops=275
 
-It needs no data set: images are drawn from a seed. First the losses of twenty steps are compared
-with the CPU's. Then the run's own loop is timed: by precision, XLA and determinism, with growing
-batches, with views made on the host and on the device, beside PyTorch where it sees the GPU, and on
-all devices. The most important comes first; what does not fit into --minutes is left out, and the
-tables say so. Each measurement has a process of its own, which may run out of memory.
+The program needs no data set: it draws its images from a seed. It first compares the losses of
+twenty steps with the CPU's. It then times the run's own loop: for each precision, with and without
+XLA and determinism, and with growing batches. It also times views made on the host and on the
+device, all devices together, and PyTorch if PyTorch sees the GPU. The most important measurements
+come first. The tables mark those that do not fit into --minutes as left out. Each measurement runs
+in its own process, so running out of memory ends only that measurement.
 
-The exit status is 1 where losses are further from the CPU's than their bound.
+The exit status is 1 if a loss differs from the CPU's by more than its bound.
 """
 
 import argparse
@@ -38,8 +39,8 @@ CHECK_FLAGS = {
     "base_learning_rate": 0.1,
     "tf32": False,
 }
-# Bounds of |loss - the CPU's|: {steps: bound}. Training amplifies rounding, so they widen. Two ways
-# of computing on one CPU are at most four tenths of them apart.
+# Bounds of |loss - CPU's loss|: {steps: bound}. Bounds grow with the steps, because training
+# amplifies rounding. Two ways of computing on one CPU differ by at most four tenths of them.
 FULL, HALF = {5: 1e-4, 20: 1e-2}, {5: 5e-2, 20: 2e-1}
 FREE = {"deterministic": "false"}
 XLA = FREE | {"xla": "true"}
@@ -49,20 +50,21 @@ CHECKS = {
     "mixed_bfloat16, XLA": (XLA | {"precision": "mixed_bfloat16"}, HALF),
     "mixed_float16, XLA": (XLA | {"precision": "mixed_float16"}, HALF),
 }
-# TPUs have bfloat16 only, and compile by XLA without being told.
+# The only half precision of TPUs is bfloat16, and TPUs always compile with XLA.
 TPU_CHECKS = {
     "float32": (FREE, FULL),
     "mixed_bfloat16": (FREE | {"precision": "mixed_bfloat16"}, HALF),
 }
 
-# The makers' dense 16-bit matrix products, TFLOP/s; the first name that the device's contains.
+# The makers' rates of dense 16-bit matrix products in TFLOP/s. The first name that is part of the
+# device's name applies.
 NOMINAL_TFLOPS = {
     "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
     "A10G": 70, "A10": 125, "A40": 150, "L40S": 362, "L40": 181, "L4": 121, "V100": 125, "T4": 65,
     "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 
-# On a CPU within a minute or two, to see that all of it works.
+# The network of --tiny, with which the whole program takes a minute or two on a CPU.
 TINY = {
     "backbone": "resnet10",
     "stem": "cifar",
@@ -78,16 +80,20 @@ def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--batch_size", type=int, default=64, help="the smallest that is measured")
+    parser.add_argument(
+        "--batch_size", type=int, default=64, help="smallest batch that is measured"
+    )
     parser.add_argument("--strategy", choices=("default", "tpu"), default="default")
-    parser.add_argument("--nominal_tflops", type=float, help="of one device, 16-bit products")
-    parser.add_argument("--minutes", type=float, default=10, help="that all of it takes at most")
-    parser.add_argument("--output", help="a JSON file of all that was found")
-    parser.add_argument("--tiny", action="store_true", help="try it on a CPU with a tiny network")
+    parser.add_argument(
+        "--nominal_tflops", type=float, help="nominal rate of one device for 16-bit products"
+    )
+    parser.add_argument("--minutes", type=float, default=10, help="time limit of the whole program")
+    parser.add_argument("--output", help="JSON file for all results")
+    parser.add_argument("--tiny", action="store_true", help="run on a CPU with a tiny network")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     try:
-        if options.output:  # a mistake in its name shows now, not after ten minutes
+        if options.output:  # reports an unusable path now, not after ten minutes
             open(options.output, "w", encoding="utf-8").close()
         with tempfile.TemporaryDirectory() as folder:
             result = measure_all(options, folder, deadline)
@@ -100,16 +106,19 @@ def main(arguments):
             json.dump(result, file, indent=2)
     print_tables(result, options)
     if not all(check["within"] or check["ended"] == NO_TIME for check in result["checks"]):
-        sys.exit("accelerator.py: losses are not shown to be the CPU's; the first table says why")
+        sys.exit(
+            "accelerator.py: a loss differs from the CPU's or could not be computed; see the first "
+            "table"
+        )
 
 
 def measure_all(options, folder, deadline):
-    """Returns the findings, {"device", "checks", "measurements"}, with what was left out."""
+    """Returns all results; measurements that were left out have no lines and say why."""
     check = {"kind": "losses", "weights": os.path.join(folder, "weights.npz")}
     cpu = check | {"flags": CHECK_FLAGS}
     cpu_lines, ended = run_process(cpu, deadline, CUDA_VISIBLE_DEVICES="")
     if len(cpu_lines) < 2:
-        sys.exit(f"accelerator.py: the CPU's losses cannot be computed: {ended}")
+        sys.exit(f"accelerator.py: the losses on the CPU could not be computed: {ended}")
     expected = cpu_lines[1]["losses"]
     device, checks = None, []
     wanted = TPU_CHECKS if options.strategy == "tpu" else CHECKS
@@ -119,12 +128,12 @@ def measure_all(options, folder, deadline):
         lines, ended = run_process(check | {"flags": flags}, deadline)
         if not device:
             if not lines:
-                sys.exit(f"accelerator.py: no device can be used: {ended}")
+                sys.exit(f"accelerator.py: TensorFlow can use no device: {ended}")
             device = lines[0]["device"]
             if device["kind"] == "CPU" and not options.tiny:
                 sys.exit(
-                    "accelerator.py: TensorFlow sees no GPU here; --strategy=tpu is for a TPU, "
-                    "--tiny tries the program on a CPU"
+                    "accelerator.py: TensorFlow sees no GPU; use --strategy=tpu for a TPU, or "
+                    "--tiny to try the program on a CPU"
                 )
         found = lines[1]["losses"] if len(lines) > 1 else None
         differences = found and {
@@ -155,13 +164,13 @@ def measure_all(options, folder, deadline):
 
 
 def largest_difference(found, expected):
-    """The largest |a - b|; NaN, which is within no bound, where there is one."""
+    """Returns the largest |a - b|, or NaN, which is within no bound, if a difference is NaN."""
     differences = [abs(a - b) for a, b in zip(found, expected, strict=True)]
     return max(differences, key=lambda value: (math.isnan(value), value))
 
 
 def plan(options, device, folder):
-    """The measurements after the losses, [(name, arguments)], the most important first."""
+    """Returns the measurements after the losses, [(name, arguments)], most important first."""
     network = TINY if options.tiny else {
         "backbone": options.backbone, "stem": "imagenet", "image_size": options.image_size,
     }  # fmt: skip
@@ -205,13 +214,13 @@ def plan(options, device, folder):
         measurements.append((name, speed([replicas * smallest], **flags)))
     measurements += [(variant_name(flags), speed(sizes[:1], **flags)) for flags in others]
     measurements.append(("PyTorch, bfloat16, channels last, compiled", pytorch(True)))
-    if options.tiny:  # compiling C++ takes longer than all the rest
+    if options.tiny:  # compiling C++ takes longer than all other measurements together
         return measurements[:-1]
     return measurements + [(variant_name(flags), speed(sizes[1:], **flags)) for flags in others]
 
 
 def variants_of(options):
-    """The flags of each precision x XLA x determinism that the device has, the best first."""
+    """Returns the flags of each precision x XLA x determinism of the device, the best first."""
     precisions, switches = ["mixed_bfloat16", "float32", "mixed_float16"], ["true", "false"]
     if options.strategy == "tpu":
         pairs, precisions = [("false", "false")], precisions[:2]
@@ -233,7 +242,7 @@ def variant_name(flags):
 
 
 def run_process(arguments, deadline, **environment):
-    """The lines of a measurement's process, and why there are no more; "" where it has them all."""
+    """Returns the lines of a measurement's process and why it ended early, "" if it did not."""
     left = deadline - time.monotonic()
     if left < LEAST_SECONDS:
         return [], NO_TIME
@@ -251,24 +260,24 @@ def run_process(arguments, deadline, **environment):
         process.kill()
         output, messages = process.communicate()
         ended = "stopped: no time left"
-    # A process that was killed may leave half a line at the end.
+    # The last line of a killed process may be incomplete.
     lines = [json.loads(line) for line in output.splitlines(keepends=True) if line.endswith("\n")]
     if lines and "ended" in lines[-1]:
         return lines[:-1], lines[-1]["ended"]
     if not ended and process.returncode < 0:
-        ended = f"killed by signal {-process.returncode}, as where memory runs out"
+        ended = f"killed by signal {-process.returncode}, for example because memory ran out"
     elif not ended and process.returncode:
         ended = last_error(messages)
     return lines, ended
 
 
 def last_error(messages):
-    """The error that a traceback ends with, as one short line for a table."""
+    """Returns the error at the end of a traceback as one short line for a table."""
     lines = messages.strip().splitlines() or ["no message"]
     starts = [number for number, line in enumerate(lines) if re.match(r"[\w.]*Error\b", line)]
     text = " ".join(lines[starts[-1] if starts else -1 :])
     text = re.sub(r"Graph execution error:.*<stack traces unavailable>", "", text)
-    text = re.sub(r"^[\w.]*\.", "", text)  # the error's module
+    text = re.sub(r"^[\w.]*\.", "", text)  # removes the error's module
     return " ".join(text.split()).replace("|", "/")[:160]
 
 
@@ -277,9 +286,9 @@ def print_tables(result, options):
     nominal = options.nominal_tflops or next(
         (tflops for name, tflops in NOMINAL_TFLOPS.items() if name in device["name"]), None
     )
-    print("\n| losses against the CPU's | largest difference | bound | |\n|---|---|---|---|")
+    print("\n| comparison with the CPU | largest difference | bound | |\n|---|---|---|---|")
     for check in result["checks"]:
-        state = "as the CPU's" if check["within"] else check["ended"] or "**too far**"
+        state = "within the bound" if check["within"] else check["ended"] or "**outside the bound**"
         cells = [
             ", ".join(f"{steps} steps: {value:.0e}" for steps, value in (numbers or {}).items())
             for numbers in (check["differences"], check["bounds"])
@@ -291,7 +300,7 @@ def print_tables(result, options):
         "images/s",
         "of measured peak",
         "of nominal 16-bit peak",
-        "waiting",
+        "time waiting for images",
         "peak GB",
     ]
     print(f"\n| {device['name']} | {' | '.join(columns)} | |\n|{'---|' * (len(columns) + 2)}")
@@ -310,14 +319,14 @@ def print_tables(result, options):
     ]
     versions = f"TensorFlow {result['machine']['tensorflow']}"
     print(
-        f"| {device['name']}, {versions} | losses of twenty steps as the CPU's in {good} of "
-        f"{len(result['checks'])} ways; {best['flags']['backbone']}, {best['name']}: "
+        f"| {device['name']}, {versions} | losses of twenty steps within the bound in {good} of "
+        f"{len(result['checks'])} configurations; {best['flags']['backbone']}, {best['name']}: "
         f"{', '.join(speeds) or best['ended']} |"
     )
 
 
 def cells_of(line, nominal):
-    """A line of a measurement as cells; those that it does not have are empty."""
+    """Returns a line of a measurement as table cells; a missing number is an empty cell."""
     rate = line.get("images_per_second", line.get("queries_per_second"))
     nominal = nominal and 1e12 * nominal * line.get("replicas", 1)
     of_nominal = nominal and "flops_per_second" in line and line["flops_per_second"] / nominal

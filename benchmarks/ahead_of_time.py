@@ -1,13 +1,13 @@
-"""Compiles the training step for an accelerator without having one; nothing is run.
+"""Compiles the training step for an accelerator that this machine lacks, and runs nothing.
 
 python benchmarks/ahead_of_time.py --target=h100 --flagfile=configs/r50.cfg --batch_size=256
 python benchmarks/ahead_of_time.py --target=v5e --flagfile=configs/r50.cfg --augment_on=device
 python benchmarks/ahead_of_time.py --target=graph --flagfile=configs/r50.cfg --replicas=2
 
 XLA's own compiler for the chip compiles one replica's step, from uint8 views to the update. All
-further flags are those of train.py; the data set is not read. `h100` and `v5e` need
-benchmarks/requirements-ahead-of-time.txt. `graph` compiles nothing: it counts what the step
-launches outside XLA.
+other flags are those of train.py; the program does not read the data set. `h100` and `v5e` need
+benchmarks/requirements-ahead-of-time.txt. `graph` compiles nothing: it counts the operations that
+the step launches outside XLA.
 """
 
 import argparse
@@ -22,11 +22,13 @@ sys.path.insert(0, ROOT)
 import chips
 
 IMAGENET_EXAMPLES, IMAGENET_CLASSES = 1_281_167, 1000
-_LARGEST = 30
+_NUM_GROUPS = 30  # number of groups that --breakdown prints
+# Headings of the printed table that differ from the keys of the JSON result.
+_HEADINGS = {"pieces compiled by XLA": "functions compiled by XLA"}
 
 
 class _Parser(argparse.ArgumentParser):
-    """A mistake is one line, as in the programs of the project."""
+    """Reports a wrong flag in one line, like the programs of the project."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
@@ -35,15 +37,21 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments):
     parser = _Parser(description=__doc__.split("\n\n", maxsplit=1)[0], allow_abbrev=False)
     parser.add_argument("--target", required=True, choices=[*chips.CHIPS, "graph"])
-    parser.add_argument("--replicas", type=int, default=1, help="that share --batch_size")
-    parser.add_argument("--num_examples", type=int, default=IMAGENET_EXAMPLES)
-    parser.add_argument("--breakdown", action="store_true", help="the largest groups of kernels")
-    parser.add_argument("--output", help="a JSON file that the result is added to")
-    parser.add_argument("--hlo", help="a file for the compiled program")
+    parser.add_argument(
+        "--replicas", type=int, default=1, help="number of replicas that share --batch_size"
+    )
+    parser.add_argument("--num_examples", type=int, default=IMAGENET_EXAMPLES,
+                        help="size of the data set, which is not read")  # fmt: skip
+    parser.add_argument("--breakdown", action="store_true", help="list the largest kernel groups")
+    parser.add_argument("--output", help="JSON file to which the result is appended")
+    parser.add_argument("--hlo", help="file for the compiled program")
     options, rest = parser.parse_known_args(arguments)
 
     if options.target != "graph" and not importlib.util.find_spec("jax_plugins"):
-        parser.error("a chip's compiler needs benchmarks/requirements-ahead-of-time.txt")
+        parser.error(
+            f"--target={options.target} needs the packages of "
+            "benchmarks/requirements-ahead-of-time.txt"
+        )
 
     chips.prepare_environment()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -65,7 +73,7 @@ def main(arguments):
     print_table([row])
     if options.breakdown:
         print()
-        print_table(groups[:_LARGEST])
+        print_table(groups[:_NUM_GROUPS])
     if options.output:
         result = row | {"flags": arguments, "groups": groups}
         with open(options.output, "a", encoding="utf-8") as file:
@@ -73,7 +81,7 @@ def main(arguments):
 
 
 def chip_report(config, options):
-    """Compiles the step for a chip: a row of the table, and rows of the largest groups."""
+    """Compiles the step for a chip; returns the table's row and the rows of kernel groups."""
     chip = chips.CHIPS[options.target]
     size = config.optimization.batch_size // options.replicas
     set_up(config)
@@ -93,7 +101,7 @@ def chip_report(config, options):
 
 
 def chip_row(program, chip, config, size, model_flops):
-    """The row of the table for a compiled `Program`."""
+    """Returns the row of the table for a compiled program."""
     flops = program.flops or model_flops
     peak = chip.peaks[config.system.precision.removeprefix("mixed_")]
     kernels = program.kernels
@@ -115,7 +123,7 @@ def chip_row(program, chip, config, size, model_flops):
 
 
 def graph_report(config, options):
-    """Traces the step outside XLA: a row of the table, and rows of the largest groups."""
+    """Traces the step outside XLA; returns the table's row and the rows of operation types."""
     import graph_operations
     import tensorflow as tf
 
@@ -141,7 +149,7 @@ def graph_report(config, options):
 
 
 def set_up(config):
-    """The number format, as in a run; determinism where `--deterministic=true` asks for it."""
+    """Sets the number format as a run does, and determinism for `--deterministic=true`."""
     import keras
     import tensorflow as tf
 
@@ -153,16 +161,16 @@ def set_up(config):
 
 
 def build_step(config, strategy, size, num_examples=IMAGENET_EXAMPLES):
-    """One replica's training step, as the loop runs it, and the specs of the batch that it takes.
+    """Returns one replica's training step, as the loop runs it, and the specs of its batch.
 
     Args:
       config: a `PretrainConfig`.
-      strategy: that the model is built under.
-      size: of a replica's share of the batch.
-      num_examples: of the data set, which is not read.
+      strategy: the strategy under which the model is built.
+      size: the number of images in one replica's batch.
+      num_examples: the size of the data set, which is not read.
 
     Returns:
-      The step, batch → metrics; and a batch of `tf.TensorSpec`s.
+      The step, batch → metrics, and a batch of `tf.TensorSpec`s.
     """
     import tensorflow as tf
 
@@ -191,7 +199,7 @@ def build_step(config, strategy, size, num_examples=IMAGENET_EXAMPLES):
 
 
 def lower_step(config, size, num_examples=IMAGENET_EXAMPLES):
-    """The step of `build_step` on one replica, as HLO, and the model's arithmetic in FLOP."""
+    """Returns the step of one replica as HLO, and the arithmetic of the model in FLOP."""
     import tensorflow as tf
 
     from simsiam_tf.training import meter
@@ -204,7 +212,7 @@ def lower_step(config, size, num_examples=IMAGENET_EXAMPLES):
 
 
 def describe(config, size):
-    """The step in a few words."""
+    """Returns a short description of the step."""
     parts = [
         config.method.method,
         config.encoder.backbone,
@@ -218,10 +226,10 @@ def describe(config, size):
 
 
 def print_table(rows):
-    """Dicts with the same keys as a Markdown table."""
+    """Prints dicts with the same keys as a Markdown table."""
     if not rows:
         return
-    print(f"| {' | '.join(rows[0])} |")
+    print(f"| {' | '.join(_HEADINGS.get(key, key) for key in rows[0])} |")
     print("|---" * len(rows[0]) + "|")
     for row in rows:
         print(f"| {' | '.join(map(_cell, row.values()))} |")

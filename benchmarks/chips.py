@@ -1,7 +1,7 @@
-"""A TensorFlow function compiled for a chip that this machine lacks, by XLA's own compiler for it.
+"""Compiles a TensorFlow function for a chip that this machine lacks, with XLA's own compiler.
 
-XLA needs a description of the chip, not the chip. TensorFlow gives the function as HLO; JAX's
-packages bring the compilers. Most of what is called here is internal to JAX, so
+XLA needs a description of the chip, not the chip. TensorFlow gives the function as HLO, and the
+packages of JAX contain the compilers. Most of the functions called here are internal to JAX, so
 requirements-ahead-of-time.txt pins its version.
 """
 
@@ -14,19 +14,19 @@ import time
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
 
-# Both are read when a library loads: `prepare_environment` sets them before.
+# Libraries read these variables when they load; `prepare_environment` sets them before.
 _ENVIRONMENT = {
-    # libtpu would ask a cloud's metadata server which TPU this machine has.
+    # Without these, libtpu asks a cloud's metadata server which TPU this machine has.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    # Only a process that runs on a TPU has to have it to itself.
+    # Several processes may load libtpu, because none of them runs on a TPU.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    # The plugin would refuse to load without CUDA, which only running a program needs.
+    # Without this, the plugin refuses to load without CUDA, which only running a program needs.
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
 }
 
-# Instructions of a compiled GPU program that run nothing.
+# Instructions of a compiled GPU program that launch nothing.
 _FREE = {
     "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "opt-barrier",
     "partition-id", "replica-id",
@@ -46,7 +46,7 @@ class Chip:
     """A chip's memory, bandwidth and peak rates, from the manufacturer's data sheet."""
 
     name: str
-    platform: str  # as JAX names it
+    platform: str  # JAX's name
     memory: float  # bytes
     bandwidth: float  # bytes/s
     peaks: dict  # {compute dtype: FLOP/s of dense matrix products}
@@ -58,7 +58,7 @@ CHIPS = {
         platform="cuda",
         memory=84_942_979_072,
         bandwidth=3.35e12,
-        # float32 is multiplied in TF32.
+        # float32 products are computed in TF32.
         peaks={"bfloat16": 989e12, "float16": 989e12, "float32": 494.5e12, "float64": 67e12},
     ),
     "v5e": Chip(
@@ -66,7 +66,7 @@ CHIPS = {
         platform="tpu",
         memory=16 * 2**30,
         bandwidth=819e9,
-        # float32 is multiplied in bfloat16, unless the program asks for more.
+        # float32 products are computed in bfloat16, unless the program asks for more.
         peaks={"bfloat16": 197e12, "float32": 197e12},
     ),
 }
@@ -74,56 +74,55 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One instruction of a compiled GPU program that the device has to be told to run."""
+    """An instruction of a compiled GPU program that the host launches on the device."""
 
     opcode: str  # fusion, custom-call, copy
-    name: str  # the compiler's, without its number: input_reduce_fusion, __cudnn$convForward
-    op_name: str  # of the TensorFlow operation that it is named after
-    num_bytes: int  # of its operands, or of the slices that it takes of them, and results
+    name: str  # the compiler's name without its number: input_reduce_fusion, __cudnn$convForward
+    op_name: str  # name of the TensorFlow operation that it belongs to
+    num_bytes: int  # size of its results and operands, or of the slices that it takes of operands
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program as the compiler describes it; sizes are in bytes."""
+    """A compiled program according to its compiler; sizes are in bytes."""
 
-    seconds: float  # that the compiler took
+    seconds: float  # duration of the compilation
     arguments: int
     temporaries: int
-    total: int  # arguments, temporaries, results that are no arguments, and code
-    moved: float  # bytes, between the chip and its memory
-    flops: float | None  # by the compiler's own count; None: it does not say
-    kernels: list | None  # of `Kernel`; None: not told apart
+    total: int  # arguments, temporaries, code, and results that do not share memory with arguments
+    moved: float  # bytes between the chip and its memory
+    flops: float | None  # the compiler's own count; None if it has none
+    kernels: list | None  # list of `Kernel`; None if the compiler does not list them
     text: str  # HLO
 
 
 def prepare_environment():
-    """Sets what the compilers read from the environment. Call it before TensorFlow is imported."""
+    """Sets the environment variables of the compilers. Call it before TensorFlow is imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 def lower(function, *example):
-    """The HLO of a `tf.function` with `jit_compile=True`, serialised.
+    """Returns the serialised HLO of a `tf.function` with `jit_compile=True`.
 
     Args:
-      function: may read and assign variables, which become arguments and results.
-      *example: its arguments, tensors.
+      function: the function. Variables that it reads or assigns become arguments and results.
+      *example: the tensors that are its arguments.
     """
-    return function.experimental_get_compiler_ir(*example)(stage="hlo_serialized")
+    compiler = function.experimental_get_compiler_ir(*example)
+    # Without a device TensorFlow draws a random number, which deterministic operations refuse.
+    return compiler(stage="hlo_serialized", device_name="/device:CPU:0")
 
 
 def compile_for(chip, hlo, **options):
-    """Compiles a program for a `Chip`.
+    """Returns the `Program` that XLA compiles for a chip.
 
     Args:
       chip: one of `CHIPS`.
-      hlo: of `lower`.
-      **options: of XLA's `ExecutableBuildOptions`.
-
-    Returns:
-      A `Program`.
+      hlo: the result of `lower`.
+      **options: attributes of XLA's `ExecutableBuildOptions`.
     """
-    import jax  # noqa: F401 (first, or its parts import each other in a circle)
+    import jax  # noqa: F401 (must come first, to avoid a circular import inside JAX)
     import numpy as np
     from jaxlib import xla_client
 
@@ -165,7 +164,7 @@ def compile_for(chip, hlo, **options):
 
 
 def _to_stablehlo(hlo):
-    """Serialised HLO → an MLIR module that PJRT's compilers take."""
+    """Returns the MLIR module that PJRT's compilers accept for serialised HLO."""
     from jax._src.interpreters import mlir
     from jaxlib import _jax
     from jaxlib.mlir import ir
@@ -181,7 +180,7 @@ def _to_stablehlo(hlo):
             return ir.WalkResult.ADVANCE
 
         module.operation.walk(note)
-        # An argument that is returned as it came: the one operation without a name in StableHLO.
+        # An argument that is returned unchanged becomes a copy, which StableHLO does not have.
         for copy in copies:
             with ir.InsertionPoint(copy):
                 barrier = stablehlo.OptimizationBarrierOp([copy.operands[0]])
@@ -205,9 +204,9 @@ def _topology(chip):
 
 
 def kernels_of(text):
-    """The `Kernel`s of a compiled GPU program in HLO's text, in the order of its schedule.
+    """Returns the kernels of a compiled GPU program, given as HLO text, in scheduled order.
 
-    A computation that is called (a command buffer, the body of a loop) counts once for each call.
+    A called computation (a command buffer, the body of a loop) counts once for each call.
     """
     computations, entry = _computations(text)
     return list(_kernels(computations, entry))
@@ -225,7 +224,7 @@ def _kernels(computations, name):
             moved = sizes[instruction] + sum(sizes[operand] for operand in operands)
             if opcode == "fusion":
                 called = computations[_CALLED.search(rest).group(1)]
-                moved -= sum(_bytes_left_out(called, place) for place in range(len(operands)))
+                moved -= sum(_num_unread_bytes(called, index) for index in range(len(operands)))
             op_name = _OP_NAME.search(rest)
             target = _TARGET.search(rest)
             yield Kernel(
@@ -236,11 +235,11 @@ def _kernels(computations, name):
             )
 
 
-def _bytes_left_out(computation, place):
-    """Bytes of a fusion's operand that it does not read: it takes only slices of it."""
+def _num_unread_bytes(computation, index):
+    """Returns the bytes of a fusion's operand outside the slices that the fusion reads."""
     names, users, whole = set(), [], 0
     for name, shape, opcode, rest in computation:
-        if opcode == "parameter" and rest.startswith(f"{place})"):
+        if opcode == "parameter" and rest.startswith(f"{index})"):
             names.add(name)
             whole = num_bytes(shape)
         elif names.intersection(_OPERAND.findall(_until_closed(rest))):
@@ -254,7 +253,7 @@ def _bytes_left_out(computation, place):
 
 
 def _computations(text):
-    """{name: [(instruction, shape, opcode, operands and attributes)]} and the entry's name."""
+    """Returns {name: [(instruction, shape, opcode, rest of the line)]} and the entry's name."""
     found, entry, current = {}, None, None
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY")) and line.endswith("{"):
@@ -267,17 +266,17 @@ def _computations(text):
 
 
 def _until_closed(text):
-    """The text up to the bracket that closes one opened before it."""
+    """Returns the text up to the bracket that closes one opened before the text."""
     depth = 1
-    for place, letter in enumerate(text):
+    for index, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
-            return text[:place]
+            return text[:index]
     return text
 
 
 def num_bytes(shape):
-    """Bytes of an HLO shape, `bf16[8,16]{1,0}`, or of a tuple of such."""
+    """Returns the bytes of an HLO shape such as `bf16[8,16]{1,0}`, or of a tuple of shapes."""
     return sum(
         math.prod(int(size) for size in sizes.split(",") if size) * _bits(dtype) // 8
         for dtype, sizes in _SHAPE.findall(shape)
@@ -286,14 +285,13 @@ def num_bytes(shape):
 
 def _bits(dtype):
     digits = _BITS.search(dtype)
-    return int(digits.group()) if digits else 8  # pred; a token has no brackets
+    return int(digits.group()) if digits else 8  # pred has no digits; a token has no brackets
 
 
 def largest_groups(kernels):
-    """Groups kernels by name and by the end of their operation's name, without numbers.
+    """Returns [(group, count, bytes)] of kernels, the group with the most bytes first.
 
-    Returns:
-      [(group, count, bytes)], the most bytes first.
+    A group has the same kernel name and the same end of the operation's name, without numbers.
     """
     counts, moved = collections.Counter(), collections.Counter()
     for kernel in kernels:

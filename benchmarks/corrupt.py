@@ -1,11 +1,12 @@
-"""Whether a damaged checkpoint is ever restored as if it were whole.
+"""Tests whether a damaged checkpoint is ever restored as if it were intact.
 
 python benchmarks/corrupt.py --copies=2000
 
-Each copy of a checkpoint has one file damaged: a random bit flipped, or its end cut off at a random
-place; any of its files, the manifest included. In every other copy an older, whole checkpoint
-stands beside it, to fall back to. Exit status 1 where one was restored with wrong weights, or where
-restoring ended otherwise than it says it does. A few minutes on two cores.
+In each copy of a checkpoint, one file is damaged: a random bit is flipped, or the file is cut off
+at a random offset. The file may be any of the checkpoint's, including the manifest. Every other
+copy has an older, intact checkpoint to fall back to. The exit status is 1 if a copy was restored
+with wrong weights, or if restoring failed in an undocumented way. The program takes a few minutes
+on two cores.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from simsiam_tf import schema
 from simsiam_tf.methods.build import build_model
 from simsiam_tf.runs.checkpoints import Checkpoints
 
-# Narrow, so that a copy takes milliseconds; its files are those of any other run.
+# A narrow network, so that a copy takes milliseconds; it has the same files as any other run.
 SETTINGS = {
     "backbone": "resnet18",
     "width": 4,
@@ -47,7 +48,15 @@ REFUSED = "found, refused"
 HARMLESS = "restored, nothing wrong"
 SILENT = "restored with wrong weights"
 FAILED = "failed otherwise"
-OUTCOMES = [FELL_BACK, REFUSED, HARMLESS, SILENT, FAILED]
+# The outcomes, which are keys of the JSON result, and their headings in the printed table.
+HEADINGS = {
+    FELL_BACK: "detected, older checkpoint restored",
+    REFUSED: "detected, none older: refused",
+    HARMLESS: "restored with correct weights",
+    SILENT: "restored with wrong weights",
+    FAILED: "failed in another way",
+}
+OUTCOMES = list(HEADINGS)
 DAMAGES = {"bit": "one bit flipped", "cut": "end cut off"}
 
 
@@ -55,9 +64,9 @@ def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--copies", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", help="a JSON file of the counts")
+    parser.add_argument("--output", help="JSON file for the counts")
     options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.FATAL)  # each damage is an error in the log
+    logging.set_verbosity(logging.FATAL)  # otherwise every damage logs an error
 
     with tempfile.TemporaryDirectory() as folder:
         runs = [Run(Path(folder) / "one", [NEWER]), Run(Path(folder) / "two", [OLDER, NEWER])]
@@ -82,7 +91,7 @@ def main(arguments):
 
 
 class Run:
-    """A workdir with checkpoints of known weights."""
+    """A run's folder with checkpoints of known weights."""
 
     def __init__(self, workdir, steps):
         self.workdir = workdir
@@ -102,27 +111,31 @@ class Run:
         self.files = {path: path.read_bytes() for path in sorted(newest.iterdir())}
 
     def tensors(self):
-        """What is in the model and the optimizer now, as bytes."""
+        """Returns the current variables of the model and the optimizer as bytes."""
         return [variable.numpy().tobytes() for variable in self.variables]
 
     def restore(self):
-        """Restores what is there. Returns the outcome and, where it failed, the traceback."""
+        """Restores a checkpoint. Returns the outcome and, for a failure, its explanation."""
         for variable in self.variables:
             variable.assign(np.zeros(variable.shape, variable.dtype))
         try:
             step = self.checkpoints.restore()
         except schema.UserError:
             whole = len(self.saved) > 1
-            return (FAILED, "Refused, although the older one is whole") if whole else (REFUSED, "")
+            return (
+                (FAILED, "Refused, although the older checkpoint is intact")
+                if whole
+                else (REFUSED, "")
+            )
         except Exception:
             return FAILED, traceback.format_exc()
         if self.tensors() != self.saved.get(step):
-            return SILENT, f"As step {step}"
+            return SILENT, f"The checkpoint restored was step {step}"
         return (HARMLESS if step == NEWER else FELL_BACK), ""
 
 
 def damage_copies(runs, copies, rng):
-    """Returns {(file, damage): {outcome: count}}, and in words what should not have been."""
+    """Returns {(file, damage): {outcome: count}}, and descriptions of the broken promises."""
     counts = collections.defaultdict(lambda: dict.fromkeys(OUTCOMES, 0))
     examples = []
     started = shown = time.perf_counter()
@@ -131,13 +144,15 @@ def damage_copies(runs, copies, rng):
         path = rng.choice(list(run.files))
         whole = run.files[path]
         damage = rng.choice(list(DAMAGES))
-        place = rng.randrange(len(whole) * 8 if damage == "bit" else len(whole))
-        path.write_bytes(damaged(whole, damage, place))
+        offset = rng.randrange(len(whole) * 8 if damage == "bit" else len(whole))
+        path.write_bytes(damaged(whole, damage, offset))
         outcome, why = run.restore()
         path.write_bytes(whole)
         counts[path.name, damage][outcome] += 1
         if outcome in (SILENT, FAILED):
-            examples.append(f"{path.name}, {DAMAGES[damage]} at {place}: {outcome}. {why}")
+            examples.append(
+                f"{path.name}, {DAMAGES[damage]} at {offset}: {HEADINGS[outcome]}. {why}"
+            )
         now = time.perf_counter()
         if now - shown > 5:
             left = (now - started) / (copy + 1) * (copies - copy - 1)
@@ -146,18 +161,18 @@ def damage_copies(runs, copies, rng):
     return counts, examples
 
 
-def damaged(content, damage, place):
-    """The content with the bit at a place flipped, or only what comes before the place."""
+def damaged(content, damage, offset):
+    """Returns the bytes before an offset, or the content with one bit flipped at a bit offset."""
     if damage == "cut":
-        return content[:place]
+        return content[:offset]
     changed = bytearray(content)
-    changed[place // 8] ^= 1 << place % 8
+    changed[offset // 8] ^= 1 << offset % 8
     return bytes(changed)
 
 
 def table(counts, totals):
     lines = [
-        f"| file | damage | copies | {' | '.join(OUTCOMES)} |",
+        f"| file | damage | copies | {' | '.join(HEADINGS.values())} |",
         f"|---|---|{'---|' * (len(OUTCOMES) + 1)}",
     ]
     for (file, damage), row in sorted(counts.items()):

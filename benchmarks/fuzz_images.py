@@ -1,13 +1,16 @@
-"""Feeds damaged images to the input pipeline: no crash, and no more memory than for sound ones.
+"""Tests that damaged images neither crash the input pipeline nor raise its memory above a bound.
 
 python benchmarks/fuzz_images.py [--images=5000] [--seed=0] [--output=FILE]
 
-Files of every kind are damaged at random, the same for a seed: bits flipped, ends cut off, bytes
-put in and taken out, sizes in headers changed, ranges zeroed, suffixes swapped, files emptied. A
-child process trains on them, that is: reads, decodes, substitutes and makes views, for one epoch. A
-child that dies is a crash; its images are halved until the one is found, which --keep keeps. Exit
-status 1: there was a crash, or the peak of memory was above that for sound images and
---extra_megabytes. Needs requirements-dev.txt; five minutes on two cores.
+Image files of every kind are damaged at random, in the same way for the same seed. Bits are
+flipped, ends cut off, bytes inserted and deleted, sizes in headers changed, ranges zeroed, suffixes
+swapped and files emptied. A child process runs the input pipeline over the files for one epoch: it
+reads, decodes and substitutes images and makes views. A child that dies is a crash. Its images are
+halved until the image that causes the crash is found, and --keep copies that image to a folder.
+
+The exit status is 1 if there was a crash, or if the peak memory was more than --extra_megabytes
+above the peak for sound images. The program needs requirements-dev.txt and takes five minutes on
+two cores.
 """
 
 import argparse
@@ -27,22 +30,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests/data")]
 
-CHUNK = 480  # damaged images that a child takes at once
-TIMEOUT = 600  # seconds for a chunk
+CHUNK = 480  # damaged images in a folder
+TIMEOUT = 600  # seconds for a folder
 MAX_PIXELS = 1_000_000
 SUFFIXES = (".jpg", ".jpeg", ".JPEG", ".png", ".bmp")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=5000, help="damaged images")
-    parser.add_argument("--seed", type=int, default=0, help="of the damage")
-    parser.add_argument("--output", help="file for the result as JSON")
-    parser.add_argument("--keep", help="folder for the images that crash")
+    parser.add_argument("--images", type=int, default=5000, help="number of damaged images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damage")
+    parser.add_argument("--output", help="JSON file for the result")
+    parser.add_argument("--keep", help="folder for the images that cause a crash")
     parser.add_argument(
-        "--extra_megabytes", type=int, default=500, help="of memory over what sound images take"
+        "--extra_megabytes",
+        type=int,
+        default=500,
+        help="allowed peak memory above the peak for sound images",
     )
-    parser.add_argument("--feed", nargs="+", help=argparse.SUPPRESS)  # what a child is called with
+    parser.add_argument("--feed", nargs="+", help=argparse.SUPPRESS)  # the folders of a child
     options = parser.parse_args()
     if options.feed:
         for folder in options.feed:
@@ -57,11 +63,11 @@ def main():
     sys.exit(bool(result["crashes"]) or too_much)
 
 
-# The child.
+# Functions of the child process.
 
 
 def feed(folder):
-    """One epoch over a folder's images; what it takes and what it finds."""
+    """Runs one epoch over a folder's images; returns the counts, the reasons and the memory."""
     from absl import logging
 
     from simsiam_tf.config import DataConfig, ViewsConfig
@@ -86,7 +92,7 @@ def feed(folder):
     )
     try:
         num_views = sum(len(batch["index"]) for batch in batches)
-    except READ_ERRORS:  # a single image, while a crash is looked for
+    except READ_ERRORS:  # the folder has only one damaged image, during the search for a crash
         num_views = 0
     quarantine.check()
     lines = listed.read_text().splitlines() if listed.exists() else []
@@ -99,7 +105,7 @@ def feed(folder):
 
 
 def kind_of(reason):
-    """A reason without the numbers and paths of its image."""
+    """Returns the reason of a quarantine without the image's numbers and path."""
     reason = reason.rsplit("/", 1)[-1].split("; ")[0]
     return re.sub(r"-?\d+", "N", reason)
 
@@ -141,11 +147,11 @@ def fuzz(folder, options):
     }
 
 
-SOUND = []  # the kinds among the seeds that are decoded; the others are refused
+SOUND = []  # the kinds of seed files that are decoded; the other kinds are rejected
 
 
 def seed_files():
-    """[(kind, file)]: what is decoded comes first."""
+    """Returns [(kind, content)] of sound files; kinds that are decoded come first."""
     import image_files
 
     SOUND.extend(image_files.FILES)
@@ -158,7 +164,7 @@ def seed_files():
 
 
 def write_damaged(folder, seeds, count, rng):
-    """Folders of damaged images, each with sound ones that can take their place."""
+    """Writes folders of damaged images, each with sound ones that can replace them."""
     chunks = []
     for number in range(count):
         if number % CHUNK == 0:
@@ -170,7 +176,7 @@ def write_damaged(folder, seeds, count, rng):
         for damage in damages:
             file = DAMAGES[damage](file, rng)
         if file.startswith(b"\x89PNG") and rng.random() < 0.5:
-            file = with_checksums(file)  # else libpng looks no further
+            file = with_checksums(file)  # with a wrong checksum, libpng reads no further
         suffix = rng.choice(SUFFIXES)
         write(chunks[-1] / f"{number:05}-{kind}-{'-'.join(damages)}{suffix}", file)
     return chunks
@@ -182,7 +188,7 @@ def write(path, file):
 
 
 def run_children(folders):
-    """What children report of each folder, and the folders that one died of."""
+    """Returns the reports of child processes, and the folders that crashed one."""
     reports, crashes = [], []
     while len(reports) + len(crashes) < len(folders):
         todo = [str(folder) for folder in folders[len(reports) + len(crashes) :]]
@@ -209,7 +215,7 @@ def run_children(folders):
 
 
 def find_crash(folder):
-    """The image that a child dies of, found by halving; the folder, if none alone suffices."""
+    """Returns the image that crashes a child, or the folder if no single image does."""
     paths = [path for path in sorted(folder.iterdir()) if not path.name.startswith("sound-")]
     sound = [path for path in folder.iterdir() if path.name.startswith("sound-")]
     for number, half in enumerate((paths[: len(paths) // 2], paths[len(paths) // 2 :])):
@@ -227,16 +233,16 @@ def show(result):
     print(f"| decoded | {result['decoded']} |")
     print(f"| quarantined | {quarantined} |")
     for reason, count in result["quarantined"].items():
-        print(f"| … {reason} | {count} |")
+        print(f"| reason: {reason} | {count} |")
     print(f"| crashes | {len(result['crashes'])} |")
     print(f"| peak memory, sound images | {result['megabytes_of_sound_images']} MB |")
     print(f"| peak memory, damaged images | {result['megabytes']} MB |")
-    print(f"| … of them after {CHUNK} | {result['megabytes_by_chunk'][0]} MB |")
+    print(f"| peak memory, first {CHUNK} damaged images | {result['megabytes_by_chunk'][0]} MB |")
     for name in result["crashes"]:
         print(f"Crash: {name}")
 
 
-# Damage: (file, random numbers) → file.
+# Functions that damage a file: (content, random numbers) → content.
 
 
 def flip_bits(file, rng):
@@ -266,11 +272,11 @@ def zero_range(file, rng):
 
 
 def change_size(file, rng):
-    """Writes two numbers, often large ones, where the kind keeps width and height."""
+    """Overwrites width and height with two numbers, which are often large."""
     limit = rng.choice((4, 1000, 2**15, 2**16 - 1))
     sizes = [rng.randrange(limit + 1) for _ in range(2)]
-    places = {b"\xff\xd8": (jpeg_size_at(file), ">HH"), b"\x89P": (16, ">II"), b"BM": (18, "<ii")}
-    at, layout = places.get(file[:2], (6, "<HH"))
+    headers = {b"\xff\xd8": (jpeg_size_at(file), ">HH"), b"\x89P": (16, ">II"), b"BM": (18, "<ii")}
+    at, layout = headers.get(file[:2], (6, "<HH"))
     if layout[1] in "Ii" and rng.random() < 0.3:
         sizes = [rng.randrange(2**31) * rng.choice((1, -1)) for _ in sizes]
         layout = layout.replace("I", "i")
@@ -279,7 +285,7 @@ def change_size(file, rng):
 
 
 def jpeg_size_at(file):
-    """Where the frame's header keeps height and width."""
+    """Returns the offset of height and width in the header of a JPEG frame."""
     return max(file.find(b"\xff\xc0"), file.find(b"\xff\xc2"), 0) + 5
 
 
@@ -289,7 +295,7 @@ def empty(file, rng):
 
 
 def leave(file, rng):
-    """As it is: the suffix alone may be another's."""
+    """Returns the content unchanged, so that at most the suffix is wrong."""
     del rng
     return file
 
@@ -311,7 +317,7 @@ WEIGHTS = [1 if name in ("empty", "leave") else 5 for name in DAMAGES]
 
 
 def with_checksums(file):
-    """A PNG whose chunks' checksums are right again, as far as its chunks can be told apart."""
+    """Returns a PNG with correct checksums of all chunks up to the first damaged length."""
     fixed, at = bytearray(file), 8
     while at + 12 <= len(file):
         (length,) = struct.unpack(">I", file[at : at + 4])

@@ -1,7 +1,8 @@
-"""Counts, in its graph, the operations that a training step launches outside XLA.
+"""Counts the operations that a training step launches outside XLA, from the step's graph.
 
-Called functions are expanded. One that XLA compiles piece by piece counts as one launch. Grappler's
-rewrites are left out, but for constants: what depends on nothing else is folded.
+Called functions are expanded. A function that XLA compiles counts as one launch. Grappler's
+rewrites are ignored, except for constant folding: operations that depend only on constants do not
+count.
 """
 
 import collections
@@ -11,7 +12,7 @@ import functools
 import tensorflow as tf
 from tensorflow.python.framework import kernels as registered
 
-# They hand a tensor on, under another name or shape, or hold one; nothing runs on the device.
+# Operations that launch no kernel: they pass a tensor on, change its name or shape, or store it.
 FREE = {
     "Const", "Placeholder", "Identity", "IdentityN", "StopGradient", "PreventGradient", "NoOp",
     "Reshape", "ExpandDims", "Squeeze", "EnsureShape", "Shape", "ShapeN", "Size", "Rank",
@@ -19,7 +20,7 @@ FREE = {
     "VariableShape", "ControlTrigger", "_Arg", "_Retval", "FakeParam", "Assert",
 }  # fmt: skip
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
-# The host has to see a value of the device before it can go on, or computes one itself.
+# Operations for which the host waits for a value of the device, or which it computes itself.
 _WAITS = {
     "PyFunc", "PyFuncStateless", "EagerPyFunc", "If", "StatelessIf", "Case", "StatelessCase",
     "While", "StatelessWhile", "Switch", "Where", "Unique", "UniqueV2", "Print", "PrintV2",
@@ -29,20 +30,20 @@ _FLOATS = {tf.float16, tf.bfloat16, tf.float32, tf.float64}
 
 @dataclasses.dataclass
 class Counts:
-    """The counts of one replica's step."""
+    """The counts of one replica's training step."""
 
-    launched: float  # operations that launch a kernel, pieces that XLA compiles among them
-    compiled_pieces: float
-    casts: float  # of whole activations, from one float to another
-    other_casts: float  # of weights, their gradients, images
+    launched: float  # operations that launch a kernel, including functions compiled by XLA
+    compiled_pieces: float  # functions compiled by XLA
+    casts: float  # casts of whole activations from one float type to another
+    other_casts: float  # casts of weights, gradients of weights, and images
     host_waits: float
     collectives: float
-    broadcasts: float  # tensors that are copied to another replica's device
-    by_type: collections.Counter  # launched, over all replicas
+    broadcasts: float  # tensors copied to another replica's device
+    by_type: collections.Counter  # launched operations by type, summed over all replicas
 
 
 def replicas_on_processors(count):
-    """A strategy over logical processors, which stand for as many accelerators."""
+    """Returns a strategy over logical processors, each of which stands for an accelerator."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * count
@@ -51,15 +52,12 @@ def replicas_on_processors(count):
 
 
 def count(strategy, step, specs):
-    """Traces a step on every replica of a strategy and counts what it launches.
+    """Traces a step on every replica of a strategy; returns the `Counts` per replica.
 
     Args:
       strategy: a `tf.distribute.Strategy`.
       step: one replica's step, batch → metrics.
       specs: a batch of `tf.TensorSpec`s.
-
-    Returns:
-      `Counts`.
     """
     replicas = strategy.num_replicas_in_sync
 
@@ -93,7 +91,7 @@ def count(strategy, step, specs):
 
 
 def launched_operations(graph):
-    """The operations of a graph, and of what it calls, that launch something."""
+    """Yields the operations of a graph and of its called functions that launch something."""
     constant = set()
     for operation in needed_operations(graph):
         if operation.type == "Const" or (
@@ -109,13 +107,13 @@ def launched_operations(graph):
                 yield from launched_operations(called)
             continue
         for called in () if is_compiled_piece(operation) else called_graphs(operation):
-            yield from launched_operations(called)  # the branches of a condition, a loop's body
+            yield from launched_operations(called)  # branches of a condition, or a loop's body
         if operation.type not in FREE and not runs_in_host_memory(operation):
             yield operation
 
 
 def needed_operations(graph):
-    """The operations that a graph's results and effects need, in the order of the graph."""
+    """Returns the operations that a graph's results and effects need, in graph order."""
     found = set()
     waiting = [tensor.op for tensor in graph.outputs] + list(graph.control_outputs)
     while waiting:
@@ -127,7 +125,7 @@ def needed_operations(graph):
 
 
 def called_graphs(operation):
-    """The graphs of the functions that are attributes of an operation."""
+    """Returns the graphs of the functions that are attributes of an operation."""
     names = [value.func.name for value in operation.node_def.attr.values() if value.func.name]
     names += [one.name for value in operation.node_def.attr.values() for one in value.list.func]
     functions = [operation.graph._get_function(name) for name in names]
@@ -135,7 +133,7 @@ def called_graphs(operation):
 
 
 def is_compiled_piece(operation):
-    """Whether an operation is the call of a function that XLA compiles."""
+    """Returns whether an operation calls a function that XLA compiles."""
     if operation.type not in _CALLS:
         return False
     if operation.node_def.attr["_XlaMustCompile"].b:
@@ -145,19 +143,19 @@ def is_compiled_piece(operation):
 
 
 def makes_the_host_wait(operation):
-    """Whether the host computes an operation of device's numbers, or decides by one of them."""
+    """Returns whether the host computes an operation on device values or branches on one."""
     return operation.type in _WAITS or not has_gpu_kernel(operation)
 
 
 def has_gpu_kernel(operation):
-    """Whether an operation runs on a GPU with the types that it has, or wherever it is called."""
+    """Returns whether GPUs have a kernel for an operation's types; function calls need none."""
     return operation.type in _CALLS or any(
         _fits(kernel, operation) for kernel in kernels_for(operation.type, "GPU", "DEFAULT")
     )
 
 
 def runs_in_host_memory(operation):
-    """Whether a GPU's kernel of an operation only handles the host's own numbers, such as sizes."""
+    """Returns whether a GPU kernel of an operation only computes host values, such as sizes."""
     found = [one for one in kernels_for(operation.type, "GPU") if _fits(one, operation)]
     names = {output.name for output in operation.op_def.output_arg}
     return bool(found and names and names <= set(found[0].host_memory_arg))
@@ -165,7 +163,7 @@ def runs_in_host_memory(operation):
 
 @functools.cache
 def kernels_for(op_type, *device_types):
-    """The `KernelDef`s of an operation; TensorFlow for processors lists those for GPUs too."""
+    """Returns the `KernelDef`s of an operation; builds for CPUs list those for GPUs too."""
     found = registered.get_registered_kernels_for_op(op_type).kernel
     return [kernel for kernel in found if kernel.device_type in device_types]
 
@@ -180,14 +178,14 @@ def _fits(kernel, operation):
 
 
 def _is_of_activation(cast, weights):
-    """Whether a cast is of a tensor by image and position, from one float to another."""
+    """Returns whether a cast converts an activation (rank 4) from one float type to another."""
     before, after = cast.inputs[0], cast.outputs[0]
     is_float = before.dtype in _FLOATS and after.dtype in _FLOATS
     return is_float and after.shape.rank == 4 and tuple(after.shape) not in weights
 
 
 def _num_copies(graph):
-    """How many tensors go to the device of another replica, once for each such device."""
+    """Returns the number of copies of a tensor to another replica's device."""
     copies = set()
     for operation in needed_operations(graph):
         for tensor in operation.inputs:

@@ -1,13 +1,14 @@
-"""Whether a run that is killed again and again ends as one that was not interrupted.
+"""Tests whether a run that is killed repeatedly gives the result of an uninterrupted run.
 
 python benchmarks/kill_resume.py --kills=200
 
-`train.py` on the embedded digits gets SIGKILL at a random moment, is started again, and so on until
-it is finished; then another run begins, until there were so many kills. Each finished run is
-compared with one that was not interrupted: every tensor of the last checkpoint and of the exported
-encoder by its bytes, the metrics line by line except for what depends on the clock. Exit status 1
-where anything differs, or where a start failed or did not go on from the newest checkpoint.
-Needs requirements-dev.txt; starting TensorFlow takes most of the time.
+The program sends SIGKILL to `train.py` on the embedded digits at a random moment and starts it
+again, until the run is finished. It continues with new runs until the number of kills is reached.
+It compares each finished run with an uninterrupted one. The comparison takes every tensor of the
+last checkpoint and of the exported encoder by its bytes. It also takes every line of metrics,
+except for the fields that depend on the clock. The exit status is 1 if anything differs, if a start
+failed, or if a start did not resume from the newest checkpoint. The program needs
+requirements-dev.txt. Starting TensorFlow takes most of the time.
 """
 
 import argparse
@@ -39,8 +40,8 @@ CHECKPOINT_EVERY = 2
 STEPS_PER_EPOCH = 22
 FILES_OF_A_CHECKPOINT = 3
 POLL_SECONDS = 0.001
-START_SECONDS = 900  # a start that takes longer hangs
-# How often each moment is taken; the export has its turn once a run, when few steps are left.
+START_SECONDS = 900  # a longer start counts as hanging
+# Probability of each moment. The export is killed once in a run, when few steps are left.
 MOMENTS = {"start-up": 0.1, "between saves": 0.35, "saving": 0.4, "just saved": 0.15}
 EXPORT = "export"
 FEW_STEPS = 6
@@ -48,12 +49,12 @@ FEW_STEPS = 6
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--epochs", type=int, default=2, help="of each run")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", help="a new folder for the runs, to keep them")
-    parser.add_argument("--output", help="a JSON file of the result")
+    parser.add_argument("--kills", type=int, default=200, help="number of kills")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--folder", help="new folder in which the runs are kept")
+    parser.add_argument("--output", help="JSON file for the result")
     options = parser.parse_args(arguments)
 
     if options.folder:
@@ -77,7 +78,7 @@ def main(arguments):
     if options.output:
         Path(options.output).write_text(json.dumps(result, indent=2), encoding="utf-8")
     if result["differences"] or result["failures"]:
-        print(f"\nThe runs are in {folder}")
+        print(f"\nThe runs that differ or failed are in {folder}")
         return 1
     if not options.folder:
         shutil.rmtree(folder)
@@ -85,7 +86,7 @@ def main(arguments):
 
 
 class Trial:
-    """Runs that are killed, and what came of them; several threads may `kill_runs` at once."""
+    """Killed runs and their results. Several threads may call `kill_runs` at the same time."""
 
     def __init__(self, folder, num_kills, epochs, seed):
         self.folder = folder
@@ -110,7 +111,7 @@ class Trial:
         self.failures = []
 
     def make_reference(self):
-        """The run that is not interrupted; how long it takes to start and to save."""
+        """Trains the uninterrupted run and measures how long it takes to start and to save."""
         began = time.perf_counter()
         saves = {}
         with self._start(self.reference) as process:
@@ -128,13 +129,13 @@ class Trial:
         durations = [last - first for first, last in saves.values()]
         self.saving_seconds = sum(durations) / len(durations)
         say(
-            f"Not interrupted: {time.perf_counter() - began:.0f} s, "
+            f"Uninterrupted run: {time.perf_counter() - began:.0f} s, "
             f"{self.startup_seconds:.1f} s to start, {self.saving_seconds:.3f} s to save"
         )
         self.began = time.perf_counter()
 
     def kill_runs(self):
-        """Kills and compares one run after another until there were enough kills."""
+        """Kills and compares one run after another until the number of kills is reached."""
         while self.kills_left and not self.stopped.is_set():
             number = next(self.run_numbers)
             workdir = self.folder / f"run{number}"
@@ -148,7 +149,7 @@ class Trial:
                 shutil.rmtree(workdir)
 
     def _kill_until_finished(self, workdir, rng):
-        """Returns whether the run came to its end."""
+        """Returns whether the run finished."""
         export_was_killed = False
         while not self.stopped.is_set():
             before = newest_step(workdir)
@@ -169,7 +170,7 @@ class Trial:
                 if killed:
                     self._note_kill(workdir, moment, began_ns)
                     export_was_killed |= moment["kind"] == EXPORT
-                elif moment:  # it was finished before its moment came
+                elif moment:  # the run finished before the moment
                     self.kills_left += 1
                 if not (killed or finished):
                     self.failures.append(self._last_words(workdir))
@@ -178,7 +179,7 @@ class Trial:
         return False
 
     def _take_moment(self, rng, before, export_was_killed):
-        """When to kill the next start; None where it is to reach the end."""
+        """Returns when to kill the next start, or None if the start may run to the end."""
         with self.lock:
             if not self.kills_left or (before == self.last_step and export_was_killed):
                 return None
@@ -191,7 +192,7 @@ class Trial:
             "start-up": self.startup_seconds,
             "between saves": 1.0,  # several steps and saves
             "saving": rng.choice([0.0, 0.02, 1.2 * self.saving_seconds]),
-            "just saved": rng.choice([0.0, 0.005]),  # what is old is deleted then
+            "just saved": rng.choice([0.0, 0.005]),  # while old checkpoints are deleted
             EXPORT: 1.5,
         }[kind]
         return {
@@ -201,7 +202,7 @@ class Trial:
         }
 
     def _wait(self, process, workdir, moment, began_ns):
-        """Waits for a moment, or for the end of the process."""
+        """Waits for the moment of the kill, or for the end of the process."""
         staging = workdir / "checkpoints" / f"step-{moment['step']:09d}.partial"
 
         def is_saved():
@@ -219,12 +220,12 @@ class Trial:
         time.sleep(moment["seconds"])
 
     def _sleep(self, process):
-        """For a moment; raises where the process hangs, or where everything is to stop."""
+        """Sleeps between two polls; raises if the process hangs or if another thread failed."""
         time.sleep(POLL_SECONDS)
         if self.stopped.is_set():
-            raise RuntimeError("Stopped")
+            raise RuntimeError("Another thread failed, so this one stops")
         if time.perf_counter() - process.began > START_SECONDS:
-            raise RuntimeError(f"{process.args} did not end in {START_SECONDS} s")
+            raise RuntimeError(f"{process.args} did not end within {START_SECONDS} s")
 
     def _start(self, workdir):
         with open(self._log(workdir), "w", encoding="utf-8") as log:
@@ -243,14 +244,16 @@ class Trial:
         return f"{workdir.name} failed: {' / '.join(lines[-3:])}"
 
     def _note_start(self, workdir, before, finished):
-        """A start goes on from the newest checkpoint there is: every one was saved whole."""
+        """Records a start; it must have resumed from the newest checkpoint."""
         log = self._log(workdir).read_text(encoding="utf-8", errors="replace")
         restored = re.search(r"Restored .*step-(\d+)$", log, re.MULTILINE)
         step = int(restored[1]) if restored else 0
         if finished or newest_step(workdir) > before or restored:
             self.starts["restored the newest checkpoint" if before else "began anew"] += 1
             if step != before:
-                self.failures.append(f"{workdir.name} had step {before}, restored {step}")
+                self.failures.append(
+                    f"{workdir.name} had a checkpoint of step {before} but restored step {step}"
+                )
         else:
             self.starts["killed before restoring"] += 1
 
@@ -287,7 +290,7 @@ class Trial:
 
 
 class Start(subprocess.Popen):
-    """A process that does not outlive its context."""
+    """A process that is killed at the end of its context."""
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
@@ -306,7 +309,7 @@ LEFT_BEHIND = {
 
 
 def left_behind(workdir, began_ns):
-    """What is half done in the folder of a run since it was started."""
+    """Returns which unfinished files or folders a run's last start left in its folder."""
     found = []
     for what, pattern in LEFT_BEHIND.items():
         paths = [path for path in workdir.glob(pattern) if is_new(path, began_ns)]
@@ -318,7 +321,7 @@ def left_behind(workdir, began_ns):
 
 
 def is_new(path, began_ns):
-    """Whether a file or folder is there and was changed since."""
+    """Returns whether a file or folder exists and has changed since a time."""
     try:
         return os.stat(path).st_mtime_ns > began_ns
     except FileNotFoundError:
@@ -326,31 +329,31 @@ def is_new(path, began_ns):
 
 
 def newest_step(workdir):
-    """Of the checkpoints that have their name; 0 where there is none."""
+    """Returns the step of the newest complete checkpoint; 0 if there is none."""
     directory = workdir / "checkpoints"
     names = os.listdir(directory) if directory.exists() else []
     return max((int(name[5:]) for name in names if re.fullmatch(r"step-\d+", name)), default=0)
 
 
 def differences(workdir, reference):
-    """In what two finished runs differ, in words; and how much was compared, a `Counter`."""
+    """Returns the differences of two finished runs in words, and a `Counter` of comparisons."""
     found = []
     compared = collections.Counter(runs=1)
     for part in ("checkpoint", "encoder"):
         ours, theirs = tensors_of(workdir, part), tensors_of(reference, part)
         compared["tensors"] += len(theirs)
         if ours.keys() != theirs.keys():
-            found.append(f"{part}: other tensors, {sorted(ours.keys() ^ theirs.keys())}")
+            found.append(f"{part}: in only one of the runs, {sorted(ours.keys() ^ theirs.keys())}")
         found += [f"{part}: {name}" for name in ours if ours[name] != theirs.get(name)]
     ours, theirs = lines_of(workdir), lines_of(reference)
     compared["lines"] += len(theirs)
     pairs = itertools.zip_longest(ours, theirs)
-    found += [f"metrics: {our} for {their}" for our, their in pairs if our != their]
+    found += [f"metrics: {our} instead of {their}" for our, their in pairs if our != their]
     return found, compared
 
 
 def tensors_of(workdir, part):
-    """{name: (type, shape, bytes)} of the last checkpoint, or of the exported encoder."""
+    """Returns {name: (type, shape, bytes)} of the last checkpoint or of the encoder."""
     prefix = workdir / "encoder" / "variables" / "variables"
     if part == "checkpoint":
         prefix = workdir / "checkpoints" / f"step-{newest_step(workdir):09d}" / "state"
@@ -376,7 +379,7 @@ def report(result):
         "| | |",
         "|---|---|",
         *(f"| starts that {what} | {count} |" for what, count in sorted(result["starts"].items())),
-        f"| runs compared with the one that was not interrupted | {compared['runs']} |",
+        f"| runs compared with the uninterrupted one | {compared['runs']} |",
         f"| tensors compared by their bytes | {compared['tensors']} |",
         f"| lines of metrics compared | {compared['lines']} |",
         f"| differences | {len(result['differences'])} |",

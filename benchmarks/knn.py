@@ -1,12 +1,13 @@
-"""The kNN evaluation against faiss-cpu's flat index (IndexFlatIP), which is exact too.
+"""Compares the kNN evaluation with faiss-cpu's flat index (IndexFlatIP), which is also exact.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/knn.py
 
-Both go from features in memory to votes. Ours is `knn.class_votes`; around faiss, whose index is
-filled and searched, NumPy normalises and counts the votes. They alternate in one run. Besides: how
-many votes differ, and the memory that ours takes at its peak, for this bank and for larger ones.
-Two minutes on two cores.
+Both sides compute votes from features in memory. This project's side is `knn.class_votes`. The side
+of faiss fills and searches an index, and NumPy normalises the features and counts the votes. The
+sides alternate in one run. The program also reports the number of differing votes, and the peak
+memory of this project's side for this feature bank and for larger ones. It takes two minutes on two
+cores.
 """
 
 import argparse
@@ -32,19 +33,21 @@ TEMPERATURE = 0.1
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--bank", type=int, default=50_000, help="features that are searched")
-    parser.add_argument("--queries", type=int, default=10_000, help="features that are classified")
+    parser.add_argument("--bank", type=int, default=50_000, help="number of features in the bank")
+    parser.add_argument(
+        "--queries", type=int, default=10_000, help="number of features to classify"
+    )
     parser.add_argument("--features", type=int, default=512, help="length of a feature")
-    parser.add_argument("--classes", type=int, default=10)
-    parser.add_argument("--k", type=int, default=200, help="neighbours that vote")
-    parser.add_argument("--repeats", type=int, default=5, help="times that each is measured")
-    parser.add_argument("--output", help="a JSON file of the result")
+    parser.add_argument("--classes", type=int, default=10, help="number of classes")
+    parser.add_argument("--k", type=int, default=200, help="number of neighbours that vote")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each side")
+    parser.add_argument("--output", help="JSON file for the result")
     options = parser.parse_args(arguments)
 
     megabytes = peak_memory(options)
     problem = make_problem(options, options.bank, options.queries)
     peers = {"ours": ours, "faiss": with_faiss}
-    # The first call, which warms up, is not measured.
+    # The first call is the warm-up and is not measured.
     votes = {name: vote(*problem, options.classes, options.k) for name, vote in peers.items()}
     difference = np.abs(votes["ours"] - votes["faiss"]).max(axis=1)
     num_differing = int(np.sum(difference > 1e-4 * votes["faiss"].sum(axis=1)))
@@ -57,8 +60,9 @@ def main(arguments):
     ratios = [ours / peer for ours, peer in zip(*seconds.values(), strict=True)]
 
     print(
-        f"{options.queries} queries, a bank of {options.bank} x {options.features}, "
-        f"k = {options.k}, {options.repeats} times each\n\n| | median | least | most |\n"
+        f"{options.queries} queries, bank of {options.bank} x {options.features}, "
+        f"k = {options.k}, {options.repeats} measurements of each side\n\n"
+        "| | median | least | most |\n"
         "|---|---|---|---|"
     )
     for name, values in (seconds | {"ours / faiss": ratios}).items():
@@ -66,8 +70,8 @@ def main(arguments):
         row = [f"{value:.2f}{unit}" for value in (np.median(values), min(values), max(values))]
         print(f"| {name} | {' | '.join(row)} |")
     print(
-        f"\nThe votes of {num_differing} queries differ by more than rounding, as where the k-th "
-        "neighbour and the next are equally near.\nMemory besides the bank:"
+        f"\nThe votes of {num_differing} queries differ by more than rounding. This happens if the "
+        "k-th neighbour and the next one are equally near.\nMemory besides the feature bank:"
     )
     for size, value in megabytes.items():
         print(f"{value} MB for a bank of {size}")
@@ -83,7 +87,7 @@ def main(arguments):
 
 
 def make_problem(options, bank, queries):
-    """Features of a bank, their labels, and features of queries; all of it noise."""
+    """Returns random features of a bank, their labels, and random features of queries."""
     rng = np.random.default_rng(0)
     return (
         rng.standard_normal((bank, options.features), np.float32),
@@ -111,9 +115,9 @@ def normalized(features):
 
 
 def peak_memory(options):
-    """The megabytes that ours takes at its peak besides the bank: {size of the bank: megabytes}."""
+    """Returns {size of the bank: peak MB besides the bank} of this project's side."""
     sizes = [factor * options.bank for factor in (1, 2, 4, 8)]
-    # A process keeps its peak: a fresh one for each.
+    # Each size needs a new process, because a process keeps its peak.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = pool.starmap(_peak_memory, [(options, size) for size in sizes], chunksize=1)
     return dict(zip(sizes, peaks, strict=True))
@@ -122,7 +126,7 @@ def peak_memory(options):
 def _peak_memory(options, size):
     bank, bank_labels, queries = make_problem(options, size, min(options.queries, 1024))
     few = slice(2 * options.k)
-    # What TensorFlow takes for itself at its first call is not counted.
+    # The memory that TensorFlow takes at its first call does not count.
     ours(bank[few], bank_labels[few], queries[few], options.classes, options.k)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ours(bank, bank_labels, queries, options.classes, options.k)

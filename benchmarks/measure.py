@@ -1,9 +1,9 @@
-"""Ours against a peer: each side in a process of its own, measured by turns.
+"""Measures the sides of a comparison in turn, each in its own process.
 
-A program calls `compare` with the name of each side and `serve` in the child that it becomes then:
-a side is prepared and warmed up once, measures whenever it is asked, and stands still (SIGSTOP)
-meanwhile. So neither library knows of the other, each has the machine to itself in its turn, and
-its own peak memory.
+A program calls `compare` with the names of the sides. `compare` starts the program again for each
+side, and this child calls `serve`. A child prepares and warms up its side once, measures when the
+parent asks, and is stopped (SIGSTOP) in between. The libraries therefore do not affect each other,
+each side has the whole machine in its turn, and each has its own peak memory.
 """
 
 import json
@@ -20,24 +20,25 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
 
 def compare(title, sides, arguments, rounds, unit, peers, output=None):
-    """Measures the sides by turns, prints a table and returns it.
+    """Measures the sides in turn, prints a table and returns the result.
 
-    Each side's ratio is to the fastest of the peers, by the median.
+    The ratio of each side is to the fastest of the peers, by the median.
 
     Args:
-      title: of the table.
-      sides: names; the program is started with `--side=<name>` and the arguments for each.
-      arguments: of the program, a list.
-      rounds: how often each side is measured.
-      unit: of what is measured; more is better.
-      peers: sides that the others are compared with; where none of them is measured, the first
+      title: the title of the table.
+      sides: the names. For each, the program is started with `--side=<name>` and the arguments.
+      arguments: the list of the program's arguments.
+      rounds: the number of measurements of each side.
+      unit: the unit of the measured value; more is better.
+      peers: the sides with which the others are compared. If none of them is measured, the first
         side is the peer.
-      output: a JSON file to write, or None.
+      output: the JSON file to which the result is appended, or None.
     """
     children = {}
     values, facts = {side: [] for side in sides}, {}
     try:
-        for side in sides:  # one by one, as getting ready takes the whole machine too
+        # One side after the other, because the preparation also takes the whole machine.
+        for side in sides:
             children[side] = _start(side, arguments)
             _ask(side, children[side])
         for _ in range(rounds):
@@ -95,21 +96,21 @@ def _short(value):
 
 
 def serve(measure):
-    """In the child: `measure()` → {"value": …, more facts}, each time that the parent asks."""
+    """Runs in the child: sends `measure()`, {"value": …, more facts}, whenever the parent asks."""
     answer = answers()
     for _ in sys.stdin:
         answer(measure())
 
 
 def answers():
-    """In a child: a function that sends a dict to the parent. What else is printed is a message."""
+    """Returns a child's function that sends a dict to the parent; other output goes to stderr."""
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return lambda found: print(json.dumps(found), file=pipe, flush=True)
 
 
 def peak_memory():
-    """The most memory that this process and its children held so far, in MB."""
+    """Returns the peak memory of this process and its children in MB."""
     pids = [os.getpid()]
     for thread in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
@@ -122,7 +123,7 @@ def peak_memory():
 
 
 def machine():
-    """What the numbers were measured on."""
+    """Returns the processor, the number of cores and the package versions."""
     with open("/proc/cpuinfo", encoding="ascii") as file:
         models = {line.split(":")[1].strip() for line in file if line.startswith("model name")}
     found = {"processor": ", ".join(models), "cores": os.cpu_count()}
@@ -152,5 +153,5 @@ def _ask(side, child):
     answer = child.stdout.readline()
     os.killpg(child.pid, signal.SIGSTOP)
     if not answer:
-        sys.exit(f"{sys.argv[0]}: the side {side} ended; its error is above")
+        sys.exit(f"{sys.argv[0]}: the process of the side {side} ended; its error is above")
     return json.loads(answer)

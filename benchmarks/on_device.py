@@ -1,9 +1,9 @@
-"""One measurement of accelerator.py, in the process that this starts for it.
+"""Runs one measurement of accelerator.py, which starts a process for each.
 
 python benchmarks/on_device.py '{"kind": "speed", "flags": {"image_size": 32}, ...}'
 
-Answers are JSON lines, sent one by one: a process that runs out of memory has sent what it found
-before. A line `{"ended": why}` is the last.
+The answers are JSON lines, sent one by one, so that a process that runs out of memory has sent its
+earlier results. A line `{"ended": why}` is the last one.
 """
 
 import dataclasses
@@ -33,18 +33,18 @@ def main(text):
 
 
 def is_out_of_memory(error):
-    """Whether an error of TensorFlow, XLA or PyTorch says that memory has run out."""
+    """Returns whether an error of TensorFlow, XLA or PyTorch reports that memory ran out."""
     text = f"{type(error).__name__}: {error}"
     return bool(re.search("resource_?exhausted|out ?of ?memory|MemoryError", text, re.IGNORECASE))
 
 
 def losses(flags, weights):
-    """The device, then the losses of twenty steps on drawn images.
+    """Yields the device, then the losses of twenty steps on generated images.
 
     Args:
-      flags: of `ours.build`.
-      weights: a file of the initial weights; the first process writes it, as random numbers may
-        depend on the device.
+      flags: the flags for `ours.build`.
+      weights: the file of the initial weights. The first process writes it, because random numbers
+        may depend on the device.
     """
     from ours import build, train
 
@@ -70,14 +70,14 @@ def losses(flags, weights):
 
 
 def speed(flags, batch_sizes, loops, steps_per_loop, photographs=None):
-    """The rates of the run's own loop, a line for each batch size.
+    """Yields the speed of the run's own loop, one dict for each batch size.
 
     Args:
-      flags: of `ours.build`.
-      batch_sizes: global ones, the smallest first.
-      loops: that are measured, after one that compiles and warms up.
-      steps_per_loop: steps without Python between them.
-      photographs: a folder; its files are read, decoded and augmented. None: ready batches from
+      flags: the flags for `ours.build`.
+      batch_sizes: global batch sizes, the smallest first.
+      loops: the number of measured loops, after one that compiles and warms up.
+      steps_per_loop: the number of steps without Python between them.
+      photographs: a folder whose files are read, decoded and augmented. None: ready batches from
         memory.
     """
     from ours import build, tf, train  # sets oneDNN's switch before TensorFlow loads
@@ -109,7 +109,8 @@ def speed(flags, batch_sizes, loops, steps_per_loop, photographs=None):
                 started = time.perf_counter()
             elif step.number > steps_per_loop:
                 used += meter.Usage(batch_size, 0, step.waited, step.flops)
-                seconds = time.perf_counter() - started  # here: the loop's graph is freed after it
+                # The clock is read here, because the loop's graph is freed after the last step.
+                seconds = time.perf_counter() - started
         used = dataclasses.replace(used, seconds=seconds)
         memory = tf.config.experimental.get_memory_info(device)["peak"] if device else None
         yield {
@@ -123,7 +124,7 @@ def speed(flags, batch_sizes, loops, steps_per_loop, photographs=None):
 
 
 def nearest(bank, queries, features, k):
-    """The kNN evaluation's search, from features in memory to votes."""
+    """Yields the speed of the kNN evaluation, from features in memory to votes."""
     import simsiam_tf  # noqa: F401  (before TensorFlow)
     from simsiam_tf.evaluation import knn
 
@@ -131,7 +132,7 @@ def nearest(bank, queries, features, k):
     bank_features = rng.standard_normal((bank, features), np.float32)
     labels = rng.integers(0, 1000, bank)
     query_features = rng.standard_normal((queries, features), np.float32)
-    for _ in range(2):  # the first time warms up
+    for _ in range(2):  # the first call is the warm-up
         started = time.perf_counter()
         knn.class_votes(bank_features, labels, query_features, 1000, k, 0.1).numpy()
         seconds = time.perf_counter() - started
@@ -139,10 +140,10 @@ def nearest(bank, queries, features, k):
 
 
 def pytorch(backbone, stem, image_size, batch_sizes, steps, compiled, on_cpu):
-    """PyTorch's step: channels last, bfloat16 by autocast; its views wait on the device."""
+    """Yields the speed of PyTorch's step: channels last, bfloat16 by autocast, ready views."""
     try:
         import torch
-        from interop import torch_twin
+        from interop import torch_copy
     except ImportError:
         yield {"ended": "PyTorch is not installed"}
         return
@@ -154,9 +155,9 @@ def pytorch(backbone, stem, image_size, batch_sizes, steps, compiled, on_cpu):
 
     def loss_of(state, first, second):
         with torch.autocast(device, torch.bfloat16):
-            return torch_twin.views_loss(state, first, second)
+            return torch_copy.views_loss(state, first, second)
 
-    state = torch_twin.channels_last(torch_twin.initial_state(backbone, stem))
+    state = torch_copy.channels_last(torch_copy.initial_state(backbone, stem))
     state = {name: value.to(device) for name, value in state.items()}
     for batch_size in batch_sizes:
         views = torch.from_numpy(drawn_views(batch_size, image_size)).to(device)
@@ -164,25 +165,28 @@ def pytorch(backbone, stem, image_size, batch_sizes, steps, compiled, on_cpu):
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         num_steps = 2 * steps
-        training = torch_twin.train(
+        training = torch_copy.train(
             state,
             [views] * num_steps,
             [0.05] * num_steps,
             0.05,
             torch.compile(loss_of) if compiled else loss_of,
         )
-        for number, _ in enumerate(training, start=1):  # its loss was waited for
+        for number, _ in enumerate(training, start=1):  # the generator has waited for the loss
             if number == steps:
                 started = time.perf_counter()
             elif number > steps:
                 seconds = time.perf_counter() - started
         memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
-        rate = steps * batch_size / seconds
-        yield {"batch_size": batch_size, "images_per_second": rate, "peak_gb": memory}
+        yield {
+            "batch_size": batch_size,
+            "images_per_second": steps * batch_size / seconds,
+            "peak_gb": memory,
+        }
 
 
 def describe_device():
-    """The kind of device that TensorFlow computes on, its name, and how many there are."""
+    """Returns the kind, the name and the number of the devices that TensorFlow uses."""
     import tensorflow as tf
 
     for kind in ("TPU", "GPU"):
@@ -199,9 +203,10 @@ def describe_device():
 
 
 def drawn_views(count, size):
-    """Patchworks of 4 x 4 colours, and the same in other light: `[2, count, size, size, 3]`.
+    """Returns two views of each image, uint8 `[2, count, size, size, 3]`.
 
-    Noise would not do: pooled, its images are all alike, and normalization amplifies rounding.
+    The images are patchworks of 4 x 4 colours, and the second view is darker. Images of noise are
+    not suitable: after pooling they are all alike, and normalization then amplifies rounding.
     """
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (count, 4, 4, 3), np.uint8)
@@ -211,7 +216,7 @@ def drawn_views(count, size):
 
 
 def batches_from(views, batch_size):
-    """What `ours.train` takes: batches of the views in turn, again and again."""
+    """Returns batches for `ours.train` that go through the views in order, repeatedly."""
     import tensorflow as tf
 
     def batches_of(context):
@@ -224,7 +229,7 @@ def batches_from(views, batch_size):
 
 
 def batches_of_photographs(config, folder, batch_size):
-    """What `ours.train` takes: the run's own pipeline over a folder of JPEG files."""
+    """Returns batches for `ours.train` from the run's own pipeline over JPEG files."""
     from simsiam_tf.data import datasets, pipeline, views
 
     draw_photographs(folder, max(256, batch_size))
@@ -245,7 +250,7 @@ def batches_of_photographs(config, folder, batch_size):
 
 
 def draw_photographs(folder, count):
-    """JPEG files of 500 x 375, smooth with some grain: about as large as photographs'."""
+    """Writes JPEG files of 500 x 375, smooth with some grain, of about a photograph's size."""
     import tensorflow as tf
 
     os.makedirs(folder, exist_ok=True)

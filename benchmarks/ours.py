@@ -1,4 +1,4 @@
-"""Our side of a benchmark: what a run makes of its flags, and its loop over given batches."""
+"""This project's side of a benchmark: the model of a run, its step and its loop."""
 
 import os
 
@@ -16,10 +16,10 @@ from simsiam_tf.training import loop
 
 
 def build(**flags):
-    """The config, strategy and model of a run's flags; once in a process, as a run does it.
+    """Returns the config, the strategy and the model of a run. Call it once in a process.
 
     Args:
-      **flags: of `train.py`; what is not named keeps its default.
+      **flags: flags of `train.py`; all others keep their defaults.
     """
     config = schema.build(PretrainConfig, schema.defaults(PretrainConfig) | flags)
     strategy = devices.build_strategy(config.system)
@@ -28,20 +28,23 @@ def build(**flags):
 
 
 def compiled_step(config, model):
-    """The training step as a function of normalised views, without a loop around it."""
+    """Returns the training step as a function of normalised views, without the loop."""
     xla = devices.uses_xla(config.system, tf.distribute.get_strategy())
     return tf.function(model.train_step, jit_compile=xla)
 
 
 def train(config, strategy, model, batches_of, *, batch_size, num_steps, steps_per_loop):
-    """The `Step`s of the run's own loop.
+    """Returns the iterator over the `Step`s of the run's own loop.
 
     Args:
-      config: of `build`, like `strategy` and `model`.
-      batches_of: a `tf.distribute.InputContext` → a data set of one replica's shares.
-      batch_size: global.
-      num_steps: a multiple of `steps_per_loop`.
-      steps_per_loop: steps without Python between them.
+      config: the config from `build`.
+      strategy: the strategy from `build`.
+      model: the model from `build`.
+      batches_of: a function from a `tf.distribute.InputContext` to a data set of one replica's
+        shares of the batches.
+      batch_size: the global batch size.
+      num_steps: the number of steps, a multiple of `steps_per_loop`.
+      steps_per_loop: the number of steps without Python between them.
     """
     return loop.run_steps(
         strategy,

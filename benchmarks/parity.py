@@ -1,11 +1,11 @@
-"""How far this project is from the reference, measured: the tables of docs/parity.md.
+"""Measures how far this project is from the reference; prints the tables of docs/parity.md.
 
 python benchmarks/parity.py [networks|images]
 
-Networks: the authors' numbers (tests/fixtures), this project, and PyTorch beside them: PyTorch run
-in other ways (one thread, channels last, a weight changed by 1e-15) shows how far from itself the
-reference is. Images: each operation against Pillow on scikit-learn's photographs.
-Needs requirements-dev.txt; ten minutes on two cores.
+`networks` compares this project and PyTorch with the authors' numbers (tests/fixtures). PyTorch
+also runs in other ways (one thread, channels last, a weight changed by 1e-15), which shows how far
+the reference is from itself. `images` compares each operation with Pillow on scikit-learn's
+photographs. The program needs requirements-dev.txt and takes ten minutes on two cores.
 """
 
 import sys
@@ -20,7 +20,7 @@ import keras  # isort: skip
 import numpy as np
 import tensorflow as tf
 import torch
-import torch_twin
+import torch_copy
 from PIL import Image, ImageEnhance
 from reference import Reference, load_weights
 from sklearn.datasets import load_sample_image
@@ -66,7 +66,7 @@ def compare_networks(backbone):
 
 
 def deviations(reference, losses, tensors, features):
-    """Relative deviations from the fixture: of each loss, and the largest of each kind."""
+    """Returns the relative deviations from the fixture: of each loss, and the largest by kind."""
     numbers = reference.numbers
     found = list(np.abs(np.array(losses) / numbers["losses"] - 1))
     found.append(
@@ -86,7 +86,7 @@ def deviations(reference, losses, tensors, features):
 
 
 def relative(got, expected):
-    """‖got − expected‖ / ‖expected‖."""
+    """Returns ‖got − expected‖ / ‖expected‖."""
     return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
@@ -115,21 +115,21 @@ def train_here(reference):
 def train_pytorch(reference, factor=1.0, channels_last=False, threads=None):
     settings = reference.settings
     torch.set_num_threads(threads or torch.get_num_threads())
-    shapes = torch_twin.simsiam_shapes(settings["arch"], settings["dim"], settings["pred_dim"])
+    shapes = torch_copy.simsiam_shapes(settings["arch"], settings["dim"], settings["pred_dim"])
     state = {n: torch.from_numpy(reference.weight(n, shape)) for n, shape in shapes.items()}
     state["encoder.conv1.weight"] *= factor
     views = torch.from_numpy(reference.views().transpose(0, 1, 2, 5, 3, 4))
     views = views if channels_last else views.contiguous()
-    steps = torch_twin.train(
+    steps = torch_copy.train(
         state, views, settings["learning_rates"], settings["predictor_learning_rate"]
     )
     losses = [loss for loss, _ in steps]
-    features = torch_twin.features(state, views[0, 0], prefix="encoder.")
+    features = torch_copy.features(state, views[0, 0], prefix="encoder.")
     return losses, {name: value.numpy() for name, value in state.items()}, features.numpy()
 
 
 def compare_images():
-    """The mean absolute difference from Pillow, in levels of 255."""
+    """Prints the mean absolute difference from Pillow, in levels of 255."""
     cases = {
         "brightness": (ops.adjust_brightness, ImageEnhance.Brightness),
         "contrast": (ops.adjust_contrast, ImageEnhance.Contrast),
@@ -174,7 +174,7 @@ def difference(got, expected):
 
 
 def pillow_hue(image, shift):
-    """torchvision's adjust_hue on a PIL image: the hue byte, shifted around its circle."""
+    """Returns torchvision's adjust_hue of a PIL image, which shifts the hue byte modulo 256."""
     hue, saturation, value = Image.fromarray(image).convert("HSV").split()
     hue = Image.fromarray(np.asarray(hue) + np.uint8(int(shift * 255)), "L")
     return Image.merge("HSV", (hue, saturation, value)).convert("RGB")

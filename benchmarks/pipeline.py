@@ -1,10 +1,11 @@
-"""Two views of each photograph: ours against Pillow in PyTorch's DataLoader.
+"""Compares the speed of making two views of each photograph with Pillow in PyTorch's DataLoader.
 
 python benchmarks/pipeline.py --folder=photos --output=pipeline.json
 
-The peer is what the reference runs: torchvision's recipe, written with the functions of Pillow that
-it calls, in as many DataLoader workers as there are cores. Ours is the run's own pipeline, from
-files to batches. Pairs per second, after warm-up. Needs benchmarks/requirements.txt.
+The peer is the reference's pipeline: torchvision's recipe, written with the Pillow functions that
+it calls, in one DataLoader worker per core. This project's side is the run's own pipeline, from
+files to batches. The result is in pairs per second after the warm-up. The program needs
+benchmarks/requirements.txt.
 """
 
 import argparse
@@ -24,13 +25,13 @@ WARM_UP_BATCHES = 8
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--folder", required=True, help="of JPEG files, at least a batch of them")
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=30, help="that a measurement takes")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--folder", required=True, help="folder of JPEG files, at least one batch")
+    parser.add_argument("--batch_size", type=int, default=32, help="photographs in a batch")
+    parser.add_argument("--batches", type=int, default=30, help="batches in a measurement")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each side")
+    parser.add_argument("--image_size", type=int, default=224, help="height and width of a view")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--output", help="a JSON file that the result is added to")
+    parser.add_argument("--output", help="JSON file to which the result is appended")
     options = parser.parse_args(arguments)
     if options.side:
         batches = (peer if options.side == SIDES[0] else ours)(options)
@@ -48,7 +49,7 @@ def main(arguments):
 
 
 def pairs_per_second(batches, options):
-    for _ in range(WARM_UP_BATCHES):  # what is ready since the last turn
+    for _ in range(WARM_UP_BATCHES):  # discards the batches prepared since the last measurement
         next(batches)
     started = time.perf_counter()
     for _ in range(options.batches):
@@ -115,7 +116,7 @@ def peer(options):
 
 
 def to_tensor(torch, image):
-    """torchvision's ToTensor and Normalize."""
+    """Returns the result of torchvision's ToTensor and Normalize."""
     import numpy as np
 
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
@@ -124,7 +125,7 @@ def to_tensor(torch, image):
 
 
 def augment(image, size):
-    """One view of section 3's recipe, as torchvision makes it of a Pillow image."""
+    """Returns one view by the recipe of section 3, as torchvision makes it from a Pillow image."""
     from PIL import Image, ImageEnhance, ImageFilter
 
     left, top, width, height = random_box(*image.size)

@@ -1,13 +1,14 @@
-"""The probe beside the linear protocol: how much faster it is, and how near its accuracy.
+"""Compares the speed and the accuracy of the probe with the linear protocol.
 
     python benchmarks/probe.py --encoder=runs/digits/encoder
     python benchmarks/probe.py --encoder=runs/mine/encoder --dataset=folder --data_dir=my_images \\
         --linear_flags="--batch_size=64 --base_learning_rate=6.4"
 
-Without an encoder, a small one is trained on the digits for a moment. Three ways take turns in one
-process, from `evaluate.py`'s flags to its result: the linear protocol, the probe with nothing in
-the cache, and the probe again, with the features in it. TensorFlow is loaded and has run before.
-Beside the time by the clock stands the processor's, which other programs hardly touch.
+Without --encoder, the program first trains a small encoder on the digits for a moment. Three
+evaluations alternate in one process: the linear protocol, the probe with an empty feature cache,
+and the probe with cached features. Each is measured from the flags of `evaluate.py` to its result.
+TensorFlow is loaded and warm before the measurement. The program reports both wall time and
+processor time, which other programs hardly affect.
 """
 
 import argparse
@@ -34,19 +35,19 @@ from simsiam_tf.evaluation import run
 from simsiam_tf.evaluation.config import EvaluationConfig
 from simsiam_tf.training import pretrain
 
-# What README.md evaluates the digits with.
+# The flags with which README.md evaluates the digits.
 DIGITS_FLAGS = "--batch_size=64 --base_learning_rate=25.6 --crop_min_area=0.8 --flip_probability=0"
 
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--encoder", help="an encoder's folder; without it one is trained")
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--data_dir", default="")
-    parser.add_argument("--linear_flags", default=DIGITS_FLAGS, help="of the linear protocol")
-    parser.add_argument("--probe_flags", default="", help="of the probe")
-    parser.add_argument("--repeats", type=int, default=3, help="times that each is measured")
-    parser.add_argument("--output", help="a JSON file of the result")
+    parser.add_argument("--encoder", help="folder of an encoder; without it one is trained")
+    parser.add_argument("--dataset", default="digits", help="as in evaluate.py")
+    parser.add_argument("--data_dir", default="", help="as in evaluate.py")
+    parser.add_argument("--linear_flags", default=DIGITS_FLAGS, help="flags of the linear protocol")
+    parser.add_argument("--probe_flags", default="", help="flags of the probe")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each way")
+    parser.add_argument("--output", help="JSON file for the result")
     options = parser.parse_args(arguments)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -69,8 +70,8 @@ def main(arguments):
         for name, of_way in results.items()
     }
     print(
-        f"{options.dataset}, {options.repeats} times each, with other seeds; median (least to most)"
-        "\n\n| | top-1, % | seconds | seconds of processor | linear / it | by processor |\n"
+        f"{options.dataset}, {options.repeats} seeds each; median (least to most)\n\n"
+        "| | top-1, % | seconds | processor seconds | speed-up over linear | by processor time |\n"
         "|---|---|---|---|---|---|"
     )
     for name, row in rows.items():
@@ -80,7 +81,10 @@ def main(arguments):
         cells = [spread(values) for values in (*row.values(), *ratios)]
         print(f"| {name} | {' | '.join(cells)} |")
     difference = np.subtract(rows["probe"]["top1"], rows["linear"]["top1"])
-    print(f"\nThe probe is {spread(difference, '+.2f')} points above the linear protocol.")
+    print(
+        f"\nThe top-1 accuracy of the probe is {spread(difference, '+.2f')} points above "
+        "the linear protocol's."
+    )
     if options.output:
         Path(options.output).write_text(
             json.dumps({"options": vars(options), "results": results}) + "\n", encoding="utf-8"
@@ -92,7 +96,7 @@ def spread(values, form=".2f"):
 
 
 def evaluate(flags):
-    """The result of `evaluate.py` with these flags, and how long it took."""
+    """Returns the result of `evaluate.py` with these flags, and its wall and processor time."""
     text = "\n".join(shlex.split(flags))
     config = schema.from_flagfile(EvaluationConfig, text)
     printed = io.StringIO()
@@ -107,7 +111,7 @@ def evaluate(flags):
 
 
 def train_encoder(folder):
-    """A small encoder of the digits, trained for two epochs."""
+    """Trains a small encoder on the digits for two epochs; returns its folder."""
     workdir = Path(folder) / "run"
     text = "\n".join([*TINY_RUN, f"--workdir={workdir}"])
     pretrain.run(schema.from_flagfile(config_lib.PretrainConfig, text))

@@ -1,12 +1,13 @@
-"""A training step: ours against the fastest of PyTorch's, on the same cores.
+"""Compares the speed of a training step with the fastest of PyTorch's forms, on the same cores.
 
 python benchmarks/train_step.py --backbone=resnet50 --image_size=224 --batch_size=8
 python benchmarks/train_step.py --batch_size=16 --sides "ours" "ours, bfloat16"
 
-All sides take the same views, normalised already, forward, back and through SGD. The peers are
-tests/interop/torch_twin.py, the reference network with PyTorch's own convolution, batch
-normalization and optimizer: as it is, with channels last in memory, and compiled by inductor, which
-needs a C++ compiler. Images per second; an image is two views. Needs benchmarks/requirements.txt.
+All sides compute the forward pass, the backward pass and the SGD update for the same normalised
+views. The peers use tests/interop/torch_copy.py, the reference network with PyTorch's own
+convolution, batch normalization and optimizer. They run it eagerly, with channels last in memory,
+and compiled by inductor, which needs a C++ compiler. The result is in images per second; an image
+is two views. The program needs benchmarks/requirements.txt.
 """
 
 import argparse
@@ -23,7 +24,7 @@ EAGER, CHANNELS_LAST, COMPILED = PEERS = (
     "PyTorch, channels last",
     "PyTorch, compiled",
 )
-# The flags of each of our sides.
+# The flags of each of this project's sides.
 OURS = {
     "ours": {},
     "ours, XLA": {"xla": "true"},
@@ -34,17 +35,21 @@ SIDES = (*PEERS, *OURS)
 
 def main(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--backbone", default="resnet50")
-    parser.add_argument("--stem", default="imagenet")
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--precision", default="float32", help="of ours, unless the side names one")
-    parser.add_argument("--steps", type=int, default=5, help="that a measurement takes")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--backbone", default="resnet50", help="as in train.py")
+    parser.add_argument("--stem", default="imagenet", help="as in train.py")
+    parser.add_argument("--image_size", type=int, default=224, help="height and width of a view")
+    parser.add_argument("--batch_size", type=int, default=8, help="images in a batch")
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        help="precision of this project's sides, unless a side names one",
+    )
+    parser.add_argument("--steps", type=int, default=5, help="steps in a measurement")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each side")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, metavar="SIDE",
-                        help=f"to measure, of: {'; '.join(SIDES)}")  # fmt: skip
+                        help=f"sides to measure: {'; '.join(SIDES)}")  # fmt: skip
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--output", help="a JSON file that the result is added to")
+    parser.add_argument("--output", help="JSON file to which the result is appended")
     options = parser.parse_args(arguments)
     if options.side:
         step = (ours if options.side in OURS else peer)(options)
@@ -55,7 +60,7 @@ def main(arguments):
     sides = list(options.sides)
     if COMPILED in sides and not shutil.which(os.environ.get("CXX", "g++")):
         sides.remove(COMPILED)
-        print(f"{COMPILED}: left out, as there is no C++ compiler; install g++, or set CXX")
+        print(f"{COMPILED}: skipped, because there is no C++ compiler; install g++, or set CXX")
     measure.compare(
         f"A training step of {options.backbone}, {options.stem} stem, at {options.image_size}, "
         f"batch {options.batch_size}, ours in {options.precision}",
@@ -96,18 +101,18 @@ def ours(options):
 
 def peer(options):
     import torch
-    from interop import torch_twin
+    from interop import torch_copy
 
-    state = torch_twin.initial_state(options.backbone, options.stem)
+    state = torch_copy.initial_state(options.backbone, options.stem)
     views = torch.from_numpy(random_views(options)).permute(0, 1, 4, 2, 3)  # NHWC in memory
-    loss_of = torch_twin.views_loss
+    loss_of = torch_copy.views_loss
     if options.side == EAGER:
         views = views.contiguous()
     else:
-        state = torch_twin.channels_last(state)
+        state = torch_copy.channels_last(state)
     if options.side == COMPILED:
         loss_of = torch.compile(loss_of)
-    steps = torch_twin.train(state, itertools.repeat(views), itertools.repeat(0.05), 0.05, loss_of)
+    steps = torch_copy.train(state, itertools.repeat(views), itertools.repeat(0.05), 0.05, loss_of)
     return lambda: next(steps)[0]
 
 

@@ -1,16 +1,16 @@
-"""The settings of `train.py`: name, default, bounds and one sentence of help of each.
+"""The settings of `train.py`, each with its default, its bounds and its help.
 
-Those of evaluation alone are in `evaluation/config.py`.
+Settings that only evaluation has are in `evaluation/config.py`.
 """
 
 import dataclasses
 import enum
 
-from simsiam_tf.schema import SWITCH, Config, UserError, setting, settings_of
+from simsiam_tf.schema import SWITCH, Config, UserError, refuse_unused, setting
 
 
 class Purpose(enum.IntEnum):
-    """What a random number is for: the last word of every seed, so that no two uses share draws."""
+    """The use of a random number. It ends every seed, so that no two uses share draws."""
 
     ORDER = 1
     VIEWS = 2
@@ -21,7 +21,7 @@ class Purpose(enum.IntEnum):
 
 
 def _check_count(name, value, word):
-    """Refuses a setting that is neither a positive integer nor `word`."""
+    """Rejects a setting that is neither a positive integer nor `word`."""
     if value != word and not (value.isdecimal() and int(value)):
         raise UserError(f"--{name} must be a number above 0, or {word}. Received: {value}")
 
@@ -40,29 +40,30 @@ class DataConfig(Config):
         "",
         "Folder of the images (folder), or where TFDS keeps its data sets; empty: TFDS's own "
         "default.",
+        defines_run=False,
     )
     train_split: str = setting(
-        "train", "Split to train on; a TFDS slice such as train[:90%] too.", filled=True
+        "train", "Split to train on; TFDS slices such as train[:90%] are accepted.", filled=True
     )
-    eval_split: str = setting("test", "Split to evaluate on.", filled=True)
+    eval_split: str = setting("test", "Split to evaluate on.", filled=True, defines_run=False)
     on_bad_image: str = setting(
         "error",
-        "What an image that cannot be read does: error (stop, and name it) or skip (another sample "
-        "takes its place; it is listed in quarantine.jsonl).",
+        "Reaction to an image that cannot be read: error (stop and name it) or skip (replace it by "
+        "another image and list it in quarantine.jsonl).",
         choices=("error", "skip"),
         defines_run=False,
     )
     max_bad_fraction: float = setting(
         0.05,
-        "Share of the images above which --on_bad_image=skip stops all the same.",
+        "Largest share of unreadable images; above it, --on_bad_image=skip stops as well.",
         at_least=0,
         at_most=1,
         defines_run=False,
     )
     max_image_pixels: int = setting(
         120_000_000,
-        "Pixels above which an image counts as one that cannot be read; told from its header, "
-        "before memory is taken for it.",
+        "Largest number of pixels of an image. Larger images count as unreadable; their header is "
+        "checked before memory is allocated.",
         at_least=1,
         defines_run=False,
     )
@@ -104,14 +105,14 @@ class ViewsConfig(Config):
     augment_on: str = setting(
         "host",
         "Where colours, blur and flip are computed: host (the processors that read the images) or "
-        "device (inside the training step, where the host cannot keep up with it). The draws are "
-        "the same, the views within rounding.",
+        "device (inside the training step, for hosts that cannot keep up). The random draws are "
+        "the same; the views differ by rounding only.",
         choices=("host", "device"),
     )
     eval_crop_ratio: float = setting(
         0.875,
-        "Share of the resized image that evaluation's central crop keeps: 0.875 is 224 of 256, "
-        "1 the whole short side.",
+        "Share of the resized image that evaluation's central crop keeps: 0.875 is 224 of 256 "
+        "pixels, 1 is the whole short side.",
         above=0,
         at_most=1,
     )
@@ -131,7 +132,7 @@ class EncoderConfig(Config):
 
     backbone: str = setting(
         "resnet50",
-        "Backbone; resnet10 has one block a stage, for trials without an accelerator.",
+        "Backbone network. resnet10 has one block per stage, for trials without an accelerator.",
         choices=("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     )
     width: int = setting(64, "Channels of the backbone's first stage.", at_least=1)
@@ -153,7 +154,8 @@ class MethodConfig(Config):
 
     method: str = setting(
         "simsiam",
-        "Method of pre-training. The recipe of each is a flagfile: configs/byol_r50.cfg and so on.",
+        "Method of pre-training. The recipe of each method is a flagfile, such as "
+        "configs/byol_r50.cfg.",
         choices=_METHODS,
     )
     projection_layers: int = setting(
@@ -163,106 +165,104 @@ class MethodConfig(Config):
     )
     projection_hidden_dim: int = setting(
         0,
-        "Width of the projector's hidden layers; 0: that of the backbone's features.",
+        "Width of the projector's hidden layers; 0: the width of the backbone's features.",
         at_least=0,
     )
     projection_dim: int = setting(2048, "Dimension d of the projection z.", at_least=2)
     projection_bn: str = setting(
         "all",
-        "Batch normalization in the projector (Table 3): none, hidden (of the hidden layers), all "
-        "(of the output too, without scale and offset), all_affine (with them).",
+        "Batch normalization in the projector (Table 3): none, hidden (hidden layers only), all "
+        "(also the output, without scale and offset), all_affine (also the output, with them).",
         choices=("none", "hidden", "all", "all_affine"),
-        methods=_SELF_SUPERVISED,
+        used_by=_SELF_SUPERVISED,
     )
     predictor: str = setting(
         "mlp",
-        "Predictor h: mlp, none (the identity) or fixed (at its random start; Table 1).",
+        "Predictor h: mlp, none (the identity) or fixed (its random initial weights; Table 1).",
         choices=("mlp", "none", "fixed"),
-        methods=_PREDICTING,
+        used_by=_PREDICTING,
     )
     prediction_hidden_dim: int = setting(512, "Width of the predictor's hidden layer.", at_least=1)
     prediction_bn: str = setting(
         "hidden",
-        "Batch normalization in the predictor (Table 3): none, hidden, all (of the output too).",
+        "Batch normalization in the predictor (Table 3): none, hidden, or all (also the output).",
         choices=("none", "hidden", "all"),
-        methods=_PREDICTING,
+        used_by=_PREDICTING,
     )
     stop_gradient: bool = setting(
         True,
-        "Stop the gradient at the target; without it SimSiam collapses (section 4.1). SimCLR is "
-        "without it, SwAV stops it at its codes.",
-        methods=("simsiam", "simclr", "swav"),
+        "Stop the gradient at the target; without it SimSiam collapses (section 4.1). SimCLR's "
+        "recipe sets false. SwAV stops the gradient at its codes.",
+        used_by=("simsiam", "simclr", "swav"),
     )
     similarity: str = setting(
         "cosine",
-        "What the loss compares by: cosine, or cross_entropy of softmaxes (section 4.5).",
+        "Similarity in the loss: cosine, or cross_entropy of softmaxes (section 4.5).",
         choices=("cosine", "cross_entropy"),
-        methods=("simsiam", "alternation"),
+        used_by=("simsiam", "alternation"),
     )
     loss_symmetry: str = setting(
         "symmetric",
         "Pairs in the loss (section 4.6): symmetric (each view predicts the other), asymmetric "
-        "(the first the second), asymmetric_2x (the same for two pairs of each image).",
+        "(the first view predicts the second), asymmetric_2x (the same for two pairs of views).",
         choices=("symmetric", "asymmetric", "asymmetric_2x"),
-        methods=("simsiam",),
+        used_by=("simsiam",),
     )
     inner_steps: str = setting(
         "1",
-        "Steps that take their targets from one moment of the network (section 5.2): a number, or "
-        "epoch.",
+        "Steps for which the targets stay frozen (section 5.2): a number, or epoch.",
         filled=True,
-        methods=("alternation",),
+        used_by=("alternation",),
     )
     eta_momentum: float = setting(
         0.0,
-        "Share of the old target in the moving average that is kept for each image (section 5.2: "
-        "0.8); 0: no average.",
+        "Share of the old target in each image's moving average of targets (section 5.2: 0.8); "
+        "0: no moving average.",
         at_least=0,
         below=1,
-        methods=("alternation",),
+        used_by=("alternation",),
     )
     temperature: float = setting(
         0.1,
         "Temperature of the softmax in the loss.",
         above=0,
-        methods=("simclr", "mocov2", "swav"),
+        used_by=("simclr", "mocov2", "swav"),
     )
     target_momentum: float = setting(
         0.996,
-        "Share of the old weights in the momentum encoder's moving average, at the start.",
+        "Share of the old weights in the momentum encoder's moving average, at the first step.",
         at_least=0,
         at_most=1,
-        methods=("mocov2", "byol"),
+        used_by=("mocov2", "byol"),
     )
     target_momentum_schedule: str = setting(
         "cosine",
-        "How that share goes on: cosine (up to 1 by half a cosine over the run) or constant.",
+        "Schedule of --target_momentum: cosine (half a cosine up to 1 over the run) or constant.",
         choices=("cosine", "constant"),
-        methods=("mocov2", "byol"),
+        used_by=("mocov2", "byol"),
     )
     queue_size: int = setting(
-        65536, "Keys that wait in MoCo's queue as negatives.", at_least=1, methods=("mocov2",)
+        65536, "Keys in MoCo's queue of negatives.", at_least=1, used_by=("mocov2",)
     )
-    num_prototypes: int = setting(3000, "SwAV's prototypes.", at_least=2, methods=("swav",))
+    num_prototypes: int = setting(
+        3000, "Number of SwAV's prototypes.", at_least=2, used_by=("swav",)
+    )
     sinkhorn_epsilon: float = setting(
-        0.05, "Weight of the entropy in SwAV's codes.", above=0, methods=("swav",)
+        0.05, "Weight of the entropy term in SwAV's codes.", above=0, used_by=("swav",)
     )
     sinkhorn_iterations: int = setting(
-        3, "Iterations of Sinkhorn and Knopp for SwAV's codes.", at_least=1, methods=("swav",)
+        3, "Sinkhorn-Knopp iterations for SwAV's codes.", at_least=1, used_by=("swav",)
     )
     freeze_prototypes_epochs: int = setting(
-        1, "First epochs, in which SwAV's prototypes stay.", at_least=0, methods=("swav",)
+        1,
+        "Number of first epochs in which SwAV's prototypes do not change.",
+        at_least=0,
+        used_by=("swav",),
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for field in settings_of(type(self)):
-            methods, value = field.metadata["methods"], getattr(self, field.name)
-            if methods and self.method not in methods and value != field.default:
-                raise UserError(
-                    f"--{field.name} is for --method={' or '.join(methods)}. Received: {value} "
-                    f"with --method={self.method}"
-                )
+        refuse_unused(self, "method")
         _check_count("inner_steps", self.inner_steps, "epoch")
         if self.eta_momentum and self.inner_steps != "1":
             raise UserError(
@@ -279,15 +279,17 @@ class OptimizationConfig(Config):
     epochs: int = setting(100, "Passes over the training split.", at_least=1)
     accumulate_steps: int = setting(
         1,
-        "Parts that a replica's share of a batch is passed through in, one after another, to save "
-        "memory; batch normalization sees a part at a time.",
+        "Number of parts into which a replica splits its share of a batch, to save memory. Batch "
+        "normalization sees one part at a time.",
         at_least=1,
     )
     base_learning_rate: float = setting(
-        0.05, "Rate for a batch of 256; the rate itself is base * batch_size / 256.", above=0
+        0.05,
+        "Learning rate for a batch of 256; the learning rate is this * batch_size / 256.",
+        above=0,
     )
     warmup_epochs: int = setting(
-        0, "Epochs of linear warm-up (the paper: 10 from batch 1024 up).", at_least=0
+        0, "Epochs of linear warm-up (the paper: 10 for batches of 1024 or more).", at_least=0
     )
     weight_decay: float = setting(
         1e-4, "L2 penalty, added to the gradient of every trained weight.", at_least=0
@@ -295,21 +297,22 @@ class OptimizationConfig(Config):
     momentum: float = setting(0.9, "Momentum of SGD.", at_least=0, below=1)
     optimizer: str = setting(
         "sgd",
-        "Optimizer: sgd, or lars (SGD with a rate for each tensor), both with momentum.",
+        "Optimizer: sgd, or lars (SGD with a learning rate per tensor), both with momentum.",
         choices=("sgd", "lars"),
     )
     lars_trust_coefficient: float = setting(
         0.001,
-        "LARS: a tensor's rate is scaled by this times its norm over its gradient's.",
+        "LARS: each tensor's learning rate is multiplied by this times its norm over its "
+        "gradient's norm.",
         above=0,
     )
     exclude_norm_and_bias: bool = setting(
         False,
-        "Leave biases and the scales and offsets of normalization without L2 penalty and without "
+        "Exclude biases, and the scales and offsets of normalization, from the L2 penalty and from "
         "LARS' scaling.",
     )
     fix_predictor_learning_rate: bool = setting(
-        True, "Hold the rate of SimSiam's predictor at its initial value (Table 1c)."
+        True, "Keep the learning rate of SimSiam's predictor at its initial value (Table 1c)."
     )
 
 
@@ -317,9 +320,12 @@ class OptimizationConfig(Config):
 class KnnConfig(Config):
     """Nearest neighbours (kNN)"""
 
-    knn_k: int = setting(200, "Neighbours that vote.", at_least=1)
+    knn_k: int = setting(200, "Number of neighbours that vote.", at_least=1, defines_run=False)
     knn_temperature: float = setting(
-        0.1, "A neighbour's vote weighs exp(cosine similarity / temperature).", above=0
+        0.1,
+        "A neighbour's vote weighs exp(cosine similarity / temperature).",
+        above=0,
+        defines_run=False,
     )
 
 
@@ -331,14 +337,19 @@ class MonitorConfig(Config):
         10, "Steps from one line of metrics to the next.", at_least=1, defines_run=False
     )
     knn_every_epochs: int = setting(
-        1, "Epochs from one kNN evaluation to the next; 0: none.", at_least=0
+        1, "Epochs from one kNN evaluation to the next; 0: none.", at_least=0, defines_run=False
     )
     knn_dataset: str = setting(
-        "", "Labelled data set for the kNN monitor; empty: the one that is trained on."
+        "",
+        "Labelled data set for the kNN monitor; empty: the one that is trained on.",
+        defines_run=False,
     )
-    knn_data_dir: str = setting("", "Like --data_dir, for --knn_dataset.")
+    knn_data_dir: str = setting("", "Like --data_dir, for --knn_dataset.", defines_run=False)
     knn_bank_size: int = setting(
-        50_000, "Training images that the kNN monitor compares with, at most.", at_least=1
+        50_000,
+        "Largest number of training images that the kNN monitor compares with.",
+        at_least=1,
+        defines_run=False,
     )
     histogram_every_epochs: int = setting(
         0,
@@ -370,14 +381,15 @@ class DevicesConfig(Config):
     )
     tpu: str = setting(
         "local",
-        "TPU of --strategy=tpu: local, that of the machine that runs the program. A TPU that is "
-        "reached by a name or an address, or that spans several machines, is refused.",
+        "TPU of --strategy=tpu: local, the TPU of the machine that runs the program. A TPU given "
+        "by name or address, or one that spans several machines, is rejected.",
         filled=True,
         defines_run=False,
     )
     cpu_replicas: int = setting(
         1,
-        "Logical devices to split the CPU into, to try distribution without accelerators.",
+        "Number of logical devices into which the CPU is split, to try distribution without "
+        "accelerators.",
         at_least=1,
         at_most=64,
         defines_run=False,
@@ -403,8 +415,8 @@ class SystemConfig(DevicesConfig):
 
     precision: str = setting(
         "float32",
-        "Number format of arithmetic; weights, statistics, heads' output and loss stay float32 in "
-        "the mixed ones. float64 is for exact comparisons.",
+        "Number format of the arithmetic. In the mixed formats weights, statistics, the heads' "
+        "output and the loss stay float32. float64 is for exact comparisons.",
         choices=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
     )
     xla: str = setting(
@@ -416,7 +428,7 @@ class SystemConfig(DevicesConfig):
     )
     steps_per_loop: str = setting(
         "auto",
-        "Steps that the devices run before Python looks again: a number, or auto (1 on CPUs; on "
+        "Steps that the devices run without waiting for Python: a number, or auto (1 on CPUs; on "
         "GPUs and TPUs all steps up to the next line of metrics, kNN evaluation or checkpoint).",
         filled=True,
         defines_run=False,
@@ -430,23 +442,23 @@ class SystemConfig(DevicesConfig):
     )
     checkpoint_every_steps: int = setting(
         1000,
-        "Steps from one checkpoint to the next; the last step always has one.",
+        "Steps from one checkpoint to the next; the last step is always saved.",
         at_least=1,
         defines_run=False,
     )
     keep_checkpoints: int = setting(
-        3, "Newest checkpoints that are kept.", at_least=1, defines_run=False
+        3, "Number of newest checkpoints that are kept.", at_least=1, defines_run=False
     )
     keep_every_steps: int = setting(
         0,
-        "Keep the checkpoints of multiples of this step for good, besides; 0: none.",
+        "Also keep the checkpoints at multiples of this step for good; 0: none.",
         at_least=0,
         defines_run=False,
     )
     max_nonfinite_steps: int = setting(
         10,
-        "Steps in a row whose loss or gradient is not finite, none of which changes a weight, "
-        "before the run stops.",
+        "Number of skipped steps in a row after which the run stops. A step is skipped, and "
+        "changes no weight, if its loss or gradient is not finite.",
         at_least=1,
         defines_run=False,
     )

@@ -1,13 +1,17 @@
 """The command line: one flag for each setting of a config, and the way into every program.
 
-The only module that knows absl.flags. It imports no TensorFlow, so that `--help` and a wrong flag
+The only module that uses absl.flags. It imports no TensorFlow, so that `--help` and a wrong flag
 are answered at once.
 """
 
+import contextlib
+import logging as standard_logging
 import os
 import stat
 import sys
+import tempfile
 import typing
+from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
@@ -17,22 +21,14 @@ FLAGS = flags.FLAGS
 _HELP = {"-?", "-h", "-help", "--help", "-helpshort", "--helpshort"}
 
 
-def run(main, config_class):
-    """Runs a program: command line → `config_class` → `main(config)`, then exits.
+def run(main: Callable[[typing.Any], None], config_class: type[schema.Config]) -> None:
+    """Runs a program: builds its config from the command line, calls `main(config)`, exits.
 
-    A wrong flag ends with one line and status 2, a `UserError` with one line and its own.
+    A wrong flag ends with one line and status 2, a `UserError` with one line and its own status.
     """
-    # TensorFlow's C++ notes would bury the one line that matters.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Whatever a program writes, others may not change.
+    # Others may not change the files that a program writes.
     os.umask(os.umask(0) | stat.S_IWOTH)
-    # What other libraries have to say is shown from a warning on.
-    logging.get_absl_handler().addFilter(
-        lambda record: (
-            record.levelno > logging.converter.STANDARD_INFO
-            or os.path.dirname(__file__) in record.pathname
-        )
-    )
+    logging.get_absl_handler().addFilter(_is_shown)
     _define(config_class)
     app.run(
         lambda config: _run_main(main, config),
@@ -40,17 +36,60 @@ def run(main, config_class):
     )
 
 
-def _run_main(main, config):
+def _run_main(main: Callable[[typing.Any], None], config: schema.Config) -> None:
+    # The log of TensorFlow's C++ code: everything, or only what ends the process.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if _is_verbose() else "3")
     try:
         main(config)
     except schema.UserError as error:
         _exit(error, error.status)
-    except KeyboardInterrupt:  # where nothing is being trained
+    except KeyboardInterrupt:  # outside of a training, which saves first
         _exit("Interrupted", status=130)
 
 
-def read(arguments, config_class):
-    """The config of a command line's arguments, a list: what a program would make of them.
+def _is_verbose() -> bool:
+    return FLAGS.is_parsed() and FLAGS.verbosity > 0
+
+
+def _is_shown(record: standard_logging.LogRecord) -> bool:
+    """Whether a line of the log is shown: this package's, and other libraries' warnings.
+
+    TensorFlow Datasets warns of every folder that it is about to fill, so its errors alone count.
+    """
+    if _is_verbose() or os.path.dirname(__file__) in record.pathname:
+        return True
+    is_tfds = f"{os.sep}tensorflow_datasets{os.sep}" in record.pathname
+    return record.levelno > (standard_logging.WARNING if is_tfds else standard_logging.INFO)
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """A context in which TensorFlow loads without writing to the terminal.
+
+    Its libraries write notes to file descriptor 2 before their log levels are set. The notes are
+    shown with `--verbosity=1`, and if the import fails.
+    """
+    if _is_verbose():
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as hidden, open(os.dup(2), "wb") as terminal:
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except schema.UserError:
+            raise
+        except BaseException:
+            hidden.seek(0)
+            terminal.write(hidden.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal.fileno(), 2)
+
+
+def read(arguments: list[str], config_class: type[schema.Config]) -> typing.Any:
+    """Returns the config that a program would build from command-line arguments.
 
     Raises:
       UserError: a flag is wrong, or a flagfile is missing.
@@ -63,7 +102,7 @@ def read(arguments, config_class):
         raise schema.UserError(" ".join(str(error).split())) from error
 
 
-def _parse(argv, config_class):
+def _parse(argv: list[str], config_class: type[schema.Config]) -> typing.Any:
     if _HELP.intersection(argv[1:]):
         _print_help(config_class)
         sys.exit(0)
@@ -73,17 +112,20 @@ def _parse(argv, config_class):
         _exit(error, status=2)
 
 
-def _print_help(config_class):
+def _print_help(config_class: type[schema.Config]) -> None:
     try:
         print(_help_text(config_class), flush=True)
-    except BrokenPipeError:  # `| head` has seen enough; Python's own flush at the end must not fail
+    except BrokenPipeError:  # as by `| head`: Python's own flush at the end must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _build(argv, config_class, values):
-    """The config of a command line, for which `values` has the flags."""
+def _build(
+    argv: list[str], config_class: type[schema.Config], values: flags.FlagValues
+) -> schema.Config:
+    """Builds the config of a command line, whose flags `values` defines."""
     arguments = values(argv)[1:]
-    positional = {}  # one argument is a text's, or all that are left are a tuple's
+    # A text takes one positional argument, a tuple all that are left.
+    positional: dict[str, typing.Any] = {}
     for field in schema.settings_of(config_class):
         if not field.metadata["positional"]:
             continue
@@ -96,13 +138,13 @@ def _build(argv, config_class, values):
     return schema.build(config_class, values.flag_values_dict() | positional)
 
 
-def _exit(error, status):
+def _exit(error: Exception | str, status: int) -> typing.NoReturn:
     program = os.path.basename(sys.argv[0].removesuffix("/__main__.py"))
     print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(status)
 
 
-def _help_text(config_class):
+def _help_text(config_class: type[schema.Config]) -> str:
     """The program's docstring, then its flags, group by group."""
     titles = [_title(group) for group in schema.groups_of(config_class).values()]
     if schema.settings_of(config_class):
@@ -111,26 +153,28 @@ def _help_text(config_class):
     return "\n".join([usage, *(FLAGS.module_help(title) for title in titles)])
 
 
-def _title(config_class):
-    return config_class.__doc__.splitlines()[0]
+def _title(config_class: type[schema.Config]) -> str:
+    return (config_class.__doc__ or "").splitlines()[0]
 
 
 class _SwitchParser(flags.ArgumentParser):
     """Reads --name and --name=true as "true", --noname and --name=false as "false", and "auto"."""
 
-    def parse(self, argument):
-        text = {True: "true", False: "false"}.get(argument, argument)
+    def parse(self, argument: str | bool) -> str:
+        text = str(argument).lower()
         return {"1": "true", "0": "false"}.get(text, text)
 
 
-def _define_switch(name, default, text, module_name, flag_values):
+def _define_switch(
+    name: str, default: str, text: str, module_name: str, flag_values: flags.FlagValues
+) -> None:
     flag = flags.Flag(
         _SwitchParser(), flags.ArgumentSerializer(), name, default, text, boolean=True
     )
     flags.DEFINE_flag(flag, flag_values, module_name)
 
 
-_DEFINE = {
+_DEFINE: dict[type, Callable] = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -138,8 +182,8 @@ _DEFINE = {
 }
 
 
-def _define(config_class, values=FLAGS):
-    """Defines a flag for each setting, under its group's title, with the config's own rule."""
+def _define(config_class: type[schema.Config], values: flags.FlagValues = FLAGS) -> None:
+    """Defines a flag for each setting, under its group's title, with the setting's own rule."""
     hints = typing.get_type_hints(config_class)
     for field in schema.settings_of(config_class):
         positional = field.metadata["positional"]
@@ -149,10 +193,11 @@ def _define(config_class, values=FLAGS):
         text = field.metadata["help"] + (f" Must be {rule}." if rule else "")
         is_switch = field.metadata["choices"] == schema.SWITCH
         define = _define_switch if is_switch else _DEFINE[hints[field.name]]
-        where = {"module_name": _title(config_class), "flag_values": values}
-        define(field.name, field.default, text, **where)
+        default: typing.Any = field.default
+        where: dict[str, typing.Any] = {"module_name": _title(config_class), "flag_values": values}
+        define(field.name, default, text, **where)
         if positional:
-            continue  # not known before all flags are; the config checks it
+            continue  # its value is known after all flags; the config checks it
         flags.register_validator(
             field.name,
             lambda value, field=field: schema.accepts(field, value),

@@ -1,18 +1,18 @@
-"""The losses, as pure functions of tensors; what is gathered over replicas arrives gathered."""
+"""The losses, as pure functions of tensors; the caller gathers tensors over replicas."""
 
 import math
 
 import tensorflow as tf
 
-COLLAPSED_STD = 0.3  # `feature_std` below which features count as collapsed
+COLLAPSED_STD = 0.3  # features with a `feature_std` below this count as collapsed
 
 
-def negative_cosine_similarity(p, z):
-    """−cos(p, z), averaged over the batch (equation 1).
+def negative_cosine_similarity(p: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+    """Returns −cos(p, z), averaged over the batch (equation 1).
 
     Args:
       p: predictions `[B, D]`, float.
-      z: targets `[B, D]`, float. Nothing here stops their gradient: the method does.
+      z: targets `[B, D]`, float. The method stops their gradient; this function does not.
 
     Returns:
       A scalar in [−1, 1] of the inputs' dtype.
@@ -21,8 +21,16 @@ def negative_cosine_similarity(p, z):
     return -tf.reduce_mean(tf.reduce_sum(p * z, axis=1))
 
 
-def cross_entropy_similarity(p, z):
-    """−softmax(z) · log softmax(p), averaged over the batch (section 4.5); both `[B, D]`."""
+def cross_entropy_similarity(p: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+    """Returns −softmax(z) · log softmax(p), averaged over the batch (section 4.5).
+
+    Args:
+      p: predictions `[B, D]`, float.
+      z: targets `[B, D]`, float. The method stops their gradient; this function does not.
+
+    Returns:
+      A scalar of the inputs' dtype.
+    """
     return -tf.reduce_mean(tf.reduce_sum(tf.nn.softmax(z) * tf.nn.log_softmax(p), axis=1))
 
 
@@ -32,16 +40,18 @@ SIMILARITIES = {
 }
 
 
-def nt_xent(anchors, candidates, positions, temperature):
-    """SimCLR's loss (Chen et al. 2020, equation 1), over one replica's anchors.
+def nt_xent(
+    anchors: tf.Tensor, candidates: tf.Tensor, indices: tf.Tensor, temperature: float
+) -> tf.Tensor:
+    """Returns SimCLR's loss (Chen et al. 2020, equation 1) of one replica's anchors.
 
-    Each view of an image is to be told from all other images of the global batch, by the other view
-    of the same image.
+    For each view of an image, the positive is the other view of the same image. The negatives are
+    both views of all other images of the global batch.
 
     Args:
       anchors: `[2, b, D]` float, both views of this replica's images.
-      candidates: `[2, B, D]` float, both views of all images, these among them.
-      positions: of this replica's images among all, int `[b]`.
+      candidates: `[2, B, D]` float, both views of all images, including this replica's.
+      indices: `[b]` int, the indices of this replica's images among all images.
       temperature: above 0.
 
     Returns:
@@ -52,21 +62,21 @@ def nt_xent(anchors, candidates, positions, temperature):
         tf.reshape(tf.math.l2_normalize(z, axis=2), [-1, z.shape[2]]) for z in (anchors, candidates)
     )
     logits = tf.matmul(anchors, candidates, transpose_b=True) / temperature
-    itself = tf.concat([positions, positions + num_candidates], axis=0)
-    positive = tf.concat([positions + num_candidates, positions], axis=0)
-    out_of_reach = tf.one_hot(itself, 2 * num_candidates, dtype=logits.dtype) * 1e9
+    own = tf.concat([indices, indices + num_candidates], axis=0)
+    positive = tf.concat([indices + num_candidates, indices], axis=0)
+    own_mask = tf.one_hot(own, 2 * num_candidates, dtype=logits.dtype) * 1e9
     return tf.reduce_mean(
-        tf.nn.sparse_softmax_cross_entropy_with_logits(positive, logits - out_of_reach)
+        tf.nn.sparse_softmax_cross_entropy_with_logits(positive, logits - own_mask)
     )
 
 
-def info_nce(q, k, negatives, temperature):
-    """MoCo's loss (He et al. 2020, equation 1): a query's key is to be told from negatives.
+def info_nce(q: tf.Tensor, k: tf.Tensor, negatives: tf.Tensor, temperature: float) -> tf.Tensor:
+    """Returns MoCo's loss (He et al. 2020, equation 1): each query's key against the negatives.
 
     Args:
       q: queries `[B, D]`, float.
-      k: their keys `[B, D]`, float.
-      negatives: `[K, D]`, float, of length 1.
+      k: keys of the queries `[B, D]`, float.
+      negatives: vectors of length 1, `[K, D]` float.
       temperature: above 0.
 
     Returns:
@@ -78,19 +88,19 @@ def info_nce(q, k, negatives, temperature):
     return -tf.reduce_mean(tf.nn.log_softmax(logits)[:, 0])
 
 
-def sinkhorn(scores, epsilon, iterations):
-    """SwAV's codes (Caron et al. 2020, algorithm 1): each row's share in equally used prototypes.
+def sinkhorn(scores: tf.Tensor, epsilon: float, iterations: int) -> tf.Tensor:
+    """Returns SwAV's codes (Caron et al. 2020, algorithm 1): images assigned to prototypes.
 
-    Sinkhorn's and Knopp's iteration on exp(scores / epsilon), in logarithms, which large scores do
-    not overflow.
+    The codes use all prototypes equally. The Sinkhorn-Knopp iteration on exp(scores / epsilon)
+    works with logarithms, so that large scores do not overflow.
 
     Args:
-      scores: of all images of the global batch with the prototypes, `[B, K]` float.
-      epsilon: above 0; small makes codes hard.
-      iterations: an int.
+      scores: scores of all images of the global batch with the prototypes, `[B, K]` float.
+      epsilon: above 0; a small value makes the codes hard.
+      iterations: number of iterations.
 
     Returns:
-      `[B, K]`, rows of sum 1. The gradient flows: the method stops it.
+      `[B, K]`; each row sums to 1. The gradient flows through it; the method stops it.
     """
     num_rows, num_prototypes = scores.shape
     log_codes = scores / epsilon
@@ -100,11 +110,11 @@ def sinkhorn(scores, epsilon, iterations):
     return tf.exp(log_codes + math.log(num_rows))
 
 
-def swapped_prediction(codes, scores, temperature):
-    """SwAV's loss of one view's codes and another view's scores: their cross-entropy.
+def swapped_prediction(codes: tf.Tensor, scores: tf.Tensor, temperature: float) -> tf.Tensor:
+    """Returns SwAV's loss: the cross-entropy of one view's codes and another view's scores.
 
     Args:
-      codes: `[B, K]` float, rows of sum 1.
+      codes: `[B, K]` float; each row sums to 1.
       scores: `[B, K]` float.
       temperature: above 0.
 
@@ -115,14 +125,17 @@ def swapped_prediction(codes, scores, temperature):
     return -tf.reduce_mean(tf.reduce_sum(codes * log_probabilities, axis=1))
 
 
-def feature_std(mean, mean_square):
-    """The collapse signal: std of each channel of z/‖z‖ over the batch, averaged, times √d.
+def feature_std(mean: tf.Tensor, mean_square: tf.Tensor) -> tf.Tensor:
+    """Returns the mean over channels of the batch std of z/‖z‖, times √d: it tells collapse.
 
-    About 1 where z is spread over the sphere, 0 where it has collapsed to a point (section 4.1).
+    It is about 1 if z is spread over the sphere, and 0 if z has collapsed to a point (section 4.1).
 
     Args:
-      mean: `[D]`, the batch mean of z/‖z‖.
-      mean_square: `[D]`, the batch mean of its square.
+      mean: `[D]` float, the batch mean of z/‖z‖.
+      mean_square: `[D]` float, the batch mean of the square of z/‖z‖.
+
+    Returns:
+      A scalar.
     """
     variance = tf.maximum(mean_square - tf.square(mean), 0)
     dimension = tf.cast(tf.size(mean), mean.dtype)

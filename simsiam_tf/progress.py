@@ -1,4 +1,4 @@
-"""Progress of long work and the time left: a bar in a terminal, elsewhere lines of the log."""
+"""Shows the progress of long work and the time left: a bar in a terminal, else log lines."""
 
 import sys
 
@@ -9,22 +9,24 @@ _SECONDS_BETWEEN_LINES = 30
 
 
 class Progress(tqdm):
-    """A context of some work; `update(n)` takes note of n units that are done.
+    """Context around some work; `update(n)` adds n finished units.
 
-    Outside of a terminal, work of less than half a minute says nothing.
+    Outside a terminal, work that takes less than half a minute writes no line.
     """
 
-    def __init__(self, total, what, unit):
-        """Args:
-        total: units of the work, an int.
-        what: is done, a word or two.
-        unit: a word, in the singular.
+    def __init__(self, total: int, description: str, unit: str) -> None:
+        """Starts the display.
+
+        Args:
+          total: number of units of the work.
+          description: name of the work, a word or two.
+          unit: name of one unit, in the singular.
         """
         self.is_shown = sys.stderr.isatty()
         bar = " |{bar:20}|" if self.is_shown else ""
         super().__init__(
             total=total,
-            desc=what,
+            desc=description,
             unit=unit,
             leave=False,
             mininterval=0.1 if self.is_shown else _SECONDS_BETWEEN_LINES,
@@ -32,13 +34,14 @@ class Progress(tqdm):
             bar_format="{desc}: {n_fmt}/{total_fmt} {unit}s" + bar + "{postfix}, {remaining} left",
         )
 
-    def display(self, msg=None, pos=None):
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Shows the current state, as `tqdm` asks for it."""
         if self.is_shown:
             return super().display(msg, pos)
-        if msg is None:  # else it is to be wiped off
+        if msg is None:  # tqdm passes a text only to erase the bar
             logging.info("%s", self)
         return True
 
-    def note(self, **values):
-        """Shows values with the next look: an epoch, a loss."""
+    def note(self, **values: object) -> None:
+        """Adds values, for example an epoch or a loss, to the next update of the display."""
         self.set_postfix(refresh=False, **values)

@@ -11,14 +11,17 @@ import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import filelock
 import keras
 import numpy as np
 import tensorflow as tf
 
 from simsiam_tf import config as config_lib
-from simsiam_tf import schema
+from simsiam_tf import flags, schema
 from simsiam_tf.data import datasets
+from simsiam_tf.distribution import devices
 from simsiam_tf.evaluation.config import EvaluationConfig
+from simsiam_tf.training import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,6 +44,40 @@ TINY_RUN = [
     "--log_every_steps=5",
     "--histogram_every_epochs=2",
 ]
+
+
+# Test files that take longest, the longest first. Two processes share the files in this order, so
+# that neither is left with a long one at the end.
+LONGEST = [
+    "training/test_workers.py",
+    "benchmarks/test_accelerator.py",
+    "paper/test_reproduce.py",
+    "benchmarks/test_reliability.py",
+    "training/test_devices.py",
+    "evaluation/test_run.py",
+    "training/test_interruption.py",
+    "training/test_compilation.py",
+    "paper/test_tables.py",
+    "training/test_pretrain.py",
+    "evaluation/test_finetune.py",
+    "training/test_loop.py",
+    "benchmarks/test_performance.py",
+    "methods",
+    "interop/test_convert.py",
+]
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        found = (number for number, name in enumerate(LONGEST) if path.startswith(name))
+        return next(found, len(LONGEST))
+
+    items.sort(key=rank)
+    for item in items:
+        starts_programs = {"program", "tiny_run"} & set(item.fixturenames)
+        if rank(item) == len(LONGEST) and not starts_programs:
+            item.add_marker("quick")
 
 
 def pytest_configure():
@@ -91,11 +128,41 @@ def program(tfds_dir):
 
 @pytest.fixture(scope="session")
 def tiny_run(program, tmp_path_factory):
-    """The workdir of a finished tiny run on the embedded digits."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    finished = program("train.py", *TINY_RUN, f"--workdir={workdir}")
-    assert finished.returncode == 0, finished.stderr
+    """The workdir of a finished tiny run on the embedded digits, which all test processes share."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    workdir = base / "tiny"
+    with filelock.FileLock(f"{workdir}.lock"):
+        if not (workdir / "summary.json").exists():
+            finished = program("train.py", *TINY_RUN, f"--workdir={workdir}")
+            assert finished.returncode == 0, finished.stderr
     return workdir
+
+
+@pytest.fixture
+def train_here(two_replicas, tfds_dir, monkeypatch):
+    """Trains in the test's process: (workdir, *flags, replicas=1).
+
+    It is for tests that need no process of their own, which spends most of its time on starting.
+    """
+    build_strategy = devices.build_strategy
+
+    def train(workdir, *arguments, replicas=1):
+        arguments = [*arguments, f"--workdir={workdir}", f"--data_dir={tfds_dir}"]
+        config = flags.read(arguments, config_lib.PretrainConfig)
+        with monkeypatch.context() as patch:
+            if replicas == 2:
+                patch.setattr(
+                    devices,
+                    "build_strategy",
+                    lambda system: build_strategy(system) and two_replicas,
+                )
+            pretrain.run(config)
+
+    yield train
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture

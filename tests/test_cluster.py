@@ -1,4 +1,4 @@
-"""The cluster manifests: their own scripts are run, with stand-ins for what only a cluster has."""
+"""The scripts in the cluster files run, with stand-ins for the programs of a cluster."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ POD = JOB["spec"]["template"]["spec"]
 ENVIRONMENT = {entry["name"]: entry["value"] for entry in WORKER["env"]}
 PORT = WORKER["ports"][0]["containerPort"]
 
-# Says how it was called, in place of what would train.
+# Stands in for the training program and records its arguments.
 ECHO = """#!/usr/bin/env bash
 printf '%s\\n' "${TF_CONFIG:-none}" "$@" > "$CALLED"
 exit "${STATUS:-0}"
@@ -28,7 +28,7 @@ exit "${STATUS:-0}"
 
 @pytest.fixture
 def run(tmp_path):
-    """(command, stand-ins as {name: text}, environment) → (process, what it said)."""
+    """Runs (command, stand-ins {name: text}, environment) → (process, recorded lines)."""
 
     def run(command, programs, **environment):
         for name, text in programs.items():
@@ -50,7 +50,7 @@ def run(tmp_path):
 
 
 def settings_of(arguments, monkeypatch):
-    """What train.py makes of its command line."""
+    """Returns the config that train.py reads from its command line."""
     monkeypatch.chdir(ROOT)
     script, *arguments = arguments
     assert script == "train.py"
@@ -58,7 +58,7 @@ def settings_of(arguments, monkeypatch):
 
 
 @pytest.mark.parametrize("index", range(JOB["spec"]["completions"]))
-def test_each_pod_tells_train_py_all_workers_and_which_it_is(index, run, monkeypatch):
+def test_each_pod_gives_train_py_all_workers_and_its_own_index(index, run, monkeypatch):
     finished, (tf_config, *arguments) = run(
         WORKER["command"] + WORKER["args"],
         {"python": ECHO},
@@ -68,8 +68,8 @@ def test_each_pod_tells_train_py_all_workers_and_which_it_is(index, run, monkeyp
     assert finished.returncode == 0, finished.stderr
     monkeypatch.setenv("TF_CONFIG", tf_config)
     count = JOB["spec"]["completions"]
-    assert JOB["spec"]["parallelism"] == count  # else they would wait for each other for ever
-    # Kubernetes' own rule for an indexed Job: <Job>-<index> is the host, in the Service's domain.
+    assert JOB["spec"]["parallelism"] == count  # with fewer, the workers would wait forever
+    # Kubernetes names the pods of an indexed Job <Job>-<index>, in the domain of the Service.
     names = [f"{JOB['metadata']['name']}-{number}.{POD['subdomain']}" for number in range(count)]
     assert devices._workers_of_environment() == [f"{name}:{PORT}" for name in names]
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
@@ -82,7 +82,7 @@ def test_each_pod_tells_train_py_all_workers_and_which_it_is(index, run, monkeyp
     assert settings.data.data_dir in mounts
 
 
-def test_the_service_names_the_jobs_pods_before_they_are_ready():
+def test_the_service_resolves_the_jobs_pods_before_they_are_ready():
     assert JOB["spec"]["completionMode"] == "Indexed"
     assert POD["subdomain"] == SERVICE["metadata"]["name"]
     assert SERVICE["spec"]["clusterIP"] == "None"
@@ -92,18 +92,18 @@ def test_the_service_names_the_jobs_pods_before_they_are_ready():
     assert {mount["name"] for mount in WORKER["volumeMounts"]} == volumes
 
 
-def test_the_batch_script_starts_train_py_by_srun(run, monkeypatch):
+def test_the_batch_script_starts_train_py_with_srun(run, monkeypatch):
     finished, (tf_config, *arguments) = run(
         ["bash", CLUSTER / "slurm.sbatch"], {"srun": ECHO}, SLURM_CPUS_PER_TASK="32"
     )
     assert finished.returncode == 0, finished.stderr
-    assert tf_config == "none"  # Slurm's variables say who the workers are
+    assert tf_config == "none"  # Slurm's variables list the workers
     assert arguments[:2] == ["--cpus-per-task=32", ".venv/bin/python"]
     assert settings_of(arguments[2:], monkeypatch).system.strategy == "multi_worker"
 
 
 @pytest.mark.parametrize(("status", "again"), [(0, False), (1, False), (2, False), (143, True)])
-def test_a_job_that_was_told_to_stop_is_queued_again_and_no_other(status, again, run, tmp_path):
+def test_only_a_job_that_was_told_to_stop_is_requeued(status, again, run, tmp_path):
     requeue = '#!/usr/bin/env bash\necho "$@" > "$CALLED.scontrol"\n'
     finished, _ = run(
         ["bash", CLUSTER / "slurm.sbatch"],

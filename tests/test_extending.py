@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 from conftest import ROOT
+
+from simsiam_tf.training import pretrain
 
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 FILES = re.findall(r"^`([\w/.]+)`:\n\n```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -46,3 +49,20 @@ def test_what_the_document_adds_trains(tmp_path):
         finished = run(["bash", "-euc", command])
     assert "epoch 1/1, step 2/2, loss" in finished.stderr
     assert (project / "runs" / "shapes" / "encoder" / "saved_model.pb").exists()
+
+
+def test_the_callback_of_the_document_stops_a_run_whose_features_collapse(monkeypatch):
+    (code,) = re.findall(r"^```python\n(import keras.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    found = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(
+        pretrain, "run", lambda config, callbacks: found.append((config, callbacks))
+    )
+    exec(code, {})
+    ((config, (callback,)),) = found
+    assert config.system.workdir == "runs/watched"
+    callback.set_model(keras.Model())
+    for std, stopped in ((0.9, False), (0.2, True)):
+        callback.model.stop_training = False
+        callback.on_epoch_end(0, {"feature_std": std})
+        assert callback.model.stop_training == stopped

@@ -9,9 +9,9 @@ def random(*shape):
     return np.random.default_rng(sum(shape)).standard_normal(shape)
 
 
-def test_negative_cosine_similarity_is_the_papers_equation_1():
+def test_negative_cosine_similarity_equals_the_papers_equation_1():
     p, z = random(5, 7), random(5, 7) + 1
-    # Equation 1, row by row.
+    # Equation 1, for each row.
     slow = [-(a / np.linalg.norm(a)) @ (b / np.linalg.norm(b)) for a, b in zip(p, z, strict=True)]
     assert float(objectives.negative_cosine_similarity(p, z)) == pytest.approx(np.mean(slow), 1e-12)
 
@@ -21,7 +21,7 @@ def test_negative_cosine_similarity_is_minus_one_for_parallel_vectors():
     assert float(objectives.negative_cosine_similarity(3 * z, z)) == pytest.approx(-1, 1e-12)
 
 
-def test_negative_cosine_similarity_itself_stops_no_gradient():
+def test_negative_cosine_similarity_does_not_stop_gradients():
     p, z = tf.constant(random(3, 4)), tf.constant(random(3, 4) - 1)
     with tf.GradientTape() as tape:
         tape.watch([p, z])
@@ -53,7 +53,7 @@ def softmax(x):
     return e / e.sum()
 
 
-def test_cross_entropy_similarity_is_section_4_5s():
+def test_cross_entropy_similarity_equals_section_4_5s():
     p, z = random(5, 7), random(5, 7) + 1
     slow = [-(softmax(b) * np.log(softmax(a))).sum() for a, b in zip(p, z, strict=True)]
     assert float(objectives.cross_entropy_similarity(p, z)) == pytest.approx(np.mean(slow), 1e-12)
@@ -64,7 +64,7 @@ def unit(x):
 
 
 def slow_nt_xent(z, temperature):
-    """SimCLR's algorithm 1: z [2N, D], rows 2k-1 and 2k of one image."""
+    """SimCLR's algorithm 1, for z [2N, D] whose rows 2k-1 and 2k belong to one image."""
     count = len(z)
     s = [[unit(z[i]) @ unit(z[j]) for j in range(count)] for i in range(count)]
 
@@ -76,7 +76,7 @@ def slow_nt_xent(z, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_nt_xent_is_simclrs_algorithm_1(temperature):
+def test_nt_xent_equals_simclrs_algorithm_1(temperature):
     views = random(2, 6, 5)
     got = objectives.nt_xent(
         tf.constant(views), tf.constant(views), tf.range(6), temperature=temperature
@@ -85,7 +85,7 @@ def test_nt_xent_is_simclrs_algorithm_1(temperature):
     assert float(got) == pytest.approx(slow_nt_xent(interleaved, temperature), 1e-10)
 
 
-def test_nt_xent_of_shares_has_the_mean_of_the_whole():
+def test_the_mean_nt_xent_of_the_replicas_shares_equals_that_of_the_batch():
     views = tf.constant(random(2, 6, 5))
     whole = objectives.nt_xent(views, views, tf.range(6), 0.2)
     shares = [
@@ -95,7 +95,7 @@ def test_nt_xent_of_shares_has_the_mean_of_the_whole():
     assert float(sum(shares) / 2) == pytest.approx(float(whole), 1e-12)
 
 
-def test_info_nce_is_mocos_equation_1():
+def test_info_nce_equals_mocos_equation_1():
     q, k, negatives = random(4, 5), random(4, 5) + 0.5, unit(random(7, 5))
     slow = []
     for query, key in zip(unit(q), unit(k), strict=True):
@@ -106,7 +106,7 @@ def test_info_nce_is_mocos_equation_1():
 
 
 def slow_sinkhorn(scores, epsilon, iterations):
-    """SwAV's appendix A.1, on plain numbers: rows are prototypes, columns samples."""
+    """SwAV's appendix A.1, without logarithms; the rows are prototypes, the columns samples."""
     q = np.exp(scores / epsilon).T
     q /= q.sum()
     num_prototypes, num_samples = q.shape
@@ -119,14 +119,14 @@ def slow_sinkhorn(scores, epsilon, iterations):
 
 
 @pytest.mark.parametrize("iterations", [1, 3])
-def test_sinkhorn_is_swavs_algorithm(iterations):
+def test_sinkhorn_equals_swavs_algorithm(iterations):
     scores = np.tanh(random(12, 5))
     got = objectives.sinkhorn(tf.constant(scores), 0.05, iterations).numpy()
     np.testing.assert_allclose(got, slow_sinkhorn(scores, 0.05, iterations), rtol=1e-9)
     np.testing.assert_allclose(got.sum(axis=1), 1, rtol=1e-12)
 
 
-def test_sinkhorn_uses_all_prototypes_alike_in_the_end():
+def test_sinkhorn_converges_to_equal_use_of_all_prototypes():
     codes = objectives.sinkhorn(tf.constant(random(12, 4)), 0.5, 200).numpy()
     np.testing.assert_allclose(codes.sum(axis=0), 3, rtol=1e-9)
 

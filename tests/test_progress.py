@@ -1,4 +1,4 @@
-"""Progress of long work, as a log shows it."""
+"""Progress of long work, as the log shows it."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from simsiam_tf import progress
 
 @pytest.fixture
 def lines(monkeypatch):
-    """The lines of the log, where half a minute passes with each unit of work."""
+    """The lines of the log, written as if each unit of work took half a minute."""
     found = []
     monkeypatch.setattr(progress.logging, "info", lambda text, *values: found.append(text % values))
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     return found
 
 
-def test_a_log_has_lines_of_what_is_done_and_what_is_left(lines):
+def test_the_log_shows_finished_units_and_the_time_left(lines):
     with progress.Progress(4, "crops", "image") as crops:
         crops.note(loss=0.5)
         crops.update(2)
@@ -25,7 +25,7 @@ def test_a_log_has_lines_of_what_is_done_and_what_is_left(lines):
     assert whole.startswith("crops: 4/4 images")
 
 
-def test_short_work_says_nothing(lines, monkeypatch):
+def test_short_work_writes_no_line(lines, monkeypatch):
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 30)
     with progress.Progress(4, "crops", "image") as crops:
         crops.update(4)

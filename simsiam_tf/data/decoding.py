@@ -1,32 +1,42 @@
-"""From a file's bytes to pixels: JPEG, PNG and BMP, refused by their header where they must be.
+"""Decoding of JPEG, PNG and BMP files to pixels. The header decides whether a file is rejected.
 
 Pixels are those of Pillow's `Image.open(file).convert("RGB")`, as the reference loads images: alpha
-is dropped, 16 bits keep their upper 8, and EXIF's orientation is not applied.
+is dropped, 16-bit levels keep their upper 8 bits, and EXIF's orientation is not applied.
 """
+
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from simsiam_tf.config import DataConfig
 
-_HEADER_BYTES = 66  # as far as the fields below reach
+_HEADER_BYTES = 66  # long enough for all fields that are read below
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Bits a pixel and compression of the BMPs that TensorFlow decodes rightly: the last two where these
-# are the channels' masks, and this the palette (blue, green, red and a filler for each level).
+# (bits per pixel, compression, 0) of the BMP files that TensorFlow decodes correctly. The third
+# kind must have the masks below. The last kind must have the palette below: blue, green, red and a
+# filler byte for each level.
 _BMP_KINDS = ((24, 0, 0), (32, 0, 0), (32, 3, 0), (8, 0, 0))
 _BMP_MASKS = (0, 0xFF, 0xFF00, 0, 0xFF, 0)
 _GRAY_PIXELS_AT = 14 + 40 + 1024
 _GRAY_PALETTE = b"".join(bytes([level, level, level, 0]) for level in range(256))
 
 
-def decode_image(encoded, max_pixels=DataConfig.max_image_pixels):
-    """A JPEG, PNG or BMP file's bytes, a scalar string → `[H, W, 3]` uint8.
+def decode_image(encoded: tf.Tensor, max_pixels: int = DataConfig.max_image_pixels) -> tf.Tensor:
+    """Returns the pixels of a JPEG, PNG or BMP file, `[H, W, 3]` uint8 in RGB.
 
-    JPEG is decoded with the accurate inverse transform, as Pillow does. An image of more than
-    `max_pixels` is an `InvalidArgumentError` before memory is taken for it; so is any other kind
-    of file, GIF and BMP with a palette among them: TensorFlow gets canvas and colours wrong.
+    JPEG is decoded with the accurate inverse transform, as Pillow does.
+
+    Args:
+      encoded: the bytes of the file, a scalar string.
+      max_pixels: largest number of pixels of an image.
+
+    Raises:
+      tf.errors.InvalidArgumentError: the image has more than `max_pixels`, which is found before
+        memory is allocated for it; or the file is damaged or of another kind. GIF and BMP with a
+        palette are rejected too, because TensorFlow decodes their canvas or colours incorrectly.
     """
-    # Small images are decoded in the time of a dozen operations. So few are spent on a header, and
-    # the kinds are told apart in turn: tf.switch_case takes as long as the rest.
+    # Decoding a small image takes as long as a dozen operations. So the header is checked with few
+    # operations, and the kinds are tested in turn: tf.switch_case takes as long as all the rest.
 
     def decode_jpeg():
         width_and_height = tf.image.extract_jpeg_shape(encoded)[1::-1]
@@ -42,7 +52,7 @@ def decode_image(encoded, max_pixels=DataConfig.max_image_pixels):
         checked = _plain_bmp(encoded)
         words = _words(checked, little_endian=True)
         width_and_height = words[9:13:2] + 65536 * words[10:13:2]
-        # Below zero, that is from 2³¹ on, rows are from the top.
+        # A negative height (here 2³¹ or more) means that the first row is the top one.
         width_and_height = tf.minimum(width_and_height, 2**32 - width_and_height)
         checked = _limited(checked, width_and_height, max_pixels)
         return tf.io.decode_image(checked, channels=3, expand_animations=False)
@@ -55,8 +65,8 @@ def decode_image(encoded, max_pixels=DataConfig.max_image_pixels):
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def _words(encoded, *, little_endian):
-    """The header's numbers of two bytes, int64; zeros where the file ends early."""
+def _words(encoded: tf.Tensor, *, little_endian: bool) -> tf.Tensor:
+    """Returns the header as numbers of two bytes, int64; zeros where the file ends early."""
     words = tf.io.decode_raw(
         tf.strings.substr(encoded, 0, _HEADER_BYTES),
         tf.uint16,
@@ -66,15 +76,17 @@ def _words(encoded, *, little_endian):
     return tf.cast(words, tf.int64)
 
 
-def _limited(encoded, width_and_height, max_pixels):
-    """The file, once its size is found to be one that is decoded."""
-    pixels = tf.reduce_prod(tf.cast(width_and_height, tf.float64))  # may be beyond 64 bits
-    message = f"1 to --max_image_pixels={max_pixels} pixels are decoded; width and height are"
+def _limited(encoded: tf.Tensor, width_and_height: tf.Tensor, max_pixels: int) -> tf.Tensor:
+    """Returns the file after checking the size of its image."""
+    pixels = tf.reduce_prod(tf.cast(width_and_height, tf.float64))  # may exceed 64 bits
+    message = (
+        f"an image must have 1 to --max_image_pixels={max_pixels} pixels; width and height are"
+    )
     return _require((pixels > 0) & (pixels <= max_pixels), [message, width_and_height], encoded)
 
 
-def _plain_bmp(encoded):
-    """The file, once it is found to be of the BMPs that TensorFlow decodes rightly."""
+def _plain_bmp(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the file after checking that it is a BMP that TensorFlow decodes correctly."""
     is_empty = tf.equal(encoded, "")
     reason = tf.where(is_empty, "an empty file", "neither a JPEG nor a PNG nor a BMP file")
     encoded = _require(tf.equal(tf.strings.substr(encoded, 0, 2), "BM"), [reason], encoded)
@@ -86,17 +98,23 @@ def _plain_bmp(encoded):
     ) & _all_equal(words[5:9], (_GRAY_PIXELS_AT, 0, 40, 0))
     has_usual_masks = _all_equal(words[27:33], _BMP_MASKS)
     is_kind = _all_equal(words[14:17], _BMP_KINDS) & [True, True, has_usual_masks, has_gray_palette]
-    message = "24 and 32 bits and grey BMP are decoded; bits a pixel and compression are"
+    message = "a BMP must have 24 or 32 bits or be grey; bits per pixel and compression are"
     is_plain = tf.reduce_any(is_kind) & (words[7] >= 40)
     return _require(is_plain, [message, words[14:16]], encoded)
 
 
-def _all_equal(words, expected):
+def _all_equal(words: tf.Tensor, expected: Sequence) -> tf.Tensor:
     return tf.reduce_all(tf.equal(words, tf.constant(expected, tf.int64)), axis=-1)
 
 
-def _require(condition, reason, value):
-    """The value, or an `InvalidArgumentError` for a reason, a list of what its text is made of."""
+def _require(condition: tf.Tensor, reason: list, value: tf.Tensor) -> tf.Tensor:
+    """Returns the value if the condition is true, else raises `InvalidArgumentError`.
+
+    Args:
+      condition: scalar bool.
+      reason: the texts and tensors of the error message.
+      value: the result.
+    """
     check = tf.raw_ops.Assert(condition=condition, data=reason)
     with tf.control_dependencies([] if tf.executing_eagerly() else [check]):
         return tf.identity(value)

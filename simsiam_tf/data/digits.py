@@ -1,4 +1,6 @@
-"""scikit-learn's handwritten digits as a TFDS data set: the embedded default, no download."""
+"""scikit-learn's handwritten digits as a TFDS data set: embedded, the default, no download."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -13,7 +15,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
@@ -26,11 +28,11 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             description=self.__doc__,
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         del dl_manager
         return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
-    def _generate_examples(self, test):
+    def _generate_examples(self, test: bool) -> Iterator[tuple[int, dict]]:
         digits = datasets.load_digits()
         for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
             if (index % 5 == 0) == test:

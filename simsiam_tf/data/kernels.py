@@ -1,44 +1,44 @@
-"""Views on the host: the loops over pixels, compiled by Numba, each image on one thread.
+"""Views on the host: loops over pixels, compiled by Numba. Each image is processed by one thread.
 
-A crop is Pillow's bilinear resize, rows first, to the last bit. What follows is computed in float32
-and rounded once, at the end; `ops.recolor` is the same for batches on an accelerator. Colours are
-kept in planes here, and sums run along rows, so that the inner loops are vector instructions and
-results depend neither on their width nor on the number of threads.
+A crop equals Pillow's bilinear resize, rows first, to the last bit. The operations after the crop
+are computed in float32 and rounded once, at the end; `ops.recolor` computes the same for batches on
+an accelerator. The colours are stored as planes and sums run along rows, so that the inner loops
+become vector instructions. The results depend neither on the width of these nor on the number of
+threads.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
 
 from simsiam_tf.data.ops import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION
 
-_FRACTION_BITS = 22  # of Pillow's weights
-_BLUR_SIGMAS = 4  # beyond which a Gaussian is left out: 1e-4 of it
+_FRACTION_BITS = 22  # of Pillow's fixed-point weights
+_BLUR_SIGMAS = 4  # radius of the Gaussian; 1e-4 of its mass is beyond
 _RED, _GREEN, _BLUE = map(np.float32, LUMA)
 _ZERO, _HALF, _ONE, _SIX = map(np.float32, (0, 0.5, 1, 6))
 _LEVELS, _LEVEL = np.float32(255), np.float32(1 / 255)
 
 
-def _compiled(function):
-    options = {"nogil": True, "error_model": "numpy"}
+def _compiled(function: Callable) -> Callable:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # no folder to keep the machine code in
+    except RuntimeError:  # no folder is writable for the cache of the machine code
         return numba.njit(function, **options)
 
 
 @_compiled
-def crops(image, boxes, size):
-    """Cuts boxes out of an image and resizes them, bilinear with antialiasing.
+def crops(image: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """Returns boxes of an image, resized bilinearly with antialiasing: `[V, size, size, 3]` uint8.
 
     Args:
       image: `[H, W, 3]` uint8.
-      boxes: `[V, 4]` int32: top, left, height, width.
-      size: height and width of the results.
-
-    Returns:
-      `[V, size, size, 3]` uint8.
+      boxes: `[V, 4]` int32: top, left, height, width, in pixels.
+      size: height and width of the results, in pixels.
     """
     out = np.empty((len(boxes), size, size, 3), np.uint8)
     for view in range(len(boxes)):
@@ -47,16 +47,27 @@ def crops(image, boxes, size):
 
 
 @_compiled
-def views(image, boxes, size, factors, order, gray, sigma, flip):
-    """`crops`, recoloured, blurred and flipped as `ops.recolor` does.
+def views(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    size: int,
+    factors: np.ndarray,
+    order: np.ndarray,
+    gray: np.ndarray,
+    sigma: np.ndarray,
+    flip: np.ndarray,
+) -> np.ndarray:
+    """Returns `crops` after the operations of `ops.recolor`: `[V, size, size, 3]` uint8.
 
     Args:
-      image, boxes, size: as `crops` takes them.
-      factors: `[V, 4]` float32, order: `[V, 4]` int32, gray: `[V]` bool, sigma: `[V]` float32,
-        flip: `[V]` bool, as `ops.recolor` takes them.
-
-    Returns:
-      `[V, size, size, 3]` uint8.
+      image: `[H, W, 3]` uint8.
+      boxes: `[V, 4]` int32: top, left, height, width, in pixels.
+      size: height and width of the results, in pixels.
+      factors: `[V, 4]` float32, as `ops.recolor` takes it, like all that follow.
+      order: `[V, 4]` int32.
+      gray: `[V]` bool.
+      sigma: `[V]` float32, in pixels.
+      flip: `[V]` bool.
     """
     out = np.empty((len(boxes), size, size, 3), np.uint8)
     planes = np.empty((3, size, size), np.float32)
@@ -107,9 +118,14 @@ def _crop(image, box, out):
 
 @_compiled
 def _taps(length, size):
-    """Pillow's weights of `length` pixels in each of `size`: first pixel, how many, and which."""
+    """Returns Pillow's weights of `length` input pixels in each of `size` output pixels.
+
+    Returns:
+      For each output pixel: the first input pixel, `[size]` int32; the number of input pixels,
+      `[size]` int32; and their fixed-point weights, `[size, most]` int32.
+    """
     scale = length / size
-    support = max(scale, 1.0)  # a pixel of the result sees at least its two neighbours
+    support = max(scale, 1.0)  # an output pixel has at least two input pixels
     starts, counts = np.empty(size, np.int32), np.empty(size, np.int32)
     weights = np.zeros((size, 2 * math.ceil(support) + 1), np.int32)
     share = np.empty(weights.shape[1])
@@ -129,7 +145,7 @@ def _taps(length, size):
 
 @_compiled
 def _channels(planes):
-    """Each plane as a vector; by number, since Numba takes those of an iteration for strided."""
+    """Returns each plane as a vector. Numba would regard planes from an iteration as strided."""
     flat = planes.reshape(3, planes[0].size)
     return flat[0], flat[1], flat[2]
 
@@ -221,7 +237,11 @@ def _shift_hue(planes, turns):
 
 @_compiled
 def _share(sextant):
-    """How much of the chroma a channel lacks, by its distance on the colour wheel, in sixths."""
+    """Returns the share of the chroma that a channel lacks, in [0, 1].
+
+    Args:
+      sextant: distance of the channel from the hue on the colour wheel, in sixths of a turn.
+    """
     sextant -= _SIX * math.floor(sextant * (_ONE / _SIX))
     return _clip(min(sextant, np.float32(4) - sextant))
 

@@ -1,8 +1,8 @@
-"""The augmentations' arithmetic: what torchvision and Pillow compute, without anything random.
+"""The arithmetic of the augmentations, as torchvision and Pillow compute it. Nothing is random.
 
-Images are `[..., H, W, 3]` float in [0, 1] unless said otherwise: one, or a batch, whose other
-arguments then have a value for each image. (What is drawn, and when: the reference's recipe,
-section 3, in `views.py`; the same on the host, image by image: `kernels.py`.)
+Unless stated otherwise, images are `[..., H, W, 3]` float in [0, 1]: a single image, or a batch
+whose other arguments have one value per image. `views` draws the random numbers (the recipe of
+section 3); `kernels` computes the same image by image on the host.
 """
 
 import math
@@ -10,42 +10,48 @@ import math
 import tensorflow as tf
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
-# The operations of colour jitter; for each, an image has a factor and a place in the order.
+# The operations of colour jitter. Each image has a factor for each, and an order of the four.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 _CROP_TRIES = 10
 BOX_DRAWS = 2 * _CROP_TRIES + 2
-_SMALLEST_SIGMA = 1e-3  # at which the Gaussian is the pixel itself
+_SMALLEST_SIGMA = 1e-3  # small enough for the Gaussian to leave each pixel unchanged
 
 
-def random_boxes(shape, uniform, min_area, max_area=1.0, aspect=(3 / 4, 4 / 3)):
-    """The boxes of torchvision's RandomResizedCrop.
+def random_boxes(
+    shape: tf.Tensor,
+    uniform: tf.Tensor,
+    min_area: float,
+    max_area: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tf.Tensor:
+    """Returns the boxes of torchvision's RandomResizedCrop, `[V, 4]` int32.
 
-    A box's area is uniform in [min_area, max_area] of the image's, its aspect (width / height)
-    log-uniform; the first of ten draws that fits is taken, else the largest central box within
-    the aspect's bounds.
+    The area of a box is uniform in [min_area, max_area] of the image's area, and its aspect
+    (width / height) is log-uniform. The first of ten draws that fits is taken. If none fits, the
+    box is the largest central one within the bounds of the aspect.
 
     Args:
-      shape: of the image: height, width, …
+      shape: of the image: height, width, …, in pixels.
       uniform: `[V, BOX_DRAWS]` float32, uniform in [0, 1).
-      min_area: share of the image's area, above 0.
-      max_area: likewise, at most 1.
+      min_area: smallest area as a share of the image's, above 0.
+      max_area: largest area as a share of the image's, at most 1.
       aspect: smallest and largest aspect.
 
     Returns:
-      `[V, 4]` int32: top, left, height, width, in pixels.
+      Top, left, height and width of each box, in pixels.
     """
     image_height, image_width = shape[0], shape[1]
     full_height = tf.cast(image_height, tf.float32)
     full_width = tf.cast(image_width, tf.float32)
-    areas, aspects, positions = tf.split(uniform, [_CROP_TRIES, _CROP_TRIES, 2], axis=1)
+    areas, aspects, corners = tf.split(uniform, [_CROP_TRIES, _CROP_TRIES, 2], axis=1)
     area = between(areas, min_area, max_area) * full_height * full_width
     ratio = tf.exp(between(aspects, math.log(aspect[0]), math.log(aspect[1])))
     widths = tf.cast(tf.round(tf.sqrt(area * ratio)), tf.int32)
     heights = tf.cast(tf.round(tf.sqrt(area / ratio)), tf.int32)
     fits = (widths > 0) & (widths <= image_width) & (heights > 0) & (heights <= image_height)
-    first = tf.argmax(fits, axis=1)  # of equals, the first
+    first = tf.argmax(fits, axis=1)  # the first of equal values
 
-    # The fallback: the whole image, its longer side cut where the aspect is out of bounds.
+    # The fallback is the whole image, with its longer side cut if the aspect is out of bounds.
     image_aspect = full_width / full_height
     central_width = tf.where(
         image_aspect > aspect[1], tf.round(full_height * aspect[1]), full_width
@@ -60,29 +66,44 @@ def random_boxes(shape, uniform, min_area, max_area=1.0, aspect=(3 / 4, 4 / 3)):
     width = tf.where(found, width, tf.cast(central_width, tf.int32))
 
     sizes = tf.stack([height, width], axis=1)
-    room = tf.stack([image_height, image_width]) - sizes
-    drawn = tf.cast(positions * tf.cast(room + 1, tf.float32), tf.int32)
-    offsets = tf.where(found[:, tf.newaxis], tf.minimum(drawn, room), room // 2)
+    margins = tf.stack([image_height, image_width]) - sizes
+    drawn = tf.cast(corners * tf.cast(margins + 1, tf.float32), tf.int32)
+    offsets = tf.where(found[:, tf.newaxis], tf.minimum(drawn, margins), margins // 2)
     return tf.concat([offsets, sizes], axis=1)
 
 
-def between(uniform, low, high):
-    """Uniform in [0, 1) → uniform in [low, high)."""
+def between(uniform: tf.Tensor, low: float, high: float) -> tf.Tensor:
+    """Returns numbers in [low, high) for numbers in [0, 1), by a linear map.
+
+    Args:
+      uniform: float, of any shape.
+      low: image of 0.
+      high: image of 1.
+    """
     return low + uniform * (high - low)
 
 
-def resize(image, height, width):
-    """`[height, width, 3]` float32 in the input's range: bilinear, antialiased, as Pillow's."""
+def resize(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    """Returns the image resized bilinearly with antialiasing, as Pillow does.
+
+    Args:
+      image: `[H, W, 3]`.
+      height: of the result, in pixels.
+      width: of the result, in pixels.
+
+    Returns:
+      `[height, width, 3]` float32 in the range of the input.
+    """
     return tf.image.resize(image, [height, width], "bilinear", antialias=True)
 
 
-def central_crop(image, size, ratio):
-    """Evaluation: short side to size / ratio, then the central `[size, size, 3]`.
+def central_crop(image: tf.Tensor, size: int, ratio: float) -> tf.Tensor:
+    """Returns the view of evaluation: the short side is resized to size / ratio, then cropped.
 
     Args:
       image: `[H, W, 3]` uint8 in [0, 255].
-      size: height and width of the result.
-      ratio: `size` over the resized short side, in (0, 1]; 224 of 256 is 0.875.
+      size: height and width of the central crop, in pixels.
+      ratio: `size` divided by the resized short side, in (0, 1]; 224 of 256 is 0.875.
 
     Returns:
       `[size, size, 3]` float32 in [0, 1].
@@ -99,26 +120,33 @@ def central_crop(image, size, ratio):
     return tf.ensure_shape(tf.clip_by_value(image, 0, 1), [size, size, 3])
 
 
-def recolor(images, factors, order, gray, sigma, flip):
-    """What follows the crop: colour jitter, grey, blur, flip, each image by its own draws.
+def recolor(
+    images: tf.Tensor,
+    factors: tf.Tensor,
+    order: tf.Tensor,
+    gray: tf.Tensor,
+    sigma: tf.Tensor,
+    flip: tf.Tensor,
+) -> tf.Tensor:
+    """Returns the images after colour jitter, grey, blur and flip, each by draws of its own.
 
     Args:
       images: `[B, S, S, 3]` float in [0, 1].
-      factors: `[B, 4]`: of brightness, contrast and saturation, and the hue's shift in turns; with
-        1, 1, 1 and 0 nothing changes.
-      order: `[B, 4]` int32: which of these comes first, second, third and last.
-      gray: `[B]` bool.
-      sigma: `[B]`: of the blur, in pixels; 0 for none.
-      flip: `[B]` bool.
+      factors: `[B, 4]` float: factors of brightness, contrast and saturation, and the shift of the
+        hue in turns. The factors 1, 1, 1 and 0 change nothing.
+      order: `[B, 4]` int32: the indices of these operations, from the first to the last.
+      gray: `[B]` bool: whether the image becomes grey.
+      sigma: `[B]` float: of the blur, in pixels; 0 for no blur.
+      flip: `[B]` bool: whether the image is flipped left to right.
     """
 
     def each(values):
         return values[:, tf.newaxis, tf.newaxis, tf.newaxis]
 
     factors = tf.cast(factors, images.dtype)
-    for place in range(order.shape[1]):
-        # One blend and one shift, whatever each image's operation: no branch divides a batch.
-        operation = order[:, place]
+    for step in range(order.shape[1]):
+        # Every operation is one blend and one shift of the hue, so the batch needs no branches.
+        operation = order[:, step]
         factor = tf.gather(factors, operation, batch_dims=1)
         is_hue = operation == HUE
         luma = _luma(images)
@@ -131,59 +159,95 @@ def recolor(images, factors, order, gray, sigma, flip):
     return tf.where(each(flip), tf.reverse(images, axis=[2]), images)
 
 
-def blend(image, other, factor):
-    """factor · image + (1 − factor) · other, clipped."""
+def blend(image: tf.Tensor, other: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
+    """Returns factor · image + (1 − factor) · other, clipped to [0, 1].
+
+    Args:
+      image: `[..., H, W, 3]` float in [0, 1].
+      other: of a shape that broadcasts to the image.
+      factor: a number, or `[B, 1, 1, 1]` for a batch.
+    """
     return tf.clip_by_value(factor * image + (1 - factor) * other, 0, 1)
 
 
-def adjust_brightness(image, factor):
-    """factor · image, clipped; tf.image's adds instead."""
+def adjust_brightness(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
+    """Returns factor · image, clipped to [0, 1]. tf.image's function adds instead.
+
+    Args:
+      image: `[..., H, W, 3]` float in [0, 1].
+      factor: a number, or `[B, 1, 1, 1]` for a batch.
+    """
     return blend(image, tf.zeros([], image.dtype), factor)
 
 
-def adjust_contrast(image, factor):
-    """Blends with the mean of the grey image, clipped; tf.image's mean is per channel."""
+def adjust_contrast(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
+    """Returns a blend with the mean of the grey image. tf.image takes the mean of each channel.
+
+    Args:
+      image: `[..., H, W, 3]` float in [0, 1].
+      factor: a number, or `[B, 1, 1, 1]` for a batch.
+    """
     return blend(image, _mean(_luma(image)), factor)
 
 
-def adjust_saturation(image, factor):
-    """Blends with the grey image, clipped."""
+def adjust_saturation(image: tf.Tensor, factor: float | tf.Tensor) -> tf.Tensor:
+    """Returns a blend with the grey image, clipped to [0, 1].
+
+    Args:
+      image: `[..., H, W, 3]` float in [0, 1].
+      factor: a number, or `[B, 1, 1, 1]` for a batch.
+    """
     return blend(image, _luma(image), factor)
 
 
-def adjust_hue(image, turns):
-    """Shifts the hue by a share of the colour wheel, in [−0.5, 0.5]."""
+def adjust_hue(image: tf.Tensor, turns: float | tf.Tensor) -> tf.Tensor:
+    """Returns the image with its hue shifted.
+
+    Args:
+      image: `[..., H, W, 3]` float in [0, 1].
+      turns: shift in turns of the colour wheel, in [−0.5, 0.5]; a number, or `[B, 1, 1, 1]` for a
+        batch.
+    """
     red, green, blue = tf.split(image, 3, axis=-1)
     value = tf.reduce_max(image, axis=-1, keepdims=True)
     chroma = value - tf.reduce_min(image, axis=-1, keepdims=True)
     scale = tf.math.reciprocal(tf.where(chroma > 0, chroma, tf.ones_like(chroma)))
     hue = tf.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4)
     hue = tf.where(value == red, (green - blue) * scale, hue) + 6 * turns
-    # How much of the chroma a channel lacks, by its distance on the colour wheel, in sixths.
+    # The share of the chroma that a channel lacks depends on its distance from the hue on the
+    # colour wheel, here in sixths of a turn.
     sextant = tf.math.floormod(hue + tf.constant([5, 3, 1], image.dtype), 6)
     return value - chroma * tf.clip_by_value(tf.minimum(sextant, 4 - sextant), 0, 1)
 
 
-def grayscale(image):
-    """Three equal channels of ITU-R 601 luma."""
+def grayscale(image: tf.Tensor) -> tf.Tensor:
+    """Returns the ITU-R 601 luma of the image in three equal channels.
+
+    Args:
+      image: `[..., H, W, 3]` float in [0, 1].
+    """
     return tf.repeat(_luma(image), 3, axis=-1)
 
 
-def _luma(image):
+def _luma(image: tf.Tensor) -> tf.Tensor:
     return tf.tensordot(image, tf.constant(LUMA, image.dtype), axes=1)[..., tf.newaxis]
 
 
-def _mean(luma):
+def _mean(luma: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(luma, axis=(-3, -2, -1), keepdims=True)
 
 
-def gaussian_blur(image, sigma, radius=None):
-    """Gaussian blur as two matrix products, with borders reflected about the edge pixel.
+def gaussian_blur(
+    image: tf.Tensor, sigma: float | tf.Tensor, radius: int | tf.Tensor | None = None
+) -> tf.Tensor:
+    """Returns the image after a Gaussian blur, computed as two matrix products.
+
+    Borders are reflected about the edge pixel.
 
     Args:
       image: `[..., H, W, C]` float.
-      sigma: `[...]`, in pixels; at 0 the image stays.
-      radius: of the kernel, in pixels; None: no cut, the kernel is as large as the image.
+      sigma: `[...]` float, in pixels; 0 leaves the image unchanged.
+      radius: of the kernel, in pixels; None: the kernel is as large as the image.
     """
     rows = _blur_matrix(tf.shape(image)[-3], sigma, radius, image.dtype)
     columns = _blur_matrix(tf.shape(image)[-2], sigma, radius, image.dtype)
@@ -191,10 +255,15 @@ def gaussian_blur(image, sigma, radius=None):
     return tf.einsum("...ij,...hjc->...hic", columns, image)
 
 
-def _blur_matrix(size, sigma, radius, dtype):
-    """`[..., size, size]`: what each pixel takes from each, reflections included; rows sum to 1."""
-    positions = tf.range(size)
-    here, there = positions[:, tf.newaxis], positions[tf.newaxis, :]
+def _blur_matrix(
+    size: tf.Tensor, sigma: float | tf.Tensor, radius: int | tf.Tensor | None, dtype: tf.DType
+) -> tf.Tensor:
+    """Returns the weights `[..., size, size]` of all input pixels (columns) in each output pixel.
+
+    Reflections are included, and each row sums to 1.
+    """
+    coordinates = tf.range(size)
+    here, there = coordinates[:, tf.newaxis], coordinates[tf.newaxis, :]
     last = size - 1
     sigma = tf.maximum(tf.cast(sigma, dtype), _SMALLEST_SIGMA)[..., tf.newaxis, tf.newaxis]
 

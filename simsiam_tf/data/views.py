@@ -1,26 +1,39 @@
-"""From an image to what the network sees of it: the recipes, as functions.
+"""The recipes that turn an image into the views for the network.
 
-Draws come first and by themselves, so that they are the same wherever they are applied.
+All random numbers of a view are drawn first, separately from the pixels. So they are the same on
+the host and on the device.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
+import numpy as np
 import tensorflow as tf
 
+from simsiam_tf.config import ViewsConfig
 from simsiam_tf.data import kernels, ops
 
-# Of ImageNet, for RGB in [0, 1]; every recipe of the reference normalises by them.
+# (image `[H, W, 3]` uint8, seed `[2]` int32) → {"views": a tuple of views, …}.
+MakeViews = Callable[[tf.Tensor, tf.Tensor], dict[str, Any]]
+
+# ImageNet's mean and deviation of RGB in [0, 1]. Every recipe of the reference normalises by them.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 _JITTER, _GRAY, _BLUR, _FLIP = range(4)
 
 
-def build_views(config, num_views):
-    """The pre-training recipe of a `ViewsConfig` (section 3), for a number of views.
+def build_views(config: ViewsConfig, num_views: int) -> MakeViews:
+    """Returns the pre-training recipe (section 3) as a function.
+
+    Args:
+      config: the settings of the recipe.
+      num_views: number of views of each image.
 
     Returns:
-      A function (image `[H, W, 3]` uint8, seed int32 `[2]`) → {"views": a tuple of independent
-      views, `[size, size, 3]` uint8}. With `--augment_on=device` these are mere crops, and "draws"
-      has what `prepare` does with each.
+      A function (image `[H, W, 3]` uint8, seed `[2]` int32) → {"views": a tuple of independent
+      views, `[size, size, 3]` uint8}. With `--augment_on=device` the views are only cropped, and
+      the entry "draws" has the arguments with which `prepare` completes each.
     """
 
     def views(image, seed):
@@ -33,17 +46,20 @@ def build_views(config, num_views):
     return views
 
 
-def draw(seed, shape, config, num_views):
-    """What is random about the views of an image.
+def draw(
+    seed: tf.Tensor, shape: tf.Tensor, config: ViewsConfig, num_views: int
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Returns all random numbers of the views of an image.
 
     Args:
-      seed: int32 `[2]`.
-      shape: of the image: height, width, …
-      config: a `ViewsConfig`.
-      num_views: V, views of the image.
+      seed: `[2]` int32.
+      shape: of the image: height, width, …, in pixels.
+      config: the settings of the recipe.
+      num_views: V, number of views.
 
     Returns:
-      Boxes, `[V, 4]` int32 as of `ops.random_boxes`, and a dict of what `ops.recolor` takes.
+      The boxes of `ops.random_boxes`, `[V, 4]` int32, and the arguments of `ops.recolor` by name,
+      with one row per view.
     """
     kinds = {"box": ops.BOX_DRAWS, "chance": 4, "factor": 4, "order": 4, "sigma": 1}
     uniform = tf.random.stateless_uniform([num_views, sum(kinds.values())], seed)
@@ -69,14 +85,21 @@ def draw(seed, shape, config, num_views):
     }
 
 
-def _by_view(draws):
-    """A dict of columns → a dict for each view."""
+def _by_view(draws: dict[str, tf.Tensor]) -> list[dict[str, tf.Tensor]]:
+    """Returns a dict for each view, from a dict of columns."""
     columns = [tf.unstack(column) for column in draws.values()]
     return [dict(zip(draws, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _on_host(kernel, image, boxes, size, draws=None):
-    """A kernel's views as a tuple; stateless, or determinism would make them one by one."""
+def _on_host(
+    kernel: Callable[..., np.ndarray],
+    image: tf.Tensor,
+    boxes: tf.Tensor,
+    size: int,
+    draws: dict[str, tf.Tensor] | None = None,
+) -> tuple[tf.Tensor, ...]:
+    """Returns the views that a function of `kernels` makes, as a tuple."""
+    # A stateful function would make `enable_op_determinism` run the pipeline sequentially.
     made = tf.numpy_function(
         lambda image, boxes, *columns: kernel(image, boxes, size, *columns),
         [image, boxes, *(draws or {}).values()],
@@ -86,11 +109,12 @@ def _on_host(kernel, image, boxes, size, draws=None):
     return tuple(tf.unstack(tf.ensure_shape(made, [boxes.shape[0], size, size, 3])))
 
 
-def prepare(batch):
-    """The views of a batch as the network takes them, on the device that it is on.
+def prepare(batch: dict[str, Any]) -> tuple[tf.Tensor, ...]:
+    """Returns the views of a batch as inputs of the network, computed on the batch's device.
 
     Args:
-      batch: {"views": a tuple of `[B, S, S, 3]` uint8, and by `--augment_on=device` their "draws"}.
+      batch: {"views": a tuple of `[B, S, S, 3]` uint8}, and with `--augment_on=device` "draws", a
+        tuple with the draws of each view.
 
     Returns:
       A tuple of `[B, S, S, 3]` float, normalised.
@@ -102,8 +126,18 @@ def prepare(batch):
     return tuple(normalize(image) for image in images)
 
 
-def build_linear_view(image_size, crop_min_area, flip_probability):
-    """The linear protocol's training view: crop and flip, a tuple of one, uint8."""
+def build_linear_view(image_size: int, crop_min_area: float, flip_probability: float) -> MakeViews:
+    """Returns the training recipe of the linear protocol as a function: crop and flip.
+
+    Args:
+      image_size: height and width of the view, in pixels.
+      crop_min_area: smallest area of the crop as a share of the image's, in (0, 1].
+      flip_probability: in [0, 1].
+
+    Returns:
+      A function (image `[H, W, 3]` uint8, seed `[2]` int32) → {"views": a tuple of one view,
+      `[image_size, image_size, 3]` uint8}.
+    """
 
     def views(image, seed):
         uniform = tf.random.stateless_uniform([1, ops.BOX_DRAWS + 1], seed)
@@ -115,8 +149,16 @@ def build_linear_view(image_size, crop_min_area, flip_probability):
     return views
 
 
-def build_evaluation_view(image_size, crop_ratio):
-    """Evaluation's only view: resize and central crop, `[size, size, 3]` float32 in [0, 255]."""
+def build_evaluation_view(image_size: int, crop_ratio: float) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the view of evaluation as a function: resize and central crop.
+
+    Args:
+      image_size: height and width of the view, in pixels.
+      crop_ratio: `image_size` divided by the resized short side, in (0, 1].
+
+    Returns:
+      A function: image `[H, W, 3]` uint8 → `[image_size, image_size, 3]` float32 in [0, 255].
+    """
 
     def view(image):
         return 255 * ops.central_crop(image, image_size, crop_ratio)
@@ -124,12 +166,20 @@ def build_evaluation_view(image_size, crop_ratio):
     return view
 
 
-def normalize(image):
-    """[0, 1] → zero mean and unit variance per channel, over ImageNet."""
+def normalize(image: tf.Tensor) -> tf.Tensor:
+    """Returns the image with zero mean and unit variance per channel, on average over ImageNet.
+
+    Args:
+      image: `[..., 3]` float in [0, 1].
+    """
     return (image - tf.constant(MEAN, image.dtype)) / tf.constant(STD, image.dtype)
 
 
-def denormalize(image):
-    """The inverse of `normalize`, clipped to [0, 1]: for looking at views."""
+def denormalize(image: tf.Tensor) -> tf.Tensor:
+    """Returns the inverse of `normalize`, clipped to [0, 1], for looking at views.
+
+    Args:
+      image: `[..., 3]` float, normalised.
+    """
     image = image * tf.constant(STD, image.dtype) + tf.constant(MEAN, image.dtype)
     return tf.clip_by_value(image, 0, 1)

@@ -1,24 +1,34 @@
-"""A picture of what was found in some images."""
+"""A picture of images with their true boxes and the detected ones."""
 
 import itertools
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 import numpy as np
+
+from simsiam_tf.detection.precision import Objects
 
 _SHOWN = 8
 _COLUMNS = 4
 _MIN_CONFIDENCE = 0.5
 
 
-def draw(path, examples, true, found, class_names):
-    """Draws the first images of a split, with what is there and what was found.
+def draw(
+    path: str,
+    examples: Iterable[dict],
+    true: Sequence[Objects],
+    found: Sequence[Objects],
+    class_names: Sequence[str],
+) -> None:
+    """Draws the first eight images of a split with their true and detected boxes.
 
     Args:
-      path: the picture's file.
-      examples: a data set of dicts with `image`, as of `voc.Split`.
-      true: a `precision.Objects` for each image; drawn dashed.
-      found: the same; drawn with name and confidence, from a confidence of one half on.
-      class_names: of all classes.
+      path: the image file to write.
+      examples: dicts with `image`, `[H, W, 3]` uint8, as in `voc.Split`.
+      true: the annotated objects of each image. Their boxes are dashed.
+      found: the detections in each image. Detections with a confidence of at least 0.5 are drawn
+        with class name and confidence.
+      class_names: the names of all classes, by label.
     """
     matplotlib.use("agg")
     from matplotlib import pyplot
@@ -30,7 +40,7 @@ def draw(path, examples, true, found, class_names):
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(3 * columns, 3 * rows), layout="constrained", squeeze=False
     )
-    colors = pyplot.get_cmap("tab20").colors
+    colors = pyplot.get_cmap("tab20").colors  # type: ignore[attr-defined]
     for axis in axes.flat:
         axis.axis("off")
     for axis, (example, objects, detections) in zip(axes.flat, shown, strict=False):

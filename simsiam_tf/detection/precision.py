@@ -1,8 +1,9 @@
-"""Average precision as COCO has it, by pycocotools."""
+"""COCO's average precision, computed by pycocotools."""
 
 import contextlib
 import io
 import typing
+from collections.abc import Sequence
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -10,27 +11,30 @@ from pycocotools.cocoeval import COCOeval
 
 
 class Objects(typing.NamedTuple):
-    """What is in an image, or what was found in it."""
+    """The annotated objects of an image, or the detections in it."""
 
     boxes: np.ndarray  # [n, 4]: left, top, right, bottom in pixels
     labels: np.ndarray  # [n] int
-    marks: np.ndarray  # [n]: whether VOC calls it difficult; of what was found, the confidence
+    marks: np.ndarray  # [n]: bool, VOC's "difficult", for annotations; confidence for detections
 
 
-def average_precision(true, found, class_names):
-    """COCO's AP, averaged over IoU of 0.5 to 0.95, and at 0.5 and 0.75.
+def average_precision(
+    true: Sequence[Objects], found: Sequence[Objects], class_names: Sequence[str]
+) -> dict[str, typing.Any]:
+    """Returns COCO's AP, averaged over IoU of 0.5 to 0.95, and AP at IoU 0.5 and 0.75.
 
-    Objects that VOC calls difficult count neither as found nor as missed.
+    Objects that VOC marks as difficult count neither as found nor as missed.
 
     Args:
-      true: an `Objects` for each image; one object or more is not difficult.
-      found: the same, at most 100 objects an image.
-      class_names: of all classes; those without an object in `true` are left out of the mean.
+      true: the annotated objects of each image. At least one object must not be difficult.
+      found: the detections in each image, at most 100 per image.
+      class_names: the names of all classes, by label. The mean leaves out classes without an object
+        in `true`.
 
     Returns:
       {"AP": …, "AP50": …, "AP75": …, "AP_by_class": {name: AP}}, in percent.
     """
-    # pycocotools counts from one: an object of the number 0 would be one that nothing matches.
+    # IDs start at one, because pycocotools treats an object with the ID 0 as unmatched.
     truth = COCO()
     truth.dataset = {
         "images": [{"id": image} for image in range(1, len(true) + 1)],
@@ -39,7 +43,7 @@ def average_precision(true, found, class_names):
         ],
         "annotations": [],
     }
-    rows = [[1, 0, 0, 0, 0, 0, 1]]  # a box of no size and confidence: pycocotools must have one
+    rows = [[1, 0, 0, 0, 0, 0, 1]]  # pycocotools needs at least one detection: size 0, confidence 0
     for image, (objects, detections) in enumerate(zip(true, found, strict=True), start=1):
         for box, label, difficult in zip(*objects, strict=True):
             corner, size = np.split(np.asarray(box, float), 2)
@@ -56,13 +60,14 @@ def average_precision(true, found, class_names):
             )
         for (left, top, right, bottom), label, confidence in zip(*detections, strict=True):
             rows.append([image, left, top, right - left, bottom - top, confidence, label + 1])
-    with contextlib.redirect_stdout(io.StringIO()):  # it has much to say
+    with contextlib.redirect_stdout(io.StringIO()):  # hides the printed progress
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(np.array(rows)), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    # IoU, recall, class, area (the first: all), detections an image (the last: 100); -1: no object.
+    # Axes: IoU, recall, class, area (first: all), detections per image (last: 100).
+    # A class without objects has -1.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     by_class = {
         name: _percent(precision[:, :, label].mean())
@@ -74,5 +79,5 @@ def average_precision(true, found, class_names):
     return summary | {"AP_by_class": by_class}
 
 
-def _percent(share):
-    return round(100 * float(share), 2)
+def _percent(fraction: float) -> float:
+    return round(100 * float(fraction), 2)

@@ -1,8 +1,8 @@
-"""Trains KerasHub's RetinaNet on Pascal VOC from an exported encoder, and measures its AP.
+"""Trains KerasHub's RetinaNet on Pascal VOC from an exported encoder and measures its AP.
 
     python -m simsiam_tf.detection.transfer --encoder=runs/r50/encoder --dataset=voc_folder --data_dir=VOCdevkit/VOC2007 --workdir=runs/detection
 
-results.json, detector.keras and detections.png are in the workdir afterwards.
+The program writes results.json, detector.keras and detections.png to the workdir.
 """  # noqa: E501 (a command is one line)
 
 import dataclasses
@@ -17,62 +17,72 @@ class TransferConfig(schema.Config):
     """Detection"""
 
     encoder: str = setting(
-        "", "Folder of the encoder's SavedModel, with --stem=imagenet and --width=64.", filled=True
+        "",
+        "Folder of the SavedModel of an encoder that was trained with --stem=imagenet --width=64.",
+        filled=True,
     )
     dataset: str = setting(
         "voc_folder",
-        "voc_folder (a folder in Pascal VOC's format), or TFDS's voc, with its year: voc/2007.",
+        "Either voc_folder, a folder in Pascal VOC's format, or TFDS's voc with a year: voc/2007.",
         filled=True,
     )
     data_dir: str = setting(
         "",
-        "Folder with JPEGImages, Annotations and ImageSets/Main (voc_folder), or where TFDS keeps "
-        "its data sets; empty: TFDS's own default.",
+        "Folder with JPEGImages, Annotations and ImageSets/Main (voc_folder), or the data folder "
+        "of TFDS. Empty: TFDS's default folder.",
     )
     train_split: str = setting(
         "trainval",
-        "Split to train on: a list in ImageSets/Main; of TFDS trainval is train+validation.",
+        "Split to train on: the name of a list in ImageSets/Main, or a split of TFDS. For TFDS, "
+        "trainval is train+validation.",
         filled=True,
     )
     eval_split: str = setting("test", "Split to measure AP on.", filled=True)
     image_size: int = setting(
         512,
-        "Height and width of the detector's input in pixels, a multiple of 32; images are resized "
-        "with their shape kept and padded.",
+        "Height and width of the detector's input in pixels, a multiple of 32. Images are resized "
+        "with their aspect ratio kept, and padded.",
         at_least=64,
     )
-    batch_size: int = setting(16, "Images in a batch.", at_least=1)
-    epochs: int = setting(24, "Passes over the training split.", at_least=1)
+    batch_size: int = setting(16, "Number of images in a batch.", at_least=1)
+    epochs: int = setting(24, "Number of passes over the training split.", at_least=1)
     flip_probability: float = setting(
         0.5, "Probability of a left-right flip.", at_least=0, at_most=1
     )
     learning_rate: float = setting(
-        1e-4, "Rate of AdamW after a warm-up; it falls to 0 along a cosine.", above=0
+        1e-4,
+        "Learning rate of AdamW after the warm-up; it decays to 0 along a cosine.",
+        above=0,
     )
     seed: int = setting(
-        0, "Seed of the new weights, order and flips.", at_least=0, at_most=2**31 - 1
+        0,
+        "Seed of the new weights, the order of images and the flips.",
+        at_least=0,
+        at_most=2**31 - 1,
     )
-    workdir: str = setting("runs/detection", "Folder of the results; a new one.", filled=True)
+    workdir: str = setting("runs/detection", "New folder for the results.", filled=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_size % 32:
             raise UserError(f"--image_size must be a multiple of 32. Received: {self.image_size}")
 
 
-def main(config):
-    # TensorFlow loads only now, after the flags are checked, and KerasHub after it is found.
-    import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
+def main(config: TransferConfig) -> None:
+    # TensorFlow and KerasHub are imported here, so that a wrong flag or a missing package is
+    # reported without waiting for them.
+    with flags.quiet_imports():
+        import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
 
-    for module in ("keras_hub", "pycocotools.coco"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(
-                "Detection needs KerasHub and pycocotools: pip install -r "
-                f"requirements-detection.txt. Received: {error}"
-            ) from error
-    from simsiam_tf.detection import run
+        for module in ("keras_hub", "pycocotools.coco"):
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise UserError(
+                    "Detection needs the packages KerasHub and pycocotools: pip install -r "
+                    f"requirements-detection.txt. Received: {error}"
+                ) from error
+        from simsiam_tf.detection import run
 
     run.run(config)
 

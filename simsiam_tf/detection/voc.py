@@ -1,8 +1,9 @@
-"""Images with boxes, from a folder in Pascal VOC's format or from TFDS's `voc`."""
+"""Detection data sets: a folder in Pascal VOC's format, or TFDS's `voc`."""
 
 import dataclasses
 import os
 import typing
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,41 +15,41 @@ from simsiam_tf.data import datasets, decoding
 from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
 
-_SHUFFLE_BUFFER = 10_000  # encoded images; VOC 2007 is shuffled whole, in 450 MB
+_SHUFFLE_BUFFER = 10_000  # encoded images; VOC 2007 fits whole, in 450 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images with boxes, and how to read them."""
+    """A split of a detection data set, with the function that reads it."""
 
-    name: str  # as messages call it
+    name: str  # for messages
     num_images: int
-    describe: typing.Callable[[int], str]  # index → where that image is, for error messages
+    describe: typing.Callable[[int], str]  # index of an image → its location, for error messages
     class_names: tuple[str, ...]  # the same for all splits of a data set
-    # seed, or None for the order on disk → tf.data.Dataset of dicts:
+    # Seed → data set of dicts; None keeps the order on disk.
     #   image: `[H, W, 3]` uint8
     #   boxes: `[n, 4]` float32, left, top, right, bottom in pixels
     #   labels: `[n]` int32
-    #   difficult: `[n]` bool, what VOC leaves out of the evaluation
-    examples: typing.Callable
+    #   difficult: `[n]` bool, objects that the evaluation of VOC ignores
+    examples: typing.Callable[[int | None], tf.data.Dataset]
 
 
 class _Annotation(typing.NamedTuple):
-    boxes: list
-    names: list
-    difficult: list
+    boxes: list[list[float]]
+    names: list[str]
+    difficult: list[bool]
 
 
-def load(name, data_dir, splits):
-    """The `Split`s of a data set.
+def load(name: str, data_dir: str, splits: Sequence[str]) -> list[Split]:
+    """Returns the splits of a detection data set.
 
     Args:
-      name: "voc_folder", or TFDS's "voc" with optional "/config".
-      data_dir: the folder's path, or where TFDS keeps its data; empty: TFDS's own default.
-      splits: their names.
+      name: "voc_folder", or TFDS's "voc" with an optional "/config".
+      data_dir: the path of the folder, or the data folder of TFDS. Empty: TFDS's default folder.
+      splits: the names of the splits.
 
     Raises:
-      UserError: the data set cannot be had, is not of boxes, or an annotation is wrong.
+      UserError: the data set is not available or has no boxes, or an annotation is wrong.
     """
     load_all = _load_folder if name == "voc_folder" else _load_tfds
     found = load_all(name, data_dir, splits)
@@ -59,11 +60,11 @@ def load(name, data_dir, splits):
     return found
 
 
-def check(split):
-    """Reads all of a split, to find out before the work what is wrong with it.
+def check(split: Split) -> None:
+    """Reads a whole split, so that a damaged image is reported before the training starts.
 
     Raises:
-      UserError: an image cannot be read, or there is no object but difficult ones.
+      UserError: an image cannot be read, or the split has no object that is not difficult.
     """
     examples = iter(split.examples(None))
     found = False
@@ -73,22 +74,24 @@ def check(split):
                 found |= not np.all(next(examples)["difficult"])
             except tf.errors.InvalidArgumentError as error:
                 raise UserError(
-                    f"Every image must be one that can be read ({error.message.splitlines()[0]}). "
+                    f"Every image must be readable ({error.message.splitlines()[0]}). "
                     f"Received: {split.describe(index)}"
                 ) from error
             progress.update()
     if not found:
         raise UserError(
-            f"A split must have an object that is not difficult. Received: {split.name}"
+            f"A split must have at least one object that is not difficult. Received: {split.name}"
         )
 
 
-def _load_folder(_, data_dir, splits):
+def _load_folder(_: str, data_dir: str, splits: Sequence[str]) -> list[Split]:
     lists = [_read_list(data_dir, split) for split in splits]
     annotations = [[_read_annotation(data_dir, image) for image in images] for images in lists]
     names = {name for found in annotations for annotation in found for name in annotation.names}
     if not names:
-        raise UserError(f"--data_dir must have annotations with objects. Received: {data_dir}")
+        raise UserError(
+            f"--data_dir must have annotations with objects. Received: {data_dir}, which has none"
+        )
     class_names = tuple(sorted(names))
     paths = [[_find_image(data_dir, image) for image in images] for images in lists]
     return [
@@ -103,80 +106,86 @@ def _load_folder(_, data_dir, splits):
     ]
 
 
-def _read_list(data_dir, split):
-    """The names of a split's images: the first word of each line of its list."""
+def _read_list(data_dir: str, split: str) -> list[str]:
+    """Returns the names of a split's images: the first word of each line of its list."""
     path = os.path.join(os.path.expanduser(data_dir), "ImageSets", "Main", f"{split}.txt")
     try:
         with open(path, encoding="utf-8") as file:
             images = [line.split()[0] for line in file if line.strip()]
     except OSError as error:
         raise UserError(
-            "--data_dir must be a folder in Pascal VOC's format, with a list of each split "
+            "--data_dir must be a folder in Pascal VOC's format, with a list for each split "
             f"({error.strerror}). Received: {path}"
         ) from error
     if not images:
-        raise UserError(f"A split must hold an image or more. Received: {path}, which is empty")
+        raise UserError(f"A split must have at least one image. Received: {path}, which is empty")
     return images
 
 
-def _find_image(data_dir, image):
+def _find_image(data_dir: str, image: str) -> str:
     stem = os.path.join(os.path.expanduser(data_dir), "JPEGImages", image)
     for suffix in datasets.IMAGE_SUFFIXES:
         if os.path.isfile(stem + suffix):
             return stem + suffix
     raise UserError(
         f"Every image of a split must be in JPEGImages ({', '.join(datasets.IMAGE_SUFFIXES)}). "
-        f"Received: none that is {stem}"
+        f"Received: no file {stem} with such a suffix"
     )
 
 
-def _read_annotation(data_dir, image):
+def _read_annotation(data_dir: str, image: str) -> _Annotation:
     path = os.path.join(os.path.expanduser(data_dir), "Annotations", f"{image}.xml")
     annotation = _Annotation([], [], [])
     try:
         for thing in ElementTree.parse(path).getroot().findall("object"):
+            # A missing element is None, which raises one of the errors that are handled below.
             left, top, right, bottom = (
-                float(thing.find("bndbox").findtext(side))
+                float(thing.find("bndbox").findtext(side))  # type: ignore[union-attr, arg-type]
                 for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            # VOC counts pixels from one, and a box has its last ones too.
+            # Pascal VOC counts pixels from one and includes the last row and column in a box.
             annotation.boxes.append([left - 1, top - 1, right, bottom])
-            annotation.names.append(thing.findtext("name").strip())
+            annotation.names.append(thing.findtext("name").strip())  # type: ignore[union-attr]
             annotation.difficult.append(thing.findtext("difficult", "0").strip() == "1")
     except (OSError, ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
-            "An annotation must be XML with name and bndbox (xmin, ymin, xmax, ymax) of each "
+            "An annotation must be XML with a name and a bndbox (xmin, ymin, xmax, ymax) for each "
             f"object ({error}). Received: {path}"
         ) from error
     for left, top, right, bottom in annotation.boxes:
         if not (left < right and top < bottom):
             raise UserError(
-                "A box's xmin and ymin must be at most its xmax and ymax. Received: "
+                "The xmin and ymin of a box must be at most its xmax and ymax. Received: "
                 f"{left + 1:g}, {top + 1:g}, {right:g}, {bottom:g} in {path}"
             )
     return annotation
 
 
-def _folder_reader(paths, annotations, class_names):
-    number = {name: index for index, name in enumerate(class_names)}
+def _folder_reader(
+    paths: Sequence[str], annotations: Sequence[_Annotation], class_names: Sequence[str]
+) -> typing.Callable[[int | None], tf.data.Dataset]:
+    """Returns the function `examples` of a folder's split."""
+    labels = {name: label for label, name in enumerate(class_names)}
     counts = [len(annotation.names) for annotation in annotations]
 
-    def ragged(rows, dtype, shape):
-        flat = np.array([value for row in rows for value in row], dtype).reshape(shape)
+    def ragged(by_image: list[list], dtype: type, shape: int | tuple[int, ...]) -> tf.RaggedTensor:
+        flat: np.ndarray = np.array(
+            [value for values in by_image for value in values], dtype
+        ).reshape(shape)
         return tf.RaggedTensor.from_row_lengths(flat, counts)
 
     columns = {
         "boxes": ragged([a.boxes for a in annotations], np.float32, (-1, 4)),
-        "labels": ragged([[number[n] for n in a.names] for a in annotations], np.int32, -1),
+        "labels": ragged([[labels[name] for name in a.names] for a in annotations], np.int32, -1),
         "difficult": ragged([a.difficult for a in annotations], bool, -1),
     }
     path_tensor = tf.constant(paths)
 
-    def read(index):
+    def read(index: tf.Tensor) -> dict:
         image = decoding.decode_image(tf.io.read_file(path_tensor[index]))
         return {"image": image} | {name: column[index] for name, column in columns.items()}
 
-    def examples(seed):
+    def examples(seed: int | None) -> tf.data.Dataset:
         indices = tf.data.Dataset.range(len(paths))
         if seed is not None:
             indices = indices.shuffle(len(paths), seed=seed)
@@ -185,7 +194,7 @@ def _folder_reader(paths, annotations, class_names):
     return examples
 
 
-def _load_tfds(name, data_dir, splits):
+def _load_tfds(name: str, data_dir: str, splits: Sequence[str]) -> list[Split]:
     builder = datasets.prepared_builder(name, data_dir or None)
     features = builder.info.features
     try:
@@ -193,20 +202,23 @@ def _load_tfds(name, data_dir, splits):
         _ = features["objects"]["bbox"], features["objects"]["is_difficult"]
     except (KeyError, TypeError, AttributeError):
         raise UserError(
-            "--dataset must be voc_folder or TFDS's voc, with its objects' boxes, labels and "
+            "--dataset must be voc_folder or TFDS's voc, whose objects have bbox, label and "
             f"is_difficult. Received: {name}"
         ) from None
     return [_tfds_split(builder, split, class_names) for split in splits]
 
 
-def _tfds_split(builder, split, class_names):
+def _tfds_split(
+    builder: tfds.core.DatasetBuilder, split: str, class_names: tuple[str, ...]
+) -> Split:
     if split == "trainval":
         split = "train+validation"
     try:
         count = builder.info.splits[split].num_examples
     except (KeyError, ValueError):
         raise UserError(
-            f"{builder.info.full_name} has the splits {', '.join(builder.info.splits)}. "
+            f"The split must be one of {builder.info.full_name}'s: "
+            f"{', '.join(builder.info.splits)}. "
             f"Received: {split}"
         ) from None
     undecoded = {"image": tfds.decode.SkipDecoding()}
@@ -218,7 +230,7 @@ def _tfds_split(builder, split, class_names):
         "difficult": tf.TensorSpec([None], tf.bool),
     }
 
-    def columns(example):
+    def columns(example: dict) -> dict:
         objects = example["objects"]
         return {
             "image": example["image"],
@@ -227,7 +239,7 @@ def _tfds_split(builder, split, class_names):
             "difficult": objects["is_difficult"],
         }
 
-    def records():
+    def records() -> tf.data.Dataset:
         if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
             found = builder.as_dataset(split=split, decoders=undecoded, read_config=one_by_one)
             return found.map(columns)
@@ -236,14 +248,14 @@ def _tfds_split(builder, split, class_names):
             lambda: (columns(source[index]) for index in range(len(source))), output_signature=spec
         )
 
-    def decode(example):
+    def decode(example: dict) -> dict:
         image = decoding.decode_image(example["image"])
         height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
         top, left, bottom, right = tf.unstack(example["boxes"], axis=-1)
         boxes = tf.stack([left * width, top * height, right * width, bottom * height], axis=-1)
         return example | {"image": image, "boxes": boxes}
 
-    def examples(seed):
+    def examples(seed: int | None) -> tf.data.Dataset:
         found = records()
         if seed is not None:
             found = found.shuffle(min(count, _SHUFFLE_BUFFER), seed=seed)

@@ -1,52 +1,66 @@
-"""Values that the replicas of a training step exchange, in replica context."""
+"""Collectives: the replicas of a training step exchange tensors, in replica context."""
 
 import tensorflow as tf
 
 
-def num_replicas():
-    """How many replicas take part in the current step."""
+def num_replicas() -> int:
+    """Returns the number of replicas that take part in the current step."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def replica_id():
-    """The number of this replica, in replica context: an int32 tensor."""
+def replica_id() -> tf.Tensor:
+    """Returns the index of this replica, an int32 scalar; call it in replica context."""
     return tf.convert_to_tensor(tf.distribute.get_replica_context().replica_id_in_sync_group)
 
 
-def mean_over_replicas(value):
-    """The mean of a tensor over all replicas, in replica context: one collective."""
+def mean_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """Returns the mean of a tensor over all replicas, by one collective, in replica context."""
     return _over_replicas(tf.distribute.ReduceOp.MEAN, value)
 
 
-def sum_over_replicas(value):
-    """The sum of a tensor over all replicas, in replica context: one collective."""
+def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """Returns the sum of a tensor over all replicas, by one collective, in replica context."""
     return _over_replicas(tf.distribute.ReduceOp.SUM, value)
 
 
-def _over_replicas(operation, value):
+def _over_replicas(operation: tf.distribute.ReduceOp, value: tf.Tensor) -> tf.Tensor:
     if num_replicas() == 1:
         return value
     return tf.distribute.get_replica_context().all_reduce(operation, value)
 
 
-def gather_over_replicas(value):
-    """`[...]` of each replica → `[replicas, ...]`, in replica context: one collective.
+def gather_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """Returns the values of all replicas, stacked, by one collective, in replica context.
 
-    The gradient flows back to each replica's own.
+    The gradient flows back to the value of each replica.
+
+    Args:
+      value: this replica's value, `[...]`, with the same static shape on all replicas.
+
+    Returns:
+      `[num_replicas, ...]`, in the order of the replicas.
     """
     value = value[tf.newaxis]
     if num_replicas() == 1:
         return value
-    # A sum in which each has its own place: all_gather would ask for everyone's shape before.
-    is_mine = tf.equal(tf.range(num_replicas()), replica_id())
-    is_mine = tf.reshape(is_mine, [-1] + [1] * (value.shape.rank - 1))
-    return sum_over_replicas(tf.where(is_mine, value, 0))
+    # A sum, in which each replica fills its own entry. all_gather would first exchange the shapes
+    # of all replicas.
+    is_own = tf.equal(tf.range(num_replicas()), replica_id())
+    is_own = tf.reshape(is_own, [-1] + [1] * (value.shape.rank - 1))
+    return sum_over_replicas(tf.where(is_own, value, 0))
 
 
-def gather_batch(value):
-    """`[b, ...]` of each replica → those of all, `[B, ...]`, and this replica's places, int `[b]`.
+def gather_batch(value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns a tensor of the global batch, by one collective, in replica context.
 
-    In replica context: one collective. The gradient flows back to each replica's own.
+    The gradient flows back to the share of each replica.
+
+    Args:
+      value: this replica's share, `[b, ...]`.
+
+    Returns:
+      The shares of all replicas, `[B, ...]`, and the indices of this replica's share in them,
+      `[b] int32`.
     """
     size = value.shape[0]
     gathered = gather_over_replicas(value)

@@ -1,7 +1,8 @@
-"""Several processes that train one model: which of them this is, and when one is lost."""
+"""The workers of a run: processes that train one model together, and the loss of one of them."""
 
 import contextlib
 import re
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -10,37 +11,37 @@ from simsiam_tf.schema import UserError
 _TASK = re.compile(r"/job:(\w+)/replica:\d+/task:(\d+)")
 
 
-def has_several_workers(strategy):
-    """Whether the strategy spans several processes, of which this is one."""
+def has_several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether the strategy spans several processes, of which this is one."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def worker_name(strategy):
-    """What this process is called: "worker-0" where it is the only one."""
+def worker_name(strategy: tf.distribute.Strategy) -> str:
+    """Returns the name of this process; it is "worker-0" for the only process of a run."""
     if not has_several_workers(strategy):
         return "worker-0"
     resolver = strategy.cluster_resolver
     return f"{resolver.task_type}-{resolver.task_id}"
 
 
-def is_chief(strategy):
-    """Whether this process is the one that writes the run's files."""
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether this process is the one that writes the run's files."""
     if not has_several_workers(strategy):
         return True
     first = "chief" if "chief" in strategy.cluster_resolver.cluster_spec().jobs else "worker"
     return worker_name(strategy) == f"{first}-0"
 
 
-def gather_over_workers(strategy, value):
-    """An int of each worker → all of them, a list on each; every worker waits for the others."""
+def gather_over_workers(strategy: tf.distribute.Strategy, value: int) -> list[int]:
+    """Returns the values of all workers; every worker must call it and waits for the others."""
     if not has_several_workers(strategy):
         return [value]
 
     @tf.function
     def gather():
         def replica():
-            here = tf.fill([1], tf.constant(value, tf.int64))
-            return tf.distribute.get_replica_context().all_gather(here, axis=0)
+            own = tf.fill([1], tf.constant(value, tf.int64))
+            return tf.distribute.get_replica_context().all_gather(own, axis=0)
 
         return strategy.experimental_local_results(strategy.run(replica))[0]
 
@@ -48,8 +49,8 @@ def gather_over_workers(strategy, value):
 
 
 @contextlib.contextmanager
-def chief_first(strategy):
-    """A context that the chief passes through before the other workers enter it."""
+def chief_first(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Context that the other workers enter only after the chief has left it."""
     if not is_chief(strategy):
         gather_over_workers(strategy, 0)
     yield
@@ -57,8 +58,8 @@ def chief_first(strategy):
         gather_over_workers(strategy, 0)
 
 
-def lost_workers(strategy, error):
-    """The names of the other workers that a TensorFlow error is about."""
+def lost_workers(strategy: tf.distribute.Strategy, error: tf.errors.OpError) -> list[str]:
+    """Returns the names of the other workers that a TensorFlow error mentions."""
     if not has_several_workers(strategy):
         return []
     named = {f"{job}-{task}" for job, task in _TASK.findall(error.message)}
@@ -66,8 +67,12 @@ def lost_workers(strategy, error):
 
 
 @contextlib.contextmanager
-def lost_workers_named(strategy):
-    """A context that ends with a `UserError` that names the worker which the others have lost."""
+def lost_workers_named(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Context that turns the error of a lost connection into one that names the lost workers.
+
+    Raises:
+      UserError: TensorFlow has lost the connection to other workers.
+    """
     try:
         yield
     except tf.errors.OpError as error:
@@ -75,11 +80,11 @@ def lost_workers_named(strategy):
         if not lost:
             raise
         cluster = strategy.cluster_resolver.cluster_spec()
-        places = ", ".join(
+        addresses = ", ".join(
             f"{name} at {cluster.task_address(name.split('-')[0], int(name.split('-')[1]))}"
             for name in lost
         )
         raise UserError(
-            f"Lost {places}; its own log says why. The same command on every worker goes on from "
-            "the newest checkpoint"
+            f"Lost {addresses}; the log of a lost worker gives the reason. Run the same command on "
+            "every worker to resume from the newest checkpoint"
         ) from error

@@ -3,9 +3,25 @@
 import dataclasses
 
 from simsiam_tf.config import DataConfig, DevicesConfig, KnnConfig
-from simsiam_tf.schema import Config, UserError, setting
+from simsiam_tf.schema import Config, UserError, refuse_unused, setting
 
 FEATURE_FILES = (".npz", ".tfrecord")
+
+_LABELLED = ("knn", "probe", "linear", "finetune")
+_FROZEN = ("knn", "probe", "linear", "spectrum", "features")  # they leave the encoder as it is
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationDataConfig(DataConfig):
+    """Data"""
+
+    train_split: str = setting(
+        "train",
+        "Split that the classifier learns from, for knn the feature bank; a TFDS slice such as "
+        "train[:90%] too.",
+        filled=True,
+        used_by=_LABELLED,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,27 +29,35 @@ class LinearConfig(Config):
     """Linear protocol (defaults: the authors' code)"""
 
     batch_size: int = setting(
-        4096, "Images in a batch; the whole training split where that is smaller.", at_least=1
+        4096,
+        "Linear protocol: images in a batch; the whole training split if that is smaller.",
+        at_least=1,
     )
-    epochs: int = setting(90, "Passes over the training split.", at_least=1)
+    epochs: int = setting(90, "Linear protocol: passes over the training split.", at_least=1)
     base_learning_rate: float = setting(
-        0.1, "Rate for a batch of 256; the rate itself is base * batch / 256.", above=0
+        0.1,
+        "Linear protocol: learning rate for a batch of 256; the learning rate of a run is base * "
+        "batch / 256.",
+        above=0,
     )
-    momentum: float = setting(0.9, "Momentum of SGD.", at_least=0, below=1)
-    weight_decay: float = setting(0.0, "L2 penalty, added to the gradient.", at_least=0)
+    momentum: float = setting(0.9, "Linear protocol: momentum of SGD.", at_least=0, below=1)
+    weight_decay: float = setting(
+        0.0, "Linear protocol: L2 penalty, added to the gradient.", at_least=0
+    )
     lars_trust_coefficient: float = setting(
         0.001,
-        "LARS: a tensor's rate is scaled by this times its norm over its gradient's.",
+        "Linear protocol: LARS scales the learning rate of a tensor by this coefficient times the "
+        "norm of the tensor over the norm of its gradient.",
         above=0,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class CropsConfig(Config):
-    """Random crops, of linear, finetune and spectrum (defaults: the authors' code)"""
+    """Random crops of linear, finetune and spectrum (defaults: the authors' code)"""
 
     crop_min_area: float = setting(
-        0.08, "Smallest area of a random crop, as a share of the image's.", above=0, at_most=1
+        0.08, "Smallest area of a random crop, as a share of the image's area.", above=0, at_most=1
     )
     flip_probability: float = setting(
         0.5, "Probability of a left-right flip.", at_least=0, at_most=1
@@ -45,16 +69,16 @@ class ProbeConfig(Config):
     """Probe"""
 
     probe_epochs: int = setting(
-        100, "Passes over the training split's features, for all heads at once.", at_least=1
+        100, "Passes over the features of the training split, for all heads at once.", at_least=1
     )
     probe_batch_size: int = setting(
         256,
-        "Features in a batch; the whole training split where that is smaller.",
+        "Features in a batch; the whole training split if that is smaller.",
         at_least=1,
     )
     probe_held_out: float = setting(
         0.2,
-        "Share of the training split that chooses learning rate and weight decay.",
+        "Share of the training split that is held out to choose learning rate and weight decay.",
         above=0,
         at_most=0.5,
     )
@@ -66,32 +90,36 @@ class FinetuneConfig(Config):
 
     label_fraction: float = setting(
         1.0,
-        "Share of the training split's images that are trained on, of each class alike, one or "
-        "more of each; 0.01 and 0.1 in the field.",
+        "Share of the training split to train on: the same share of each class, and at least one "
+        "image of each. The field uses 0.01 and 0.1.",
         above=0,
         at_most=1,
     )
     finetune_epochs: int = setting(
-        0, "Passes over these images; 0: 60 for 1 % or less of them, else 30.", at_least=0
+        0,
+        "Passes over the labelled images; 0: 60 if --label_fraction is 0.01 or less, else 30.",
+        at_least=0,
     )
     finetune_batch_size: int = setting(
         256,
-        "Images in a batch, over all replicas; all that there are where these are fewer.",
+        "Images in a batch, over all replicas; all labelled images if there are fewer.",
         at_least=2,
     )
     finetune_learning_rate: float = setting(
-        0.05, "Rate for a batch of 256; the rate itself is base * batch / 256.", above=0
+        0.05,
+        "Learning rate for a batch of 256; the learning rate of a run is this * batch / 256.",
+        above=0,
     )
     finetune_head_learning_rate: float = setting(
-        0.0, "The same for the classifier; 0: the encoder's.", at_least=0
+        0.0, "Learning rate of the classifier, scaled likewise; 0: that of the encoder.", at_least=0
     )
     finetune_weight_decay: float = setting(
         0.0, "L2 penalty, added to the gradient of every weight.", at_least=0
     )
 
     @property
-    def num_epochs(self):
-        """What `finetune_epochs` says, or the protocol where that is 0."""
+    def num_epochs(self) -> int:
+        """The number of epochs: `finetune_epochs`, or the protocol's number if that is 0."""
         return self.finetune_epochs or (60 if self.label_fraction <= 0.01 else 30)
 
 
@@ -99,47 +127,51 @@ class FinetuneConfig(Config):
 class EvaluationConfig(Config):
     """Evaluation"""
 
-    data: DataConfig
-    knn: KnnConfig
-    linear: LinearConfig
-    probe: ProbeConfig
-    finetune: FinetuneConfig
-    crops: CropsConfig
+    data: EvaluationDataConfig
+    knn: KnnConfig = dataclasses.field(metadata={"used_by": ("knn",)})
+    linear: LinearConfig = dataclasses.field(metadata={"used_by": ("linear",)})
+    probe: ProbeConfig = dataclasses.field(metadata={"used_by": ("probe",)})
+    finetune: FinetuneConfig = dataclasses.field(metadata={"used_by": ("finetune",)})
+    crops: CropsConfig = dataclasses.field(metadata={"used_by": ("linear", "finetune", "spectrum")})
     devices: DevicesConfig
     encoder: str = setting("", "Folder of the encoder's SavedModel.", filled=True)
     protocol: str = setting(
         "knn",
-        "Evaluation protocol; spectrum and features need no labels and look at --eval_split alone.",
+        "Evaluation protocol; spectrum and features need no labels and read only --eval_split.",
         choices=("knn", "probe", "linear", "finetune", "spectrum", "features"),
     )
     image_size: int = setting(
-        0, "Height and width of the encoder's input in pixels; 0: as encoder.json says.", at_least=0
+        0,
+        "Height and width of the encoder's input in pixels; 0: the size in encoder.json.",
+        at_least=0,
     )
     eval_crop_ratio: float = setting(
         0.0,
-        "Share of the resized image that the central crop keeps; 0: as encoder.json says.",
+        "Share of the resized image that the central crop keeps; 0: the share in encoder.json.",
         at_least=0,
         at_most=1,
     )
     feature_batch_size: int = setting(
-        256, "Images that the encoder takes at once, over all replicas.", at_least=1
+        256, "Images that pass through the encoder at once, over all replicas.", at_least=1
     )
     feature_cache: str = setting(
         "",
-        "Folder that keeps extracted features for the next evaluation; empty: features, beside the "
-        "encoder's folder.",
+        "Folder that keeps extracted features for the next evaluation; empty: the folder features "
+        "beside the encoder's folder.",
+        used_by=_FROZEN,
     )
     seed: int = setting(
         0, "Seed of the classifier, order and crops.", at_least=0, at_most=2**31 - 1
     )
     output: str = setting(
         "",
-        "File for the result as JSON, besides the last line of stdout; of --protocol=features for "
-        "the features, .npz or .tfrecord.",
+        "JSON file for the result, besides the last line of stdout. With --protocol=features: "
+        ".npz or .tfrecord file for the features.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_unused(self, "protocol")
         if self.protocol == "features" and not self.output.endswith(FEATURE_FILES):
             raise UserError(
                 "--protocol=features needs an --output that ends in "

@@ -1,9 +1,11 @@
-"""Features on disk, so that an encoder sees the images of a data set only once."""
+"""A cache of features on disk, so that an encoder sees each image of a data set only once."""
 
 import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import numpy as np
 from absl import logging
@@ -14,16 +16,20 @@ from simsiam_tf.schema import UserError
 _FACTS, _FEATURES, _LABELS = "facts.json", "features.npy", "labels.npy"
 
 
-def check(folder):
-    """Finds out before the work whether features can be kept; makes the folder."""
+def check(folder: str) -> None:
+    """Makes the folder of the cache, and checks that it can be written to before work starts.
+
+    Raises:
+      UserError: it cannot.
+    """
     try:
         files.make_folder(folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
 
 
-def hash_of_folder(folder):
-    """The SHA-256 of all files in a folder, by name and content; hexadecimal."""
+def hash_of_folder(folder: str | os.PathLike[str]) -> str:
+    """Returns the SHA-256 of the names and contents of all files in a folder, in hexadecimal."""
     whole = hashlib.sha256()
     for parent, subfolders, names in os.walk(folder):
         subfolders.sort()
@@ -35,53 +41,61 @@ def hash_of_folder(folder):
     return whole.hexdigest()
 
 
-def load_or_extract(folder, facts, name, extract):
-    """Features and labels from the cache, or extracted into it.
+def load_or_extract(
+    folder: str,
+    facts: dict[str, Any],
+    name: str,
+    extract: Callable[[BinaryIO, BinaryIO], object],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features and labels from the cache, after extracting them if they are missing.
 
     Args:
-      folder: of the cache.
-      facts: all that the features depend on, a dict that JSON can hold.
-      name: of the images, for the log.
-      extract: called with two empty binary files, which become .npy files of the features, float32
-        `[N, F]`, and of the labels, int32 `[N, …]`.
+      folder: folder of the cache.
+      facts: everything that the features depend on; a dict that JSON can represent.
+      name: name of the images in the log.
+      extract: function that writes two empty binary files as .npy files: the features, float32
+        `[N, F]`, and the labels, int32 `[N, …]`.
 
     Returns:
-      features and labels, memory-mapped.
+      Features and labels, memory-mapped.
 
     Raises:
-      UserError: the features cannot be written; or whatever `extract` raises.
+      UserError: the features cannot be written. Errors of `extract` pass through.
     """
     text = json.dumps(facts, indent=2, sort_keys=True)
     entry = os.path.join(folder, hashlib.sha256(text.encode()).hexdigest()[:32])
     kept = _load(entry)
     if kept:
-        logging.info("Features of %s: %d from %s", name, len(kept[0]), entry)
+        logging.info("Features of %s: read %d from %s", name, len(kept[0]), entry)
         return kept
     started = time.perf_counter()
     _save(entry, text, extract)
     seconds = time.perf_counter() - started
     features, labels = _map(entry)
-    logging.info("Features of %s: %d extracted in %.1f s", name, len(features), seconds)
+    logging.info("Features of %s: extracted %d in %.1f s", name, len(features), seconds)
     return features, labels
 
 
-def _load(entry):
-    """What an entry holds; None where there is none that can be read."""
+def _load(entry: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Features and labels of an entry; None if it is missing or cannot be read."""
     if not os.path.isdir(entry):
         return None
     try:
         return _map(entry)
     except (OSError, ValueError, EOFError) as error:
-        logging.warning("%s is damaged (%s): its features are extracted anew", entry, error)
+        logging.warning("%s is damaged (%s); its features are extracted again", entry, error)
         return None
 
 
-def _map(entry):
-    return tuple(np.load(os.path.join(entry, name), mmap_mode="r") for name in (_FEATURES, _LABELS))
+def _map(entry: str) -> tuple[np.ndarray, np.ndarray]:
+    features, labels = (
+        np.load(os.path.join(entry, name), mmap_mode="r") for name in (_FEATURES, _LABELS)
+    )
+    return features, labels
 
 
-def _save(entry, text, extract):
-    """Extracts an entry, which has its name once it is complete."""
+def _save(entry: str, text: str, extract: Callable[[BinaryIO, BinaryIO], object]) -> None:
+    """Extracts features into an entry, which gets its name only once it is complete."""
     folder = os.path.dirname(entry)
     try:
         with files.written_whole(entry, by_several=True) as staging:
@@ -96,7 +110,7 @@ def _save(entry, text, extract):
         raise _unwritable(folder, error) from error
 
 
-def _unwritable(folder, error):
+def _unwritable(folder: str, error: OSError) -> UserError:
     return UserError(
         f"--feature_cache must be a folder that can be written to ({error.strerror or error}). "
         f"Received: {folder}"

@@ -1,6 +1,8 @@
-"""Features as a file for other programs: .npz or .tfrecord."""
+"""Files of features for other programs: .npz or .tfrecord."""
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,21 +15,29 @@ from simsiam_tf.schema import UserError
 _NPZ, _TFRECORD = FEATURE_FILES
 
 
-def save(path, features, labels, indices, paths, class_names, facts):
-    """Writes features with what they are of; what has the name is whole.
+def save(
+    path: str,
+    features: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    indices: Sequence[int] | np.ndarray,
+    paths: Sequence[str],
+    class_names: Sequence[str],
+    facts: dict[str, Any],
+) -> None:
+    """Writes features with the labels, indices and paths of their images, whole or not at all.
 
     An .npz has the arrays `features`, `labels`, `indices`, `paths`, `class_names` and `facts`, a
-    JSON text. A .tfrecord has an example an image, with `features`, `label`, `index` and `path`;
-    class names and facts are in a .json beside it.
+    JSON text. A .tfrecord has one example per image, with `features`, `label`, `index` and `path`;
+    class names and facts are in a .json file beside it.
 
     Args:
       path: the file, which ends in .npz or .tfrecord.
-      features: `[N, F]` float32; a memory-mapped array too.
-      labels: `[N]` int, −1 where there is none.
-      indices: of the images in their split, `[N]` int.
-      paths: of the images' files, N texts; empty where they are none.
-      class_names: of the labels, texts; empty where there are no labels.
-      facts: a dict that JSON can hold.
+      features: `[N, F]` float32; may be memory-mapped.
+      labels: class indices, `[N]` int; −1 for an image without a label.
+      indices: indices of the images in their split, `[N]` int.
+      paths: paths of the image files, N strings; empty if the images are not files.
+      class_names: names of the classes; empty if there are no labels.
+      facts: how the features were made; a dict that JSON can represent.
 
     Raises:
       UserError: the file cannot be written.
@@ -46,7 +56,15 @@ def save(path, features, labels, indices, paths, class_names, facts):
         ) from error
 
 
-def _save_npz(path, features, labels, indices, paths, class_names, facts):
+def _save_npz(
+    path: str,
+    features: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    indices: Sequence[int] | np.ndarray,
+    paths: Sequence[str],
+    class_names: Sequence[str],
+    facts: str,
+) -> None:
     with open(path, "wb") as file:
         np.savez(
             file,
@@ -59,15 +77,21 @@ def _save_npz(path, features, labels, indices, paths, class_names, facts):
         )
 
 
-def _save_tfrecord(path, features, labels, indices, paths):
+def _save_tfrecord(
+    path: str,
+    features: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    indices: Sequence[int] | np.ndarray,
+    paths: Sequence[str],
+) -> None:
     names = paths or [""] * len(features)
     with (
         tf.io.TFRecordWriter(path) as writer,
         Progress(len(features), "writing features", "image") as progress,
     ):
-        for row, label, index, name in zip(features, labels, indices, names, strict=True):
+        for values, label, index, name in zip(features, labels, indices, names, strict=True):
             example = {
-                "features": tf.train.Feature(float_list=tf.train.FloatList(value=row)),
+                "features": tf.train.Feature(float_list=tf.train.FloatList(value=values)),
                 "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
                 "index": tf.train.Feature(int64_list=tf.train.Int64List(value=[index])),
                 "path": tf.train.Feature(bytes_list=tf.train.BytesList(value=[name.encode()])),

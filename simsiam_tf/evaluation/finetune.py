@@ -1,9 +1,11 @@
 """Fine-tuning: encoder and classifier are trained on a share of the labels (SimCLR, appendix B.5).
 
-Where the share is small this is the semi-supervised protocol of the field.
+With a small share this is the field's semi-supervised protocol.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,8 +14,12 @@ from absl import logging
 
 from simsiam_tf.config import Purpose
 from simsiam_tf.data import pipeline, views
+from simsiam_tf.data.datasets import Source
+from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.distribution import collectives
 from simsiam_tf.evaluation import linear
+from simsiam_tf.evaluation.config import FinetuneConfig
+from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.optimization import optimizers, schedules
 from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
@@ -21,16 +27,16 @@ from simsiam_tf.schema import UserError
 _MOMENTUM = 0.9
 
 
-def choose_labelled(labels, fraction, seed):
-    """The images that are trained on: a share of each class, one or more, drawn from the seed.
+def choose_labelled(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Returns the images to train on: a random share of each class, at least one image of each.
 
     Args:
-      labels: of the training split, `[N]` int.
-      fraction: above 0, at most 1.
-      seed: an int.
+      labels: class indices of the training split, `[N]` int.
+      fraction: share of each class, in (0, 1].
+      seed: seed of the draw.
 
     Returns:
-      Their indices, int64, ascending.
+      Indices of the chosen images, int64, ascending.
     """
     draws = np.random.default_rng([seed, Purpose.SUBSET])
     chosen = []
@@ -40,25 +46,36 @@ def choose_labelled(labels, fraction, seed):
     return np.sort(np.concatenate(chosen))
 
 
-def train(strategy, encoder, source, view, config, seed, quarantine):
-    """Trains all weights of an encoder, and a fully connected layer on it, by SGD.
+def train(
+    strategy: tf.distribute.Strategy,
+    encoder: ResNet,
+    source: Source,
+    view: Callable[[tf.Tensor, tf.Tensor], dict[str, Any]],
+    config: FinetuneConfig,
+    seed: int,
+    quarantine: Quarantine,
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Trains all weights of an encoder and a fully connected classifier on it, by SGD.
 
-    Batch normalization normalises by the batch, over all replicas, and its running statistics move.
+    Batch normalization uses the statistics of the batch, over all replicas, and updates its running
+    statistics.
 
     Args:
-      strategy: the `tf.distribute.Strategy` that the encoder was built under.
-      encoder: a `ResNet`; it is changed.
-      source: a labelled `datasets.Source`, all of which is trained on.
+      strategy: the strategy in whose scope the encoder was built.
+      encoder: the encoder; its weights are changed.
+      source: labelled images; all of them are trained on.
       view: (image, seed) → {"views": a tuple of one view, uint8}.
-      config: a `FinetuneConfig`; a batch larger than the source becomes the source.
-      seed: of the classifier, the order and the crops.
-      quarantine: the source's `Quarantine`, which says what an image that cannot be read does.
+      config: settings; if the batch is larger than the source, the batch is the whole source.
+      seed: seed of the classifier, the order and the crops.
+      quarantine: says how to treat an image of the source that cannot be read.
 
     Returns:
-      images `[b, size, size, 3]` float32 in [0, 255] → logits `[b, classes]`, in inference mode.
+      A function: images `[b, size, size, 3]` float32 in [0, 255] → logits `[b, classes]`, in
+      inference mode.
 
     Raises:
-      UserError: replicas cannot share a batch, or the loss is not finite.
+      UserError: replicas cannot share a batch evenly, an image cannot be read, or the loss is not
+        finite.
     """
     batch_size = _batch_size(config, source, strategy.num_replicas_in_sync)
     epochs = config.num_epochs
@@ -67,22 +84,22 @@ def train(strategy, encoder, source, view, config, seed, quarantine):
     with strategy.scope():
         classifier = linear.build_classifier(encoder.feature_dim, len(source.class_names), seed)
         variables = encoder.trainable_variables, classifier.trainable_variables
-        rate = config.finetune_learning_rate
+        encoder_base = config.finetune_learning_rate
         sgds = [
             _build_sgd(base, batch_size, epochs, steps_per_epoch, config.finetune_weight_decay)
-            for base in (rate, config.finetune_head_learning_rate or rate)
+            for base in (encoder_base, config.finetune_head_learning_rate or encoder_base)
         ]
         for sgd, trained in zip(sgds, variables, strict=True):
             sgd.build(trained)
 
-    def replica_step(batch):
+    def replica_step(batch: dict[str, Any]) -> tf.Tensor:
         (images,) = views.prepare(batch)
         with tf.GradientTape() as tape:
             logits = classifier(encoder(images, training=True))
             loss = tf.reduce_mean(
                 tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)
             )
-            # The optimizers sum over replicas.
+            # The optimizers sum gradients over replicas.
             share = loss / strategy.num_replicas_in_sync
         for sgd, trained, gradients in zip(
             sgds, variables, tape.gradient(share, variables), strict=True
@@ -91,11 +108,11 @@ def train(strategy, encoder, source, view, config, seed, quarantine):
         return collectives.mean_over_replicas(loss)
 
     @tf.function
-    def train_step(batch):
+    def train_step(batch: dict[str, Any]) -> tf.Tensor:
         return strategy.experimental_local_results(strategy.run(replica_step, args=(batch,)))[0]
 
     @tf.function(reduce_retracing=True)
-    def predict(images):
+    def predict(images: tf.Tensor) -> tf.Tensor:
         normalized = views.normalize(tf.cast(images, keras.config.floatx()) / 255)
         return classifier(encoder(normalized, training=False))
 
@@ -112,11 +129,11 @@ def train(strategy, encoder, source, view, config, seed, quarantine):
             loss = train_step(batch)
             progress.update()
             if step % steps_per_epoch == 0:
-                _tell(progress, step // steps_per_epoch, float(loss), config)
+                _report(progress, step // steps_per_epoch, float(loss), config)
     return predict
 
 
-def _batch_size(config, source, num_replicas):
+def _batch_size(config: FinetuneConfig, source: Source, num_replicas: int) -> int:
     wanted, count = config.finetune_batch_size, source.num_examples
     if wanted % num_replicas:
         raise UserError(
@@ -125,7 +142,7 @@ def _batch_size(config, source, num_replicas):
         )
     if count < num_replicas:
         raise UserError(
-            f"--label_fraction must leave an image or more to each of {num_replicas} replicas. "
+            f"--label_fraction must leave an image or more for each of {num_replicas} replicas. "
             f"Received: {config.label_fraction}, which leaves {count}"
         )
     batch_size = min(wanted, count - count % num_replicas)
@@ -134,13 +151,19 @@ def _batch_size(config, source, num_replicas):
     return batch_size
 
 
-def _build_sgd(base_rate, batch_size, epochs, steps_per_epoch, weight_decay):
-    rates = schedules.cosine(schedules.scaled(base_rate, batch_size), epochs)
+def _build_sgd(
+    base_learning_rate: float,
+    batch_size: int,
+    epochs: int,
+    steps_per_epoch: int,
+    weight_decay: float,
+) -> optimizers.SGD:
+    rates = schedules.cosine(schedules.scaled(base_learning_rate, batch_size), epochs)
     return optimizers.SGD(optimizers.EpochRates(rates, steps_per_epoch), _MOMENTUM, weight_decay)
 
 
-def _tell(progress, epoch, loss, config):
-    """Shows an epoch's last loss; ends what has run away."""
+def _report(progress: Progress, epoch: int, loss: float, config: FinetuneConfig) -> None:
+    """Shows the last loss of an epoch; raises `UserError` if it is not finite."""
     if not math.isfinite(loss):
         raise UserError(
             f"The loss of fine-tuning is not finite in epoch {epoch}; lower "

@@ -1,43 +1,58 @@
-"""The weighted k-nearest-neighbour classifier (the reference's monitor)."""
+"""The weighted k-nearest-neighbour classifier, as in the reference's monitor."""
 
+import numpy as np
 import tensorflow as tf
 
 from simsiam_tf.progress import Progress
 
-# So many queries are compared at once with so much of the bank: 128 MB of cosines.
+# Queries, and rows of the feature bank, that are compared at once: 128 MB of cosines.
 _QUERY_BLOCK = 512
 _BANK_BLOCK = 65_536
-_GROUP = 16  # about √(bank / k) has the fewest scores to sort
+_GROUP = 16  # columns; about √(bank / k) leaves the fewest scores to sort
+
+_Neighbours = tuple[tf.Tensor, tf.Tensor]  # cosines [q, k] float and labels [q, k] int, unsorted
 
 
-def class_votes(bank, bank_labels, queries, num_classes, k, temperature):
-    """The votes of each query's k nearest neighbours in the bank, by cosine similarity.
+def class_votes(
+    bank: np.ndarray | tf.Tensor,
+    bank_labels: np.ndarray | tf.Tensor,
+    queries: np.ndarray | tf.Tensor,
+    num_classes: int,
+    k: int,
+    temperature: float,
+) -> tf.Tensor:
+    """Returns the votes of each query's k nearest neighbours in the bank, by cosine similarity.
 
     A neighbour votes for its class with weight exp(cosine / temperature). The search is exact. The
-    bank passes by once, in blocks, so that beside it no memory is taken that grows with it.
+    bank is read once, in blocks, so the memory that is needed besides does not grow with the bank.
 
     Args:
-      bank: features `[N, F]` float; a memory-mapped array too.
-      bank_labels: `[N]` int.
-      queries: features `[Q, F]` float.
-      num_classes: an int.
-      k: neighbours; all of the bank where that is smaller. Of equal ones any may vote.
+      bank: features `[N, F]` float; may be memory-mapped.
+      bank_labels: class indices of the bank, `[N]` int.
+      queries: features to classify, `[Q, F]` float.
+      num_classes: number of classes.
+      k: number of neighbours; if the bank is smaller, all of it votes. Among neighbours of equal
+        similarity, any may vote.
       temperature: above 0.
 
     Returns:
-      votes `[Q, num_classes]`, float.
+      Votes `[Q, num_classes]` float.
     """
     starts = range(0, len(queries), _QUERY_BLOCK)
-    queries = [_normalized(queries[start : start + _QUERY_BLOCK]) for start in starts]
-    nearest = [None] * len(queries)
+    query_blocks = [_normalized(queries[start : start + _QUERY_BLOCK]) for start in starts]
+    nearest: list[_Neighbours] = []
     bank_starts = range(0, len(bank), _BANK_BLOCK)
-    with Progress(len(bank_starts) * len(queries), "nearest neighbours", "block") as progress:
+    num_pairs = len(bank_starts) * len(query_blocks)
+    with Progress(num_pairs, "nearest neighbours", "block") as progress:
         for start in bank_starts:
-            block = _normalized(bank[start : start + _BANK_BLOCK])
+            bank_block = _normalized(bank[start : start + _BANK_BLOCK])
             labels = tf.convert_to_tensor(bank_labels[start : start + _BANK_BLOCK])
-            for row, query in enumerate(queries):
-                found = _search(query, block, labels, k)
-                nearest[row] = _merge(nearest[row], found, k) if start else found
+            for block, query_block in enumerate(query_blocks):
+                found = _search(query_block, bank_block, labels, k)
+                if start:
+                    nearest[block] = _merge(nearest[block], found, k)
+                else:
+                    nearest.append(found)
                 progress.update()
     return tf.concat(
         [_count(labels, tf.exp(cosine / temperature), num_classes) for cosine, labels in nearest],
@@ -45,21 +60,21 @@ def class_votes(bank, bank_labels, queries, num_classes, k, temperature):
     )
 
 
-def _normalized(features):
+def _normalized(features: np.ndarray | tf.Tensor) -> tf.Tensor:
     return tf.math.l2_normalize(tf.convert_to_tensor(features), axis=1)
 
 
-def _search(queries, bank, labels, k):
-    """The cosines of each query's k nearest in a part of the bank, and their labels; unsorted."""
+def _search(queries: tf.Tensor, bank: tf.Tensor, labels: tf.Tensor, k: int) -> _Neighbours:
+    """The k nearest neighbours of each query in a block of the bank."""
     cosine, index = _top_k(tf.matmul(queries, bank, transpose_b=True), k)
     return cosine, tf.gather(labels, index)
 
 
-def _top_k(scores, k):
-    """The k largest of each row and their columns, unsorted; all of a row that is shorter.
+def _top_k(scores: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The k largest scores of each row and their columns, unsorted; a shorter row is kept whole.
 
-    They are in the k groups of columns whose maxima are the largest. Only these are searched, which
-    takes half the time of searching a long row.
+    The k largest scores are in the k groups of columns whose maxima are the largest. Searching
+    only these groups takes half the time of searching a long row.
     """
     rows, columns = scores.shape
     num_groups = -(-columns // _GROUP)
@@ -71,33 +86,33 @@ def _top_k(scores, k):
     groups = tf.reshape(scores, [rows, num_groups, _GROUP])
     _, chosen = tf.math.top_k(tf.reduce_max(groups, axis=2), k, sorted=False)
     candidates = tf.reshape(tf.gather(groups, chosen, batch_dims=1), [rows, k * _GROUP])
-    largest, place = tf.math.top_k(candidates, k, sorted=False)
-    group = tf.gather(chosen, place // _GROUP, batch_dims=1)
-    return largest, group * _GROUP + place % _GROUP
+    largest, index = tf.math.top_k(candidates, k, sorted=False)
+    group = tf.gather(chosen, index // _GROUP, batch_dims=1)
+    return largest, group * _GROUP + index % _GROUP
 
 
-def _merge(nearest, found, k):
-    """The k nearest of two pairs (cosines, labels), each `[q, …]`."""
+def _merge(nearest: _Neighbours, found: _Neighbours, k: int) -> _Neighbours:
+    """The k nearest neighbours among those of two blocks."""
     cosine, labels = (tf.concat(parts, axis=1) for parts in zip(nearest, found, strict=True))
     cosine, index = tf.math.top_k(cosine, min(k, cosine.shape[1]), sorted=False)
     return cosine, tf.gather(labels, index, batch_dims=1)
 
 
-def _count(labels, weights, num_classes):
-    """The sum of each row's weights by label: both `[q, k]` → `[q, num_classes]`."""
+def _count(labels: tf.Tensor, weights: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """The sum of each row's weights by label: labels and weights `[q, k]` → `[q, num_classes]`."""
     num_rows = labels.shape[0]
     cells = tf.range(num_rows)[:, tf.newaxis] * num_classes + tf.cast(labels, tf.int32)
     votes = tf.math.unsorted_segment_sum(weights, cells, num_rows * num_classes)
     return tf.reshape(votes, [num_rows, num_classes])
 
 
-def top_k_accuracy(scores, labels, k):
-    """The share of rows whose label is among the k highest scores, in percent.
+def top_k_accuracy(scores: np.ndarray | tf.Tensor, labels: np.ndarray | tf.Tensor, k: int) -> float:
+    """Returns the top-k accuracy: the percentage of rows whose label has one of the k top scores.
 
     Args:
       scores: `[Q, classes]` float.
-      labels: `[Q]` int.
-      k: an int.
+      labels: class indices, `[Q]` int.
+      k: number of highest scores.
     """
     hits = tf.math.in_top_k(tf.cast(labels, tf.int32), tf.cast(scores, tf.float32), k)
     return 100 * float(tf.reduce_mean(tf.cast(hits, tf.float64)))

@@ -1,17 +1,20 @@
-"""What `evaluate.py` does, from top to bottom."""
+"""The course of `evaluate.py`, from top to bottom."""
 
 import dataclasses
 import json
 import os
-import typing
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf.config import SystemConfig
+from simsiam_tf.config import DevicesConfig, SystemConfig
 from simsiam_tf.data import datasets, views
+from simsiam_tf.data.datasets import Source
 from simsiam_tf.data.quarantine import Quarantine
+from simsiam_tf.distribution import devices
 from simsiam_tf.evaluation import (
     encoding,
     feature_cache,
@@ -23,30 +26,38 @@ from simsiam_tf.evaluation import (
     probe,
     spectrum,
 )
+from simsiam_tf.evaluation.config import EvaluationConfig, EvaluationDataConfig
 from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class _Encoder:
-    """What is evaluated, and how images are given to it."""
+    """The encoder to evaluate, and how images are prepared for it."""
 
     path: str
     sha256: str
-    encode: typing.Callable  # images [b, size, size, 3] in [0, 255] → features [b, F]
+    # images [b, size, size, 3] in [0, 255] → features [b, F]
+    encode: Callable[[tf.Tensor], tf.Tensor]
     image_size: int
     crop_ratio: float
-    strategy: tf.distribute.Strategy  # whose replicas share the work
+    strategy: tf.distribute.Strategy  # its replicas share the work
 
-    def view(self, image):
+    def view(self, image: tf.Tensor) -> tf.Tensor:
+        """Evaluation's view of an image, `[size, size, 3]` float32 in [0, 255]."""
         return views.build_evaluation_view(self.image_size, self.crop_ratio)(image)
 
 
-def run(config):
-    """Evaluates an encoder as an `EvaluationConfig` says; prints and writes the result."""
+def run(config: EvaluationConfig) -> None:
+    """Evaluates an encoder by a protocol; prints the result and writes it to `--output`.
+
+    Raises:
+      UserError: the encoder or the data set cannot be read or used, or a file cannot be written.
+    """
     _check_output(config.output)
     encoder = _load_encoder(config, _build_strategy(config.devices))
-    feature_cache.check(_cache_folder(config))
+    if config.protocol != "finetune":  # its encoder changes, so it keeps no features
+        feature_cache.check(_cache_folder(config))
     unlabelled = {"spectrum": _describe, "features": _extract}
     if config.protocol in unlabelled:
         config = _of_whole_folder(config)
@@ -68,24 +79,24 @@ def run(config):
     elif config.output:
         with open(config.output, "w", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
-    # A number for each feature is for the file alone.
+    # Lists with a number for each feature are only in the file.
     short = {name: value for name, value in result.items() if not isinstance(value, list)}
     print(json.dumps(short), flush=True)
 
 
-def _build_strategy(devices):
-    """The strategy of a `DevicesConfig`, on the devices of this machine."""
-    if devices.strategy == "multi_worker":
+def _build_strategy(config: DevicesConfig) -> tf.distribute.Strategy:
+    """The distribution strategy, on the devices of this machine only."""
+    if config.strategy == "multi_worker":
         raise UserError(
-            "An evaluation is one process; --strategy=mirrored takes all GPUs of a machine. "
+            "An evaluation is one process; --strategy=mirrored uses all GPUs of this machine. "
             "Received: --strategy=multi_worker"
         )
-    if devices.strategy == "auto" and "TF_CONFIG" in os.environ:  # it may name other workers
-        devices = dataclasses.replace(devices, strategy="mirrored")
-    return devices.build_strategy(SystemConfig(**dataclasses.asdict(devices)))
+    if config.strategy == "auto" and "TF_CONFIG" in os.environ:  # it may name other workers
+        config = dataclasses.replace(config, strategy="mirrored")
+    return devices.build_strategy(SystemConfig(**dataclasses.asdict(config)))
 
 
-def _load_encoder(config, strategy):
+def _load_encoder(config: EvaluationConfig, strategy: tf.distribute.Strategy) -> _Encoder:
     with strategy.scope():
         encode, description = saved_model.load(config.encoder)
     image_size = config.image_size or description.get("image_size")
@@ -104,8 +115,14 @@ def _load_encoder(config, strategy):
     )
 
 
-def _classify(config, encoder):
-    """How many images of the evaluation split a classifier has right; it has not seen them."""
+# A protocol returns its entries of the result, its settings, and the sources by name of their flag.
+_Outcome = tuple[dict[str, Any], dict[str, Any], dict[str, Source]]
+# A classifier returns scores [N, classes], labels [N], entries of the result, and its settings.
+_Classified = tuple[tf.Tensor | np.ndarray, np.ndarray, dict[str, Any], dict[str, Any]]
+
+
+def _classify(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
+    """The accuracy of a classifier on the evaluation split, none of which it was trained on."""
     data = config.data
     train = _load_labelled(data, data.train_split)
     test = _load_labelled(data, data.eval_split)
@@ -115,7 +132,7 @@ def _classify(config, encoder):
             f"and {test.name}"
         )
     logging.info(
-        "Protocol %s: %d training, %d test images",
+        "Protocol %s: %d training images, %d test images",
         config.protocol,
         train.num_examples,
         test.num_examples,
@@ -134,7 +151,7 @@ def _classify(config, encoder):
     return found, settings, {"train_split": train, "eval_split": test}
 
 
-def _knn(config, encoder, train, test):
+def _knn(config: EvaluationConfig, encoder: _Encoder, train: Source, test: Source) -> _Classified:
     queries, labels, _ = _features_of(config, encoder, test)
     bank, bank_labels, _ = _features_of(config, encoder, train)
     settings = config.knn
@@ -149,7 +166,7 @@ def _knn(config, encoder, train, test):
     return votes, labels, {"num_train": len(bank)}, dataclasses.asdict(settings)
 
 
-def _probe(config, encoder, train, test):
+def _probe(config: EvaluationConfig, encoder: _Encoder, train: Source, test: Source) -> _Classified:
     test_features, labels, _ = _features_of(config, encoder, test)
     train_features, train_labels, _ = _features_of(config, encoder, train)
     classifier = probe.train_classifier(
@@ -163,7 +180,9 @@ def _probe(config, encoder, train, test):
     return classifier(test_features), labels, found, dataclasses.asdict(config.probe)
 
 
-def _linear(config, encoder, train, test):
+def _linear(
+    config: EvaluationConfig, encoder: _Encoder, train: Source, test: Source
+) -> _Classified:
     test_features, labels, _ = _features_of(config, encoder, test)
     quarantine = Quarantine(train, config.data)
     classifier = linear.train_classifier(
@@ -180,12 +199,14 @@ def _linear(config, encoder, train, test):
     return classifier(test_features), labels, found, settings
 
 
-def _finetune(config, encoder, train, test):
-    settings = config.finetune
-    if settings.label_fraction < 1:
+def _finetune(
+    config: EvaluationConfig, encoder: _Encoder, train: Source, test: Source
+) -> _Classified:
+    label_fraction = config.finetune.label_fraction
+    if label_fraction < 1:
         labels = datasets.labels_of(train)
-        rows = finetune.choose_labelled(labels, settings.label_fraction, config.seed)
-        train = datasets.subset(train, rows)
+        indices = finetune.choose_labelled(labels, label_fraction, config.seed)
+        train = datasets.subset(train, indices)
     with encoder.strategy.scope():
         resnet = saved_model.load_resnet(encoder.path)
     quarantine = Quarantine(train, config.data)
@@ -194,7 +215,7 @@ def _finetune(config, encoder, train, test):
         resnet,
         train,
         _crops(config, encoder),
-        settings,
+        config.finetune,
         config.seed,
         quarantine,
     )
@@ -206,12 +227,13 @@ def _finetune(config, encoder, train, test):
         data=config.data,
     )
     found = {"num_train": train.num_examples - quarantine.num_bad}
-    settings = dataclasses.asdict(settings) | {"finetune_epochs": settings.num_epochs}
+    settings = dataclasses.asdict(config.finetune)
+    settings["finetune_epochs"] = config.finetune.num_epochs
     return scores, labels, found, settings | dataclasses.asdict(config.crops)
 
 
-def _describe(config, encoder):
-    """What the features of the evaluation split say of themselves, without labels."""
+def _describe(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
+    """How the features of the evaluation split are spread; labels are not needed."""
     source = datasets.load(config.data.dataset, config.data.data_dir, config.data.eval_split)
     if source.num_examples < 2:
         raise UserError(
@@ -231,8 +253,8 @@ def _describe(config, encoder):
     return result, dataclasses.asdict(config.crops), {"eval_split": source}
 
 
-def _extract(config, encoder):
-    """The features of the evaluation split, into the cache."""
+def _extract(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
+    """Extracts the features of the evaluation split into the cache."""
     source = datasets.load(config.data.dataset, config.data.data_dir, config.data.eval_split)
     logging.info("Protocol features: %d images", source.num_examples)
     found, _, _ = _features_of(config, encoder, source)
@@ -240,7 +262,9 @@ def _extract(config, encoder):
     return result, {}, {"eval_split": source}
 
 
-def _write_features(config, encoder, source, facts):
+def _write_features(
+    config: EvaluationConfig, encoder: _Encoder, source: Source, facts: dict[str, Any]
+) -> None:
     found, labels, indices = _features_of(config, encoder, source)
     paths = []
     if config.data.dataset == "folder":
@@ -248,8 +272,10 @@ def _write_features(config, encoder, source, facts):
     feature_file.save(config.output, found, labels, indices, paths, source.class_names, facts)
 
 
-def _features_of(config, encoder, source):
-    """Features, labels and indices of a source's images, from the cache where they are there."""
+def _features_of(
+    config: EvaluationConfig, encoder: _Encoder, source: Source
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, labels and indices of a source's images, from the cache if it has them."""
     facts = _view_settings(config, encoder) | {
         "encoder": encoder.sha256,
         "versions": saved_model.versions(),
@@ -271,11 +297,12 @@ def _features_of(config, encoder, source):
             data=config.data,
         ),
     )
-    return found, *np.array(columns).T
+    labels, indices = np.array(columns).T
+    return found, labels, indices
 
 
-def _view_settings(config, encoder):
-    """What an encoder sees of a data set depends on."""
+def _view_settings(config: EvaluationConfig, encoder: _Encoder) -> dict[str, Any]:
+    """The settings that decide which images an encoder sees, and how they are prepared."""
     data = config.data
     return {
         "image_size": encoder.image_size,
@@ -286,25 +313,27 @@ def _view_settings(config, encoder):
     }
 
 
-def _crops(config, encoder):
+def _crops(
+    config: EvaluationConfig, encoder: _Encoder
+) -> Callable[[tf.Tensor, tf.Tensor], dict[str, Any]]:
     crops = config.crops
     return views.build_linear_view(encoder.image_size, crops.crop_min_area, crops.flip_probability)
 
 
-def _cache_folder(config):
+def _cache_folder(config: EvaluationConfig) -> str:
     beside = os.path.dirname(os.path.abspath(config.encoder))
     return config.feature_cache or os.path.join(beside, "features")
 
 
-def _of_whole_folder(config):
-    """The same, but for a folder without splits, which is taken as it is."""
+def _of_whole_folder(config: EvaluationConfig) -> EvaluationConfig:
+    """The config with a folder that has no splits taken whole; any other config unchanged."""
     data = config.data
     if data.dataset == "folder" and not datasets.folder_splits(data.data_dir):
         data = dataclasses.replace(data, eval_split="train")
     return dataclasses.replace(config, data=data)
 
 
-def _load_labelled(data, split):
+def _load_labelled(data: EvaluationDataConfig, split: str) -> Source:
     source = datasets.load(data.dataset, data.data_dir, split)
     if not source.labelled:
         raise UserError(
@@ -318,7 +347,7 @@ def _load_labelled(data, split):
     return source
 
 
-def _check_output(path):
-    """Finds out before the work whether the result can be written."""
+def _check_output(path: str) -> None:
+    """Refuses an `--output` that cannot be written, before the evaluation starts."""
     if path and not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
         raise UserError(f"--output must be in a folder that can be written to. Received: {path}")

@@ -1,21 +1,27 @@
-"""How spread out features are, without labels: partial collapse, which a loss does not show."""
+"""The spread of features, without labels: it shows partial collapse, which a loss does not show."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from simsiam_tf import objectives
 from simsiam_tf.data import pipeline
+from simsiam_tf.data.datasets import Source
+from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.progress import Progress
 
-_BLOCK = 4096  # rows that are worked on at once
+_BLOCK = 4096  # rows that are processed at once
 
 
-def moments(features):
-    """The mean and the covariance of features `[N, F]`, in float64, `[F]` and `[F, F]`.
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean `[F]` and the covariance `[F, F]` of features, in float64.
 
-    Features may be memory-mapped: they pass by block by block.
+    Args:
+      features: `[N, F]` float; may be memory-mapped, because they are read in blocks.
     """
-    mean = np.mean(features, axis=0, dtype=np.float64)
+    mean = features.mean(axis=0, dtype=np.float64)
     scatter = np.zeros((len(mean), len(mean)))
     for start in range(0, len(features), _BLOCK):
         centred = features[start : start + _BLOCK] - mean
@@ -23,24 +29,28 @@ def moments(features):
     return mean, scatter / len(features)
 
 
-def singular_values(covariance, count):
-    """The singular values of the centred features `[N, F]`, the largest first.
+def singular_values(covariance: np.ndarray, count: int) -> np.ndarray:
+    """Returns the singular values of the centred features `[N, F]`, the largest first.
 
     Args:
-      covariance: of `moments`.
-      count: N.
+      covariance: the features' covariance, `[F, F]` float64.
+      count: number of features, N.
 
     Returns:
-      `[min(N, F)]`. Below 1e-8 of the largest they are rounding.
+      Singular values `[min(N, F)]` float64. Values below 1e-8 of the largest are rounding.
     """
     largest_first = np.linalg.eigvalsh(covariance)[::-1][:count]
     return np.sqrt(count * np.maximum(largest_first, 0))
 
 
-def effective_rank(singular_values):
-    """exp of the entropy of σ / Σσ: RankMe (Garrido et al. 2023, equation 1), in [1, min(N, F)].
+def effective_rank(singular_values: np.ndarray) -> float:
+    """Returns RankMe (Garrido et al. 2023, equation 1): exp of the entropy of σ / Σσ.
 
-    0 where all singular values are 0: everything has collapsed to a point.
+    The value is in [1, min(N, F)]. It is 0 if all singular values are 0, that is if all features
+    have collapsed to one point.
+
+    Args:
+      singular_values: σ, `[min(N, F)]` float.
     """
     total = np.sum(singular_values)
     if total == 0:
@@ -49,28 +59,30 @@ def effective_rank(singular_values):
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
-def alignment(x, y):
-    """E‖x − y‖² of unit features of two views of the same images (Wang & Isola 2020, α = 2).
+def alignment(x: tf.Tensor | np.ndarray, y: tf.Tensor | np.ndarray) -> tf.Tensor:
+    """Returns E‖x − y‖² of unit features of two views of the same images.
+
+    This is the alignment of Wang & Isola 2020, with α = 2.
 
     Args:
-      x: features `[B, F]` float.
-      y: of the other views, `[B, F]`.
+      x: features of the first views, `[B, F]` float.
+      y: features of the second views, `[B, F]` float.
 
     Returns:
-      A scalar in [0, 4]; 0 where all views of an image have the same features.
+      A scalar in [0, 4]; 0 if all views of an image have the same features.
     """
     x, y = tf.math.l2_normalize(x, axis=1), tf.math.l2_normalize(y, axis=1)
     return tf.reduce_mean(tf.reduce_sum(tf.math.squared_difference(x, y), axis=1))
 
 
-def uniformity(features):
-    """log E exp(−2‖x − y‖²) over all pairs of unit features (Wang & Isola 2020, t = 2).
+def uniformity(features: np.ndarray) -> float:
+    """Returns log E exp(−2‖x − y‖²) over all pairs of unit features (Wang & Isola 2020, t = 2).
 
     Args:
-      features: `[N, F]` float, N ≥ 2; a memory-mapped array too.
+      features: `[N, F]` float, N ≥ 2; may be memory-mapped.
 
     Returns:
-      A float in [−8, 0]; −4 or so where they are spread over the sphere, 0 at one point.
+      A float in [−8, 0]: about −4 if the features are spread over the sphere, 0 at one point.
     """
     count, total = len(features), 0.0
     for row in range(0, count, _BLOCK):
@@ -79,16 +91,20 @@ def uniformity(features):
             y = x if column == row else _unit(features[column : column + _BLOCK])
             # ‖x − y‖² is 2 − 2 x·y.
             kernel = tf.exp(4 * tf.matmul(x, y, transpose_b=True) - 4)
-            if column == row:  # each pair once
+            if column == row:  # count each pair once
                 kernel = tf.linalg.band_part(kernel, 0, -1) - tf.linalg.band_part(kernel, 0, 0)
             total += float(tf.reduce_sum(tf.cast(kernel, tf.float64)))
     return float(np.log(total / (count * (count - 1) / 2)))
 
 
-def feature_std(features):
-    """`objectives.feature_std` of features `[N, F]`: 0 where all are one point, 1 at most.
+def feature_std(features: np.ndarray) -> float:
+    """Returns `objectives.feature_std` of features: 0 if all are one point, 1 at most.
 
-    A backbone's features are never negative and stay below the 1 that a healthy z has.
+    A healthy projection z has about 1. Features of a backbone stay below, because they are never
+    negative.
+
+    Args:
+      features: `[N, F]` float; may be memory-mapped.
     """
     mean, mean_square = np.zeros((2, features.shape[1]))
     for start in range(0, len(features), _BLOCK):
@@ -98,15 +114,19 @@ def feature_std(features):
     return float(objectives.feature_std(mean / len(features), mean_square / len(features)))
 
 
-def _unit(features):
+def _unit(features: np.ndarray) -> tf.Tensor:
     return tf.math.l2_normalize(tf.convert_to_tensor(features), axis=1)
 
 
-def summarize(features):
-    """What `evaluate.py --protocol=spectrum` says of features `[N, F]`, a dict of numbers."""
+def summarize(features: np.ndarray) -> dict[str, Any]:
+    """Returns the entries of `--protocol=spectrum`: {name: number, or a list of numbers}.
+
+    Args:
+      features: `[N, F]` float, N ≥ 2; may be memory-mapped.
+    """
     mean, covariance = moments(features)
     values = singular_values(covariance, len(features))
-    # RankMe itself, where the mean counts as one more direction.
+    # RankMe does not centre the features: their mean counts as one more direction.
     uncentred = singular_values(covariance + np.outer(mean, mean), len(features))
     variance = np.diag(covariance)
     return {
@@ -114,31 +134,38 @@ def summarize(features):
         "rankme": effective_rank(uncentred),
         "uniformity": uniformity(features),
         "feature_std": feature_std(features),
-        # A float32 that differs by no more than its rounding does not vary.
+        # A float32 channel that differs only by rounding counts as constant.
         "num_constant_channels": int(np.sum(variance <= 1e-12 * (variance + mean**2))),
         "channel_std": np.sqrt(variance).tolist(),
         "singular_values": values.tolist(),
     }
 
 
-def alignment_of_crops(encode, source, view, batch_size, seed, quarantine):
-    """`alignment` over two random crops of each image of a source.
+def alignment_of_crops(
+    encode: Callable[[tf.Tensor], tf.Tensor],
+    source: Source,
+    view: Callable[[tf.Tensor, tf.Tensor], dict[str, Any]],
+    batch_size: int,
+    seed: int,
+    quarantine: Quarantine,
+) -> float:
+    """Returns the mean `alignment` of two random crops of each image of a source.
 
     Args:
       encode: images `[b, size, size, 3]` uint8 in [0, 255] → features `[b, F]`.
-      source: a `datasets.Source`; what is left after whole batches is left out.
-      view: the linear protocol's, crop and flip: (image, seed) → {"views": a tuple of one}.
-      batch_size: images that are encoded at once; all of the source where that is smaller.
-      seed: of the crops.
-      quarantine: the source's `Quarantine`.
+      source: the images; an incomplete last batch is left out.
+      view: crop and flip of the linear protocol: (image, seed) → {"views": a tuple of one view}.
+      batch_size: number of images that are encoded at once; if the source is smaller, all of it.
+      seed: seed of the crops.
+      quarantine: says how to treat an image of the source that cannot be read.
 
-    Returns:
-      A float.
+    Raises:
+      UserError: an image cannot be read, or with `--on_bad_image=skip`, too many cannot be read.
     """
     batch_size = min(batch_size, source.num_examples)
     num_steps = source.num_examples // batch_size
 
-    def two_views(image, view_seed):
+    def two_views(image: tf.Tensor, view_seed: tf.Tensor) -> dict[str, Any]:
         other_seed = tf.random.experimental.stateless_fold_in(view_seed, 1)
         return {"views": view(image, view_seed)["views"] + view(image, other_seed)["views"]}
 

@@ -1,1 +1,1 @@
-"""The encoder, out of training: as a SavedModel, and in the formats of other runtimes."""
+"""Export of a trained encoder: as a SavedModel, and in the formats of other runtimes."""

@@ -1,9 +1,9 @@
-"""Exports the encoder of a run's checkpoint, and compares what was written with the encoder.
+"""Exports the encoder of a run's checkpoint, and compares the export with the encoder.
 
     python -m simsiam_tf.export --checkpoint=runs/mine --format=onnx
     python -m simsiam_tf.export --checkpoint=runs/mine/checkpoints/step-000000220
 
-onnx and litert need more packages: pip install -r requirements-export.txt.
+The formats onnx and litert need more packages: pip install -r requirements-export.txt.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import importlib.util
 from simsiam_tf import flags, schema
 from simsiam_tf.schema import UserError, setting
 
-# format → (how the name of its file ends, packages that it needs)
+# format → (suffix of its file, packages that it needs)
 _FORMATS = {
     "savedmodel": ("", ()),
     "onnx": (".onnx", ("tf2onnx", "onnxruntime")),
@@ -36,16 +36,16 @@ class ExportConfig(schema.Config):
     )
     output: str = setting(
         "",
-        "The folder or file. Empty: encoder, encoder.onnx or encoder.tflite in the run's folder, "
-        "and of a checkpoint that was named encoder-step-….",
+        "Folder or file to write. Empty: encoder, encoder.onnx or encoder.tflite in the run's "
+        "folder; encoder-step-… instead of encoder if --checkpoint names one checkpoint.",
     )
 
     @property
-    def suffix(self):
-        """How the name of the format's file ends."""
+    def suffix(self) -> str:
+        """The suffix of the format's file; empty for a folder."""
         return _FORMATS[self.format][0]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.output and not self.output.endswith(self.suffix):
             raise UserError(
@@ -60,9 +60,9 @@ class ExportConfig(schema.Config):
             )
 
 
-def main(config):
-    # TensorFlow loads only now, after the flags are checked.
-    from simsiam_tf.export import from_checkpoint
+def main(config: ExportConfig) -> None:
+    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+        from simsiam_tf.export import from_checkpoint
 
     from_checkpoint.export(config)
 

@@ -1,68 +1,76 @@
-"""The encoder in the formats of several runtimes, each run by its own and compared.
+"""Export of the encoder to several formats; each is run by its own runtime and compared.
 
-One contract for all: `images` float32 `[N, H, W, 3]` in [0, 255] → `features` float32 `[N, F]`,
-with N, H and W free; normalisation is inside. The SavedModel alone also takes encoded files.
+All formats have one contract: `images` float32 `[N, H, W, 3]` in [0, 255] → `features` float32
+`[N, F]`, with N, H and W free. Normalisation is inside. Only the SavedModel also takes encoded
+files.
 """
 
 import os
 import tempfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from simsiam_tf import files
+from simsiam_tf.config import PretrainConfig
 from simsiam_tf.export import saved_model
+from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
 MOST_RELATIVE_DIFFERENCE = 1e-4
 
 
 class Format(NamedTuple):
-    """How a format is written, and run by what it is made for."""
+    """How a format is written, and loaded by its own runtime."""
 
-    write: Callable  # (ServedEncoder, path) writes a file or folder
-    load: Callable  # path → (images, NumPy → features, NumPy)
-    dtype: str | None = None  # of weights and arithmetic; None: as trained
+    write: Callable[[saved_model.ServedEncoder, str], None]  # writes a file or folder
+    load: Callable[[str], Callable[[np.ndarray], np.ndarray]]  # path → (images → features)
+    dtype: str | None = None  # dtype of weights and arithmetic; None: as trained
 
 
 class Parity(NamedTuple):
-    """How far the features of two encoders are apart."""
+    """The difference between the features of two encoders."""
 
     absolute: float  # the largest difference
-    relative: float  # that, as a share of the largest feature
+    relative: float  # the largest difference, as a share of the largest feature
 
 
-def export(encoder, config, name, output, facts):
-    """Writes an encoder in a format, once it gives the encoder's features; replaces what is there.
+def export(
+    encoder: ResNet, config: PretrainConfig, name: str, output: str, facts: dict[str, Any]
+) -> Parity:
+    """Writes an encoder in a format, if the written file reproduces the encoder's features.
+
+    An earlier export at `output` is replaced only then.
 
     Args:
-      encoder: a `ResNet`, whose arithmetic is as precise as its weights.
-      config: the run's `PretrainConfig`.
-      name: of the format.
-      output: the file, beside which `<output>.json` says what `encoder.json` does; of savedmodel
-        the folder.
-      facts: more entries of that, a dict.
+      encoder: the encoder, whose arithmetic is as precise as its weights.
+      config: settings of the encoder's run.
+      name: name of the format, a key of `FORMATS`.
+      output: the file, described by `<output>.json` beside it; for savedmodel the folder, described
+        by `encoder.json` in it.
+      facts: more entries of the description.
 
     Returns:
-      The `Parity` of what was written with `encoder`.
+      The `Parity` of the written file with `encoder`.
 
     Raises:
-      UserError: they are further apart than `MOST_RELATIVE_DIFFERENCE`.
+      UserError: the relative difference is above `MOST_RELATIVE_DIFFERENCE`.
     """
-    form = FORMATS[name]
-    served = saved_model.serve(encoder, config, form.dtype or encoder.variable_dtype)
+    format_ = FORMATS[name]
+    served = saved_model.serve(encoder, config, format_.dtype or encoder.variable_dtype)
     with files.written_whole(output) as staging:
-        form.write(served, staging)
-        # Not of the copy that is served: what the copying gets wrong shall be seen as well.
-        parity = compare(encoder, config, form.load(staging))
+        format_.write(served, staging)
+        # Compared with the encoder, not with the copy in `served`, so that an error of the copying
+        # shows as well.
+        parity = compare(encoder, config, format_.load(staging))
         if not parity.relative <= MOST_RELATIVE_DIFFERENCE:  # or NaN
             raise UserError(
-                f"--format={name} does not give the encoder's features, and was not written. "
+                f"--format={name} does not reproduce the encoder's features, and was not written. "
                 f"Received: a largest difference of {parity.absolute:.1e}, "
                 f"{parity.relative:.1e} of the largest feature, where at most "
-                f"{MOST_RELATIVE_DIFFERENCE:.0e} is rounding"
+                f"{MOST_RELATIVE_DIFFERENCE:.0e} is allowed as rounding"
             )
         is_folder = os.path.isdir(staging)
         description = os.path.join(staging, saved_model.DESCRIPTION)
@@ -72,10 +80,17 @@ def export(encoder, config, name, output, facts):
     return parity
 
 
-def compare(encoder, config, encode):
-    """The `Parity` of `encode`, a loaded format, with an encoder, on the same images at any time.
+def compare(
+    encoder: ResNet, config: PretrainConfig, encode: Callable[[np.ndarray], np.ndarray]
+) -> Parity:
+    """Returns the `Parity` of a loaded format with an encoder; the images are always the same.
 
-    Two batches, unlike in number and size, so that a dimension that is not free is found.
+    The two batches differ in number and size of images, to detect a dimension that is not free.
+
+    Args:
+      encoder: the encoder.
+      config: settings of the encoder's run.
+      encode: the loaded format: images `[N, H, W, 3]` float32 in [0, 255] → features `[N, F]`.
     """
     size = config.views.image_size
     reference = saved_model.ServedEncoder(encoder, size, config.views.eval_crop_ratio)
@@ -89,17 +104,17 @@ def compare(encoder, config, encode):
     return Parity(absolute, absolute / largest if absolute else 0.0)
 
 
-def _load_savedmodel(path):
+def _load_savedmodel(path: str) -> Callable[[np.ndarray], np.ndarray]:
     encode, _ = saved_model.load(path)
     return lambda images: encode(tf.constant(images)).numpy()
 
 
-def _write_onnx(served, path):
+def _write_onnx(served: saved_model.ServedEncoder, path: str) -> None:
     import tf2onnx
 
     (images,) = served.features.input_signature
     model, _ = tf2onnx.convert.from_function(served.features, [images])
-    # The converter numbers the free dimensions.
+    # The converter gives the free dimensions numbers, so they are named here.
     for tensor, names in ((model.graph.input[0], "NHW"), (model.graph.output[0], "N")):
         for dimension, name in zip(tensor.type.tensor_type.shape.dim, names, strict=False):
             dimension.dim_param = name
@@ -107,17 +122,17 @@ def _write_onnx(served, path):
         file.write(model.SerializeToString())
 
 
-def _load_onnx(path):
+def _load_onnx(path: str) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(["features"], {"images": images})[0]
 
 
-def _write_litert(served, path):
+def _write_litert(served: saved_model.ServedEncoder, path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         saved_model.write(served, folder)
-        # Of the signatures the one that needs no decoder, which LiteRT does not have.
+        # The other signature needs an image decoder, which LiteRT does not have.
         converter = tf.lite.TFLiteConverter.from_saved_model(
             folder, signature_keys=["serving_default"]
         )
@@ -126,7 +141,7 @@ def _write_litert(served, path):
         file.write(model)
 
 
-def _load_litert(path):
+def _load_litert(path: str) -> Callable[[np.ndarray], np.ndarray]:
     from ai_edge_litert.interpreter import Interpreter
 
     encode = Interpreter(path).get_signature_runner("serving_default")
@@ -135,7 +150,7 @@ def _load_litert(path):
 
 FORMATS = {
     "savedmodel": Format(saved_model.write, _load_savedmodel),
-    # Their runtimes compute in float32 whatever a run was trained in.
+    # The runtimes of these formats compute in float32, whatever the precision of the run.
     "onnx": Format(_write_onnx, _load_onnx, "float32"),
     "litert": Format(_write_litert, _load_litert, "float32"),
 }

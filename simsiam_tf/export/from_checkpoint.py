@@ -1,8 +1,9 @@
-"""What `python -m simsiam_tf.export` does, from top to bottom."""
+"""The course of `python -m simsiam_tf.export`, from top to bottom."""
 
 import dataclasses
 import os
 import tempfile
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -12,9 +13,17 @@ from simsiam_tf.models import resnet
 from simsiam_tf.runs import checkpoints, run_folder
 from simsiam_tf.schema import UserError
 
+if TYPE_CHECKING:
+    from simsiam_tf.export.__main__ import ExportConfig
 
-def export(config):
-    """Does what an `ExportConfig` says; writes nothing where the parity is not as it should be."""
+
+def export(config: "ExportConfig") -> None:
+    """Exports the encoder of a checkpoint and prints its parity with the encoder.
+
+    Raises:
+      UserError: there is no complete checkpoint, the output cannot be written, or the exported
+        features differ from the encoder's. Then nothing is written.
+    """
     workdir, step = checkpoints.locate(config.checkpoint)
     run = run_folder.read_config(workdir, "checkpoint")
     name = "encoder" if step is None else f"encoder-step-{step:09d}"
@@ -27,15 +36,15 @@ def export(config):
         run.system, strategy="default", cpu_replicas=1, precision=precision
     )
     devices.build_strategy(system)
-    # Of a GPU: what it rounds away would be taken for a difference.
+    # On a GPU, the rounding of TensorFloat-32 would count as a difference.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     encoder = resnet.ResNet(run.encoder, run.system.seed)
-    # The first of a model's weights are its encoder's.
-    there = checkpoints.Checkpoints(workdir, encoder)
+    # The weights of the encoder are the first ones of its model.
+    saved = checkpoints.Checkpoints(workdir, encoder)
     if step is None:
-        step = there.restore()
+        step = saved.restore()
     else:
-        there.restore_step(step)
+        saved.restore_step(step)
     if step is None:
         raise UserError(
             f"--checkpoint must be a run with a checkpoint; train first. Received: {workdir}"
@@ -54,13 +63,13 @@ def export(config):
     )
 
 
-def _check_output(output, is_folder):
-    """Refuses what cannot be written, and what is there but no earlier export."""
+def _check_output(output: str, is_folder: bool) -> None:
+    """Refuses an output that cannot be written, or that exists and is not an earlier export."""
     if is_folder and os.path.exists(output):
         is_encoder = os.path.exists(os.path.join(output, saved_model.DESCRIPTION))
         if not (os.path.isdir(output) and (is_encoder or not os.listdir(output))):
             raise UserError(
-                "--output must be a new or an empty folder, or an encoder that is replaced. "
+                "--output must be a new or an empty folder, or an encoder to replace. "
                 f"Received: {output}"
             )
     if not is_folder and os.path.isdir(output):
@@ -72,5 +81,6 @@ def _check_output(output, is_folder):
             pass
     except OSError as error:
         raise UserError(
-            f"--output must be where it can be written ({error.strerror}). Received: {output}"
+            f"--output must be in a folder that can be written to ({error.strerror}). "
+            f"Received: {output}"
         ) from error

@@ -1,20 +1,23 @@
-"""The encoder as a SavedModel that stands by itself, and back.
+"""Saving and loading of the encoder as a SavedModel that needs no code of this project.
 
-`encoder/` holds the SavedModel and `encoder.json`, which says what it takes and how it was made.
-`serving_default`: `images` float32 `[N, H, W, 3]` in [0, 255] → `features` float32 `[N, F]`.
-`serve_encoded`: `encoded` string `[N]`, JPEG or PNG files → the same.
-Normalisation is inside; the gradient flows through both to the weights.
+The folder `encoder/` contains the SavedModel and `encoder.json`, which describes the encoder's
+input and how the encoder was made. The SavedModel has two signatures:
+- `serving_default`: `images` float32 `[N, H, W, 3]` in [0, 255] → `features` float32 `[N, F]`.
+- `serve_encoded`: `encoded` string `[N]`, JPEG or PNG files → `features` float32 `[N, F]`.
+Normalisation is inside both signatures, and gradients flow through both to the weights.
 """
 
 import json
 import os
 import platform
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from simsiam_tf import files
-from simsiam_tf.config import EncoderConfig
+from simsiam_tf.config import EncoderConfig, PretrainConfig
 from simsiam_tf.data import decoding, views
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import UserError
@@ -23,22 +26,32 @@ DESCRIPTION = "encoder.json"
 
 
 class ServedEncoder(tf.Module):
-    """Images in [0, 255] → features, around an encoder of normalised images."""
+    """The two signatures of the SavedModel, around an encoder of normalised images."""
 
-    def __init__(self, encoder, image_size, crop_ratio):
+    def __init__(self, encoder: resnet.ResNet, image_size: int, crop_ratio: float) -> None:
+        """Args:
+        encoder: normalised images `[N, H, W, 3]` → features `[N, F]`.
+        image_size: height and width of the view of an encoded file, in pixels.
+        crop_ratio: share of the resized image that the central crop of an encoded file keeps.
+        """
         super().__init__()
         self.encoder = encoder
-        # By position, for who wants the weights back (`load_weights`).
+        # In the order of the encoder's weights, so that `load_resnet` can restore them.
         self.weights = [variable.value for variable in encoder.weights]
         self.view = views.build_evaluation_view(image_size, crop_ratio)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")])
-    def features(self, images):
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")],
+        autograph=False,
+    )
+    def features(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns {"features": `[N, F]` float32} of images `[N, H, W, 3]` float32 in [0, 255]."""
         normalized = views.normalize(tf.cast(images, self.encoder.compute_dtype) / 255)
         return {"features": tf.cast(self.encoder(normalized, training=False), tf.float32)}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")])
-    def features_of_encoded(self, encoded):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")], autograph=False)
+    def features_of_encoded(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns {"features": `[N, F]` float32} of JPEG or PNG files, string `[N]`."""
         images = tf.map_fn(
             lambda file: self.view(decoding.decode_image(file)),
             encoded,
@@ -47,14 +60,16 @@ class ServedEncoder(tf.Module):
         return self.features(images)
 
 
-def save(encoder, config, directory, facts):
-    """Writes the encoder of a run, whatever strategy it was trained under; replaces what is there.
+def save(
+    encoder: resnet.ResNet, config: PretrainConfig, directory: str, facts: dict[str, Any]
+) -> None:
+    """Writes the encoder of a run, trained under any strategy; an earlier export is replaced.
 
     Args:
       encoder: the trained encoder.
-      config: the run's `PretrainConfig`.
-      directory: where to; a folder.
-      facts: more entries of `encoder.json`, a dict.
+      config: settings of the encoder's run.
+      directory: the folder to write.
+      facts: more entries of `encoder.json`.
     """
     served = serve(encoder, config, encoder.variable_dtype)
     with files.written_whole(directory) as staging:
@@ -62,10 +77,15 @@ def save(encoder, config, directory, facts):
         write_description(os.path.join(staging, DESCRIPTION), served, config, facts)
 
 
-def serve(encoder, config, dtype):
-    """A `ServedEncoder` of a fresh copy, whose weights and arithmetic are of a `dtype`.
+def serve(encoder: resnet.ResNet, config: PretrainConfig, dtype: str) -> ServedEncoder:
+    """Returns a `ServedEncoder` of a new copy of an encoder.
 
-    No replica, strategy, training graph or mixed precision goes into the file.
+    The copy keeps replicas, strategies, training graphs and mixed precision out of the file.
+
+    Args:
+      encoder: the trained encoder.
+      config: settings of the encoder's run.
+      dtype: dtype of the weights and arithmetic of the copy.
     """
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
@@ -75,8 +95,8 @@ def serve(encoder, config, dtype):
     return ServedEncoder(copy, config.views.image_size, config.views.eval_crop_ratio)
 
 
-def write(served, directory):
-    """Writes a `ServedEncoder`'s SavedModel, without `encoder.json`."""
+def write(served: ServedEncoder, directory: str) -> None:
+    """Writes the SavedModel of a `ServedEncoder`, without `encoder.json`."""
     signatures = {
         "serving_default": served.features,
         "serve_encoded": served.features_of_encoded,
@@ -84,8 +104,17 @@ def write(served, directory):
     tf.saved_model.save(served, directory, signatures=signatures)
 
 
-def write_description(path, served, config, facts):
-    """Writes what a `ServedEncoder` takes and how it was made, as `encoder.json` says it."""
+def write_description(
+    path: str, served: ServedEncoder, config: PretrainConfig, facts: dict[str, Any]
+) -> None:
+    """Writes `encoder.json`: the input of an encoder, and how the encoder was made.
+
+    Args:
+      path: the file.
+      served: the encoder.
+      config: settings of the encoder's run.
+      facts: more entries of the file.
+    """
     description = {
         "image_size": config.views.image_size,
         "channels": 3,
@@ -106,15 +135,15 @@ def write_description(path, served, config, facts):
         json.dump(description, file, indent=2)
 
 
-def load(directory):
-    """The encoder of a SavedModel with `save`'s signature, whoever wrote it.
+def load(directory: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], dict[str, Any]]:
+    """Loads the encoder of any SavedModel that has the signature `serving_default` of `save`.
 
     Returns:
-      images `[N, H, W, 3]` float32 in [0, 255] → features `[N, F]` float32; and what
-      `encoder.json` says, an empty dict where there is none.
+      A function: images `[N, H, W, 3]` float32 in [0, 255] → features `[N, F]` float32; and the
+      entries of `encoder.json`, an empty dict if the file is missing.
 
     Raises:
-      UserError: the folder is missing or holds no such SavedModel.
+      UserError: the folder is missing or contains no such SavedModel.
     """
     loaded, description = _load(directory)
     try:
@@ -127,22 +156,22 @@ def load(directory):
         ) from error
     if inputs != {"images"} or "features" not in outputs:
         raise UserError(
-            "--encoder's signature serving_default must take images and give features. "
+            "--encoder's signature serving_default must take images and return features. "
             f"Received: {', '.join(inputs)} and {', '.join(outputs)}, in {directory}"
         )
 
-    def encode(images):
-        return signature(images=images)["features"]
+    def encode(images: tf.Tensor) -> tf.Tensor:
+        # The closure keeps `loaded` alive, and with it the variables; a signature does not.
+        return loaded.signatures["serving_default"](images=images)["features"]
 
-    encode.keep_alive = loaded  # a signature does not hold its variables
     return encode, description
 
 
-def load_resnet(directory):
-    """The `ResNet` inside an encoder that `save` wrote, to go on working with its weights.
+def load_resnet(directory: str) -> resnet.ResNet:
+    """Loads an encoder that `save` wrote as a `ResNet`, whose weights can be trained.
 
     Raises:
-      UserError: as `load` does, and where the SavedModel is not one of `save`'s.
+      UserError: the folder is missing, or contains no SavedModel of this version's `save`.
     """
     loaded, description = _load(directory)
     try:
@@ -152,18 +181,18 @@ def load_resnet(directory):
     except (KeyError, AttributeError, ValueError) as error:
         raise UserError(
             "--encoder must be an encoder that this version of the project exported; train.py "
-            f"--export writes a run's anew. Received: {directory}"
+            f"--export exports the encoder of a run again. Received: {directory}"
         ) from error
     return encoder
 
 
-def _load(directory):
-    """The SavedModel in a folder and what its `encoder.json` says."""
+def _load(directory: str) -> tuple[Any, dict[str, Any]]:
+    """The SavedModel in a folder and the entries of its `encoder.json`."""
     if not os.path.isdir(directory):
         raise UserError(f"--encoder must be a folder that exists. Received: {directory}")
     if not tf.saved_model.contains_saved_model(directory):
         raise UserError(
-            "--encoder must be a SavedModel's folder, with saved_model.pb in it. "
+            "--encoder must be the folder of a SavedModel, with saved_model.pb in it. "
             f"Received: {directory}"
         )
     path = os.path.join(directory, DESCRIPTION)
@@ -178,8 +207,8 @@ def _load(directory):
     return loaded, description
 
 
-def versions():
-    """Versions of what computed a result: {package: version}."""
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and the packages that compute a result: {name: version}."""
     return {
         "python": platform.python_version(),
         "tensorflow": tf.__version__,

@@ -1,9 +1,10 @@
-"""PyTorch's weights in, and out again.
+"""Import of PyTorch weights, and export to PyTorch and Detectron2.
 
-Importing the package keeps Triton out of the process. PyTorch for GPUs brings it, nothing here
-needs it, and loading it where TensorFlow is loaded already ends in a segmentation fault.
+Importing this package blocks the import of Triton. PyTorch for GPUs brings Triton, but this package
+does not need it. Loading Triton after TensorFlow ends in a segmentation fault.
 """
 
 import sys
 
-sys.modules.setdefault("triton", None)
+# A None in sys.modules makes `import triton` raise ImportError; typeshed does not allow for it.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]

@@ -2,17 +2,18 @@
 
 python -m simsiam_tf.interop.export_detectron2 --encoder=DIR --output=FILE.pkl
 
-The layout is that of MoCo's conversion, whose recipe the paper's detection transfer is (section 5):
-Detectron2's own names, RGB images, batch normalization that is trained and synchronised.
+The file has the layout of MoCo's conversion: Detectron2's own tensor names, for RGB images. The
+paper's detection transfer (section 5) uses MoCo's recipe, which trains and synchronises batch
+normalization.
 """
 
 from simsiam_tf import flags
 from simsiam_tf.interop.settings import Detectron2ExportConfig
 
 
-def main(config):
-    # TensorFlow loads only now, after the flags are checked.
-    from simsiam_tf.interop import convert
+def main(config: Detectron2ExportConfig) -> None:
+    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+        from simsiam_tf.interop import convert
 
     convert.export_detectron2(config)
 

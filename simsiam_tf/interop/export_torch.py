@@ -7,9 +7,9 @@ from simsiam_tf import flags
 from simsiam_tf.interop.settings import TorchExportConfig
 
 
-def main(config):
-    # TensorFlow loads only now, after the flags are checked.
-    from simsiam_tf.interop import convert
+def main(config: TorchExportConfig) -> None:
+    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+        from simsiam_tf.interop import convert
 
     convert.export_torch(config)
 

@@ -1,4 +1,4 @@
-"""Turns a PyTorch checkpoint into an encoder, and into a run to go on with.
+"""Converts a PyTorch checkpoint to an encoder and, with --workdir, to a run that train.py resumes.
 
 python -m simsiam_tf.interop.import_torch --checkpoint=FILE --output=DIR [--workdir=DIR]
 """
@@ -7,9 +7,9 @@ from simsiam_tf import flags
 from simsiam_tf.interop.settings import ImportConfig
 
 
-def main(config):
-    # TensorFlow loads only now, after the flags are checked.
-    from simsiam_tf.interop import convert
+def main(config: ImportConfig) -> None:
+    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+        from simsiam_tf.interop import convert
 
     convert.import_torch(config)
 

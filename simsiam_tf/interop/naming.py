@@ -1,19 +1,26 @@
-"""Which of our variables is which tensor of a PyTorch state dict, and in which layout.
+"""The mapping between this project's variables and the tensors of a PyTorch state dict.
 
-torchvision names the backbone's tensors; the authors put them under `encoder.`, the projector in
-the place of the classifier (`encoder.fc`), and the predictor beside (`predictor`).
+torchvision's names are the names of the backbone's tensors. The authors' code puts them under
+`encoder.`, the projector in place of the classifier (`encoder.fc`), and the predictor beside the
+encoder (`predictor`).
 """
+
+from collections.abc import Collection, Iterable, Mapping
 
 import keras
 import numpy as np
 
+from simsiam_tf.config import PretrainConfig
 from simsiam_tf.methods import build_method
-from simsiam_tf.models import resnet
+from simsiam_tf.methods.simsiam import SimSiam
+from simsiam_tf.models import heads, normalization, resnet
 from simsiam_tf.schema import UserError
 
+Shape = tuple[int, ...]
 
-def encoder_variables(encoder):
-    """{torchvision's name: variable} of a `ResNet`, in the order of its state dict."""
+
+def encoder_variables(encoder: resnet.ResNet) -> dict[str, keras.Variable]:
+    """Returns the variables of a ResNet by torchvision's names, in the order of its state dict."""
     named = _conv_norm("conv1", "bn1", encoder.stem)
     for block in encoder.blocks:
         name = block.name.replace("_", ".")
@@ -24,34 +31,36 @@ def encoder_variables(encoder):
     return named
 
 
-def model_variables(model):
-    """{the authors' name: variable} of a `SimSiam` model, in the order of its state dict."""
+def model_variables(model: SimSiam) -> dict[str, keras.Variable]:
+    """Returns the variables of a SimSiam model by the authors' names, in state-dict order."""
     named = {f"encoder.{name}": value for name, value in encoder_variables(model.encoder).items()}
     return named | _mlp("encoder.fc", model.projector) | _mlp("predictor", model.predictor)
 
 
-def encoder_prefix(names):
-    """What stands before torchvision's names: `encoder.` in a SimSiam model, else nothing."""
+def encoder_prefix(names: Iterable[str]) -> str:
+    """Returns the prefix of torchvision's names: `encoder.` in a SimSiam state dict, else empty."""
     return "encoder." if any(name.startswith("encoder.") for name in names) else ""
 
 
-def is_statistic(name):
-    """Whether a tensor is a running statistic, which PyTorch does not count as a parameter."""
+def is_statistic(name: str) -> bool:
+    """Returns whether a tensor is a running statistic, which is not a parameter in PyTorch."""
     return name.endswith(("running_mean", "running_var"))
 
 
-def _conv_norm(conv_name, norm_name, conv_norm):
+def _conv_norm(
+    conv_name: str, norm_name: str, conv_norm: resnet.ConvNorm
+) -> dict[str, keras.Variable]:
     return {f"{conv_name}.weight": conv_norm.conv.kernel} | _norm(norm_name, conv_norm.norm)
 
 
-def _norm(name, norm):
+def _norm(name: str, norm: normalization.BatchNormalization) -> dict[str, keras.Variable]:
     affine = {"weight": norm.gamma, "bias": norm.beta} if norm.affine else {}
     statistics = {"running_mean": norm.running_mean, "running_var": norm.running_variance}
     return {f"{name}.{key}": value for key, value in (affine | statistics).items()}
 
 
-def _mlp(name, mlp):
-    # torch.nn.Sequential counts [linear, norm, ReLU] for each layer.
+def _mlp(name: str, mlp: heads.Mlp) -> dict[str, keras.Variable]:
+    # torch.nn.Sequential numbers [linear, norm, ReLU] of each layer consecutively.
     named = {}
     for index, linear in enumerate(mlp.linears):
         named[f"{name}.{3 * index}.weight"] = linear.kernel
@@ -62,24 +71,25 @@ def _mlp(name, mlp):
     return named
 
 
-def to_torch(array):
-    """Keras' layout to PyTorch's: HWIO → OIHW, IO → OI; vectors stay."""
+def to_torch(array: np.ndarray) -> np.ndarray:
+    """Returns the array in PyTorch's layout: HWIO → OIHW, IO → OI; vectors do not change."""
     return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
 
 
-def to_keras(array):
-    """The inverse of `to_torch`."""
+def to_keras(array: np.ndarray) -> np.ndarray:
+    """Returns the array in Keras' layout, the inverse of `to_torch`."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def infer_settings(shapes):
-    """The settings that describe a state dict, from its tensors' shapes.
+def infer_settings(shapes: Mapping[str, Shape]) -> dict[str, str | int]:
+    """Returns the settings of the network that a state dict belongs to, from its tensor shapes.
 
     Args:
-      shapes: {name: shape}, a SimSiam model's or an encoder's alone.
+      shapes: {name: shape} of a SimSiam model, or of an encoder alone.
 
     Returns:
-      {flag name: value}: of the encoder, and of the method where there are heads.
+      {flag name: value}: the settings of the encoder and, if the state dict has heads, of the
+      method.
 
     Raises:
       UserError: no ResNet of 10 to 152 layers has these names.
@@ -98,10 +108,10 @@ def infer_settings(shapes):
     if not found or len(stem) != 4:
         kind = "bottleneck" if bottleneck else "basic"
         raise UserError(
-            "The checkpoint must hold a ResNet of 18, 34, 50, 101 or 152 layers. Received: "
-            f"{depths} {kind} blocks in its four stages, conv1.weight of shape {list(stem)}"
+            "The checkpoint must contain a ResNet of 18, 34, 50, 101 or 152 layers. Received: "
+            f"{depths} {kind} blocks in its four stages and conv1.weight of shape {list(stem)}"
         )
-    settings = {
+    settings: dict[str, str | int] = {
         "backbone": found[0],
         "width": stem[0],
         "stem": "imagenet" if stem[2] == 7 else "cifar",
@@ -111,37 +121,38 @@ def infer_settings(shapes):
         hidden, last = "encoder.fc.0.weight", f"encoder.fc.{3 * (layers - 1)}.weight"
         settings |= {
             "projection_layers": layers,
-            "projection_hidden_dim": _rows(shapes, hidden) if layers > 1 else 0,
-            "projection_dim": _rows(shapes, last),
-            "prediction_hidden_dim": _rows(shapes, "predictor.0.weight"),
+            "projection_hidden_dim": _output_dim(shapes, hidden) if layers > 1 else 0,
+            "projection_dim": _output_dim(shapes, last),
+            "prediction_hidden_dim": _output_dim(shapes, "predictor.0.weight"),
         }
     return settings
 
 
-def _count(shapes, pattern, step=1):
+def _count(names: Collection[str], pattern: str, step: int = 1) -> int:
+    """Returns how many names of a numbered pattern exist, without a gap from 0 on."""
     count = 0
-    while pattern.format(step * count) in shapes:
+    while pattern.format(step * count) in names:
         count += 1
     return count
 
 
-def _rows(shapes, name):
+def _output_dim(shapes: Mapping[str, Shape], name: str) -> int:
     if not shapes.get(name):
-        raise UserError(f"The checkpoint must hold the tensor {name}. Received: none")
+        raise UserError(f"The checkpoint must contain the tensor {name}. Received: none")
     return shapes[name][0]
 
 
-def check(shapes, config):
-    """Holds the names and shapes of a state dict against those of the model that it should be.
+def check(shapes: Mapping[str, Shape], config: PretrainConfig) -> None:
+    """Checks the names and shapes of a state dict against the model of a config.
 
     Args:
-      shapes: {name: shape}, all that the file holds.
-      config: the `PretrainConfig` of the model.
+      shapes: {name: shape} of all tensors in the file.
+      config: the settings of the model.
 
     Raises:
-      UserError: a tensor is missing, unknown, or of another shape.
+      UserError: a tensor is missing, is unknown or has a wrong shape.
     """
-    # Variables that are declared and never filled: a hostile width costs no memory.
+    # The variables are declared but not filled, so a hostile width allocates no memory.
     with keras.StatelessScope(initialize_variables=False):
         encoder = resnet.ResNet(config.encoder, config.system.seed)
         variables = encoder_variables(encoder)
@@ -152,8 +163,8 @@ def check(shapes, config):
     for name, shape in expected.items():
         if name not in shapes:
             raise UserError(
-                f"The checkpoint must hold the tensor {name} of shape {list(shape)}, as a "
-                f"{config.encoder.backbone} does. Received: none of that name"
+                f"The checkpoint must contain the tensor {name} of shape {list(shape)}, as in a "
+                f"{config.encoder.backbone}. Received: no tensor of that name"
             )
         if shapes[name] != shape:
             raise UserError(
@@ -163,10 +174,10 @@ def check(shapes, config):
     unknown = sorted(shapes.keys() - expected.keys())
     if unknown:
         raise UserError(
-            f"The checkpoint must hold nothing but a {config.encoder.backbone}. Received: "
-            f"{len(unknown)} more tensor(s), for example {unknown[0]}"
+            f"The checkpoint must contain only the tensors of a {config.encoder.backbone}. "
+            f"Received: {len(unknown)} more tensor(s), for example {unknown[0]}"
         )
 
 
-def _torch_shape(shape):
+def _torch_shape(shape: Shape) -> Shape:
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else tuple(reversed(shape))

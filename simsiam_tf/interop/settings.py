@@ -1,4 +1,4 @@
-"""The settings of the interop programs; a wrong one is answered before TensorFlow loads."""
+"""The settings of the interop programs, without TensorFlow: a wrong flag is reported at once."""
 
 import dataclasses
 
@@ -11,28 +11,30 @@ class ImportConfig(Config):
 
     checkpoint: str = setting(
         "",
-        "PyTorch file: the authors' pre-training checkpoint, a SimSiam or torchvision state dict, "
-        "or such a state dict as .safetensors.",
+        "PyTorch file to read: the authors' pre-training checkpoint, a SimSiam or torchvision "
+        "state dict, or the same state dict as .safetensors.",
         filled=True,
     )
-    output: str = setting("", "New folder for the encoder's SavedModel.", filled=True)
+    output: str = setting("", "New folder for the SavedModel of the encoder.", filled=True)
     workdir: str = setting(
         "",
-        "New run that train.py goes on with, given the same flags: weights, heads and the momentum "
-        "where the file has it. Empty: none.",
+        "New folder for a run that train.py resumes when it gets the same flags. The run has the "
+        "encoder, the heads and, if the file has it, the momentum. Empty: no run is written.",
     )
     step: int = setting(
         0,
-        "Step of training that the run goes on from: epochs behind it times images // batch. 0 "
-        "starts the schedule anew.",
+        "Training step at which the run resumes: completed epochs times (images // batch size). 0 "
+        "restarts the learning-rate schedule.",
         at_least=0,
     )
     image_size: int = setting(
-        224, "Height and width of the encoder's input in pixels, for encoder.json.", at_least=8
+        224,
+        "Height and width of the encoder's input in pixels, as written to encoder.json.",
+        at_least=8,
     )
     eval_crop_ratio: float = setting(
         0.875,
-        "Share of the resized image that evaluation's central crop keeps.",
+        "Fraction of the resized image that the central crop of the evaluation keeps.",
         above=0,
         at_most=1,
     )
@@ -42,14 +44,16 @@ class ImportConfig(Config):
 class SourceConfig(Config):
     """Source"""
 
-    encoder: str = setting("", "Folder of an encoder's SavedModel. This or --workdir.")
-    workdir: str = setting("", "Folder of a run: its newest checkpoint. This or --encoder.")
+    encoder: str = setting("", "Folder of the encoder's SavedModel. Give this or --workdir.")
+    workdir: str = setting(
+        "", "Folder of a run, whose newest checkpoint is read. Give this or --encoder."
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.encoder) == bool(self.workdir):
             raise UserError(
-                "--encoder or --workdir must be given, one of them. Received: "
+                "--encoder or --workdir must be given, and not both. Received: "
                 f"--encoder={self.encoder} --workdir={self.workdir}"
             )
 
@@ -59,20 +63,22 @@ class TorchExportConfig(Config):
     """Export"""
 
     source: SourceConfig
-    output: str = setting("", "The file: .pth, or .safetensors.", filled=True)
+    output: str = setting("", "File to write: .pth or .safetensors.", filled=True)
     whole: bool = setting(
         False,
-        "Write the authors' checkpoint instead of torchvision's tensors: projector, predictor and "
-        "momentum too, for their main_simsiam.py --resume. Needs --workdir and a .pth.",
+        "Write a checkpoint for the authors' main_simsiam.py --resume, with projector, predictor "
+        "and momentum, instead of torchvision's tensors. Needs --workdir and a .pth output.",
     )
-    epoch: int = setting(0, "Epochs of training behind it, for --whole.", at_least=0)
+    epoch: int = setting(
+        0, "Number of completed epochs that --whole writes to the checkpoint.", at_least=0
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.whole and (not self.source.workdir or self.output.endswith(".safetensors")):
             raise UserError(
-                "--whole needs --workdir, and an --output that is no .safetensors. Received: "
-                f"--workdir={self.source.workdir} --output={self.output}"
+                "--whole needs --workdir and an --output that does not end in .safetensors. "
+                f"Received: --workdir={self.source.workdir} --output={self.output}"
             )
 
 
@@ -81,9 +87,11 @@ class Detectron2ExportConfig(Config):
     """Export"""
 
     source: SourceConfig
-    output: str = setting("", "The file, .pkl: Detectron2 tells its kind by the name.", filled=True)
+    output: str = setting(
+        "", "File to write, .pkl: Detectron2 recognises the format by the suffix.", filled=True
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.output.endswith(".pkl"):
             raise UserError(f"--output must end in .pkl. Received: {self.output}")

@@ -1,13 +1,15 @@
-"""PyTorch and safetensors files, read without running anything that they hold.
+"""Reading and writing of PyTorch and safetensors files.
 
-What a file says of its tensors is looked at first: nothing is allocated before the names, the
-shapes and the total size are those of a model.
+Reading runs no code that a file contains. The descriptions of the tensors are checked first. No
+tensor is allocated before the names, the shapes and the total size are known to fit a model.
 """
 
 import contextlib
 import os
 import pickle
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -18,35 +20,38 @@ from simsiam_tf.schema import UserError
 
 _INSTALL = "pip install -r requirements-interop.txt"
 
+Check = Callable[[dict[str, naming.Shape]], None]
+
 
 class Checkpoint(NamedTuple):
-    """What a file holds: arrays, or only their descriptions while it is looked at."""
+    """The content of a file: arrays, or only their descriptions while the file is checked."""
 
-    tensors: dict  # name → tensor
-    momenta: dict  # name → momentum of SGD; empty where the file has none
-    epoch: int | None  # epochs of pre-training behind it, where the file says
+    tensors: dict[str, Any]  # name → tensor
+    momenta: dict[str, Any]  # name → momentum of SGD; empty if the file has none
+    epoch: int | None  # number of completed pre-training epochs; None if the file does not say
 
     @property
-    def shapes(self):
-        """{name: shape} of the tensors."""
+    def shapes(self) -> dict[str, naming.Shape]:
+        """Returns {name: shape} of the tensors."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def read(path, check):
-    """Reads a state dict: the authors' checkpoint, torchvision's, or a safetensors file.
+def read(path: str, check: Check) -> Checkpoint:
+    """Returns the state dict of the authors' checkpoint, of a torchvision or a safetensors file.
 
     Args:
-      path: a file; `.safetensors` by its name, else what `torch.save` writes.
-      check: called with the `Checkpoint`'s shapes, {name: shape}, before a tensor is read; raises
-        `UserError` on what is not wanted.
+      path: the file. The suffix `.safetensors` marks a safetensors file; any other file must have
+        been written by `torch.save`.
+      check: called with {name: shape} of the tensors before a tensor is read. It raises
+        `UserError` to reject the file.
 
     Returns:
-      A `Checkpoint` of NumPy arrays, float32. Names are without `module.`; counters of batches and
-      torchvision's classifier are left out.
+      A `Checkpoint` of float32 NumPy arrays. Names have no prefix `module.`. Batch counters and
+      torchvision's classifier are not included.
 
     Raises:
-      UserError: the file is missing, truncated, no state dict, or holds anything but tensors and
-        plain values; or the package that reads it is missing.
+      UserError: the file is missing, is truncated, is not a state dict, or contains anything but
+        tensors and plain values. The same error reports that the package to read it is missing.
     """
     if not os.path.isfile(path):
         raise UserError(f"--checkpoint must be a file that exists. Received: {path}")
@@ -54,8 +59,12 @@ def read(path, check):
     return reader(path, check)
 
 
-def check_output(path):
-    """Raises `UserError` unless `path` can be written and the package that writes it is there."""
+def check_output(path: str) -> None:
+    """Checks that `path` can be written and that the package that writes it is installed.
+
+    Raises:
+      UserError: the file cannot be written, or the package is not installed.
+    """
     if path.endswith(".safetensors"):
         _import("safetensors.numpy")
     elif not path.endswith(".pkl"):
@@ -69,44 +78,41 @@ def check_output(path):
         ) from error
 
 
-def write(path, content):
+def write(path: str, content: dict[str, Any]) -> None:
     """Writes arrays, in dicts and lists of plain values, as `.safetensors` or as `.pth`."""
-    if path.endswith(".safetensors"):
-        save = _import("safetensors.numpy").save_file
-    else:
-        torch = _import("torch")
-
-        def save(content, path):
-            torch.save(_to_tensors(content, torch), path)
-
+    is_safetensors = path.endswith(".safetensors")
+    package = _import("safetensors.numpy" if is_safetensors else "torch")
     with files.written_whole(path) as staging:
-        save(content, staging)
+        if is_safetensors:
+            package.save_file(content, staging)
+        else:
+            package.save(_to_tensors(content, package), staging)
 
 
-def write_pickle(path, content):
-    """Writes `content` as a pickle, which is what Detectron2 reads."""
+def write_pickle(path: str, content: Any) -> None:
+    """Writes `content` as a pickle, the format that Detectron2 reads."""
     with files.written_whole(path) as staging, open(staging, "wb") as file:
         pickle.dump(content, file)
 
 
-def _to_tensors(content, torch):
+def _to_tensors(content: Any, torch: ModuleType) -> Any:
     if isinstance(content, dict):
         return {key: _to_tensors(value, torch) for key, value in content.items()}
     return torch.from_numpy(content) if isinstance(content, np.ndarray) else content
 
 
-def _import(name):
+def _import(name: str) -> ModuleType:
     try:
         module = __import__(name, fromlist=["_"])
     except ImportError as error:
         package = name.split(".")[0]
         raise UserError(
-            f"This needs the package {package}: {_INSTALL}. Received: {error}"
+            f"This program needs the package {package}: {_INSTALL}. Received: {error}"
         ) from error
     return module
 
 
-def _read_safetensors(path, check):
+def _read_safetensors(path: str, check: Check) -> Checkpoint:
     safetensors = _import("safetensors")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -120,19 +126,19 @@ def _read_safetensors(path, check):
     return Checkpoint(tensors, momenta={}, epoch=None)
 
 
-def _read_torch(path, check):
+def _read_torch(path: str, check: Check) -> Checkpoint:
     torch = _import("torch")
     fake_tensor = _import("torch._subclasses.fake_tensor")
 
-    def load(mode):
+    def load(mode: contextlib.AbstractContextManager) -> Any:
         try:
             with mode:
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            # PyTorch's own text tells how to read it all the same; that would run what it holds.
+            # PyTorch's own text is not shown: it advises to load the file in a way that runs code.
             raise UserError(
-                "--checkpoint must be a whole PyTorch file of tensors and plain values: nothing "
-                f"else is read. Received: {path}"
+                "--checkpoint must be a complete PyTorch file that contains only tensors and plain "
+                f"values. Received: {path}"
             ) from error
         except Exception as error:  # a damaged file may break PyTorch's reader anywhere
             raise _unreadable(path, error) from error
@@ -149,16 +155,17 @@ def _read_torch(path, check):
     check(described.shapes)
     checkpoint = _parse(path, load(contextlib.nullcontext()))
     return Checkpoint(
-        *(
-            {name: _float32(value.numpy()) for name, value in part.items()}
-            for part in checkpoint[:2]
-        ),
+        {name: _float32(value.numpy()) for name, value in checkpoint.tensors.items()},
+        {name: _float32(value.numpy()) for name, value in checkpoint.momenta.items()},
         checkpoint.epoch,
     )
 
 
-def _stored_bytes(content, torch):
-    """The size of all memory behind the tensors of a file, wanted or not; what is shared, once."""
+def _stored_bytes(content: Any, torch: ModuleType) -> int:
+    """Returns the bytes of memory of all tensors of a file; shared memory counts once.
+
+    Tensors that the model does not need count too.
+    """
     sizes, rest = {}, [content]
     while rest:
         value = rest.pop()
@@ -172,17 +179,20 @@ def _stored_bytes(content, torch):
     return sum(sizes.values())
 
 
-def _shown_bytes(checkpoint):
-    """The size of the wanted tensors as their shapes have it: a stride of zero shows much."""
+def _shown_bytes(checkpoint: Checkpoint) -> int:
+    """Returns the bytes of the model's tensors according to their shapes.
+
+    A tensor with a stride of zero has few bytes of memory and many by its shape.
+    """
     every = [*checkpoint.tensors.values(), *checkpoint.momenta.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in every)
 
 
-def _parse(path, content):
-    """A `Checkpoint` of tensors from what `torch.load` gives, checked for its form."""
+def _parse(path: str, content: Any) -> Checkpoint:
+    """Returns the `Checkpoint` in a result of `torch.load`, and checks its structure."""
     if not isinstance(content, dict):
         raise UserError(
-            f"--checkpoint must hold a state dict. Received: a {type(content).__name__}, {path}"
+            f"--checkpoint must contain a state dict. Received: a {type(content).__name__}, {path}"
         )
     state = content
     for key in ("state_dict", "model"):
@@ -196,10 +206,10 @@ def _parse(path, content):
     return Checkpoint(tensors, momenta, epoch)
 
 
-def _momenta(path, tensors, optimizer):
-    """SGD's momentum buffers by the names of their parameters.
+def _momenta(path: str, tensors: Mapping[str, Any], optimizer: dict) -> dict[str, Any]:
+    """Returns SGD's momentum buffers by the names of their parameters.
 
-    PyTorch numbers parameters in the order of the state dict, and keeps none for a frozen one.
+    PyTorch numbers the parameters in the order of the state dict. A frozen parameter has no buffer.
     """
     parameters = [name for name in tensors if not naming.is_statistic(name)]
     try:
@@ -213,20 +223,20 @@ def _momenta(path, tensors, optimizer):
         shapes = {name: tuple(value.shape) for name, value in momenta.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            "--checkpoint's optimizer must be PyTorch's SGD over the state dict's parameters. "
+            "The optimizer in --checkpoint must be PyTorch's SGD over the state dict's parameters. "
             f"Received: {path} ({error})"
         ) from error
     for name, shape in shapes.items():
         if shape != tuple(tensors[name].shape):
             raise UserError(
-                f"--checkpoint's momentum of {name} must have the shape "
+                f"The momentum of {name} in --checkpoint must have the shape "
                 f"{list(tensors[name].shape)}. Received: {list(shape)}"
             )
     return momenta
 
 
-def _wanted(tensors):
-    """What a model has: names without `module.`; no batch counters, no classifier."""
+def _wanted(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tensors of the model: no `module.` in names, batch counters or classifier."""
     named = {str(name).removeprefix("module."): value for name, value in tensors.items()}
     return {
         name: value
@@ -235,22 +245,26 @@ def _wanted(tensors):
     }
 
 
-def _check_types(path, types):
+def _check_types(path: str, types: Mapping[str, str]) -> None:
     for name, dtype in types.items():
         if dtype.removeprefix("torch.").replace("float", "F") not in ("F16", "F32", "F64"):
             raise UserError(
-                f"--checkpoint's tensor {name} must be float16, float32 or float64. "
+                f"The tensor {name} in --checkpoint must be float16, float32 or float64. "
                 f"Received: {dtype}, {path}"
             )
     converted = {dtype for dtype in types.values() if dtype not in ("torch.float32", "F32")}
     if converted:
-        logging.info("%s holds %s; it becomes float32", path, ", ".join(sorted(converted)))
+        logging.info(
+            "%s contains tensors of %s, which are converted to float32",
+            path,
+            ", ".join(sorted(converted)),
+        )
 
 
-def _float32(array):
+def _float32(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, np.float32)
 
 
-def _unreadable(path, error):
+def _unreadable(path: str, error: Exception) -> UserError:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(f"--checkpoint cannot be read ({first_line}). Received: {path}")

@@ -1,5 +1,9 @@
-"""The methods by name."""
+"""The pre-training methods by name."""
 
+from collections.abc import Callable
+
+from simsiam_tf.config import MethodConfig
+from simsiam_tf.methods import base
 from simsiam_tf.methods.alternation import Alternation
 from simsiam_tf.methods.byol import Byol
 from simsiam_tf.methods.mocov2 import MocoV2
@@ -7,8 +11,9 @@ from simsiam_tf.methods.simclr import SimClr
 from simsiam_tf.methods.simsiam import SimSiam
 from simsiam_tf.methods.supervised import Supervised
 from simsiam_tf.methods.swav import Swav
+from simsiam_tf.models.resnet import ResNet
 
-METHODS = {
+METHODS: dict[str, Callable[..., base.SelfSupervisedModel]] = {
     "simsiam": SimSiam,
     "simclr": SimClr,
     "mocov2": MocoV2,
@@ -19,13 +24,15 @@ METHODS = {
 }
 
 
-def build_method(config, encoder, seed, plan=None):
-    """The model that a `MethodConfig` describes, around `encoder`.
+def build_method(
+    config: MethodConfig, encoder: ResNet, seed: int, plan: base.Plan | None = None
+) -> base.SelfSupervisedModel:
+    """Returns the model that `config` describes, with `encoder` in it.
 
     Args:
-      config: a `MethodConfig`.
-      encoder: a `ResNet`, normalised images → features.
-      seed: of the heads' initial weights.
-      plan: the `Plan` of the run; SimSiam does without.
+      config: the method's settings.
+      encoder: network that maps normalised images to features.
+      seed: seed of the heads' initial weights.
+      plan: size and length of the run; SimSiam does not need it.
     """
     return METHODS[config.method](config, encoder, seed, plan)

@@ -1,125 +1,163 @@
-"""The one training step. A method supplies its loss and nothing else."""
+"""The training step that all methods share. A method supplies only its loss."""
 
 import dataclasses
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from simsiam_tf import objectives
 from simsiam_tf.distribution import collectives
+from simsiam_tf.models.bank import Bank
+from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.optimization import optimizers
+
+# One replica's share of a batch, {name: tensors}; `compute_views_loss` lists the names.
+Batch = dict[str, Any]
 
 _STEPS_TO_DOUBLE = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a method may need to know of the run that it is trained in."""
+    """Size and length of a run, as far as a method may depend on them."""
 
     num_examples: int
-    num_classes: int  # 0: there are no labels
-    batch_size: int  # global
+    num_classes: int  # 0: the data set has no labels
+    batch_size: int  # number of images in the global batch, over all replicas
     epochs: int
 
     @property
-    def steps_per_epoch(self):
+    def steps_per_epoch(self) -> int:
+        """The number of whole batches in an epoch."""
         return self.num_examples // self.batch_size
 
     @property
-    def num_steps(self):
+    def num_steps(self) -> int:
+        """The number of steps in the whole run."""
         return self.steps_per_epoch * self.epochs
 
 
 class SelfSupervisedModel(keras.Model):
     """An encoder and a method's heads, trained on several views of each image.
 
-    A method writes `compute_views_loss`; one with a momentum encoder or a queue also writes
-    `learned_variables` and `after_update`.
+    A method overrides `compute_views_loss`. A method with a momentum encoder or a queue also
+    overrides `learned_variables` and `after_update`.
+
+    Attributes:
+      num_views: number of views of each image in the loss.
+      accumulate_steps: number of parts of a replica's share; the train step processes them one
+        after another.
+      freeze_every: number of steps of an epoch from one call of `freeze_targets` to the next;
+        0: the method does not freeze targets.
+      bank: targets that checkpoints save besides the weights; None: the method has none.
+      loss_scale: the loss scale of float16; None with any other number format.
     """
 
-    num_views = 2  # of each image, that the loss takes
-    accumulate_steps = 1  # parts that a replica's share is passed through in
-    freeze_every = 0  # steps of an epoch from one call of `freeze_targets` to the next; 0: none
-    bank = None  # a `Bank` that checkpoints keep besides the weights
+    num_views: int = 2
+    accumulate_steps: int = 1
+    freeze_every: int = 0
+    bank: Bank | None = None
 
-    def __init__(self, encoder, **kwargs):
+    def __init__(self, encoder: ResNet, **kwargs: object) -> None:
+        """Wraps an encoder.
+
+        Args:
+          encoder: network that maps normalised images to features.
+          **kwargs: arguments of `keras.Model`.
+        """
         super().__init__(**kwargs)
         self.encoder = encoder
         self.loss_scale = LossScale() if self.compute_dtype == "float16" else None
 
-    def call(self, images, training=False):
-        """Normalised images `[B, H, W, 3]` → features `[B, F]`."""
+    def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns the features `[B, F]` of normalised images `[B, H, W, 3]`."""
         return self.encoder(images, training=training)
 
-    def compute_views_loss(self, batch):
-        """The loss of one replica's share of a batch.
+    def compute_views_loss(self, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Returns the loss of one replica's share of a batch, and further tensors.
 
         Args:
-          batch: {"views": a list of `num_views` `[B, H, W, 3]`, normalised, the views of the same B
-            images; "label" int32, "index" int64 (in the data set) and "position" int64 (in the
-            global batch) `[B]`}.
+          batch: {"views": a list of `num_views` tensors `[B, H, W, 3]`, normalised, the views of
+            the same B images; "label": `[B] int32`; "index": `[B] int64`, the images' indices in
+            the data set; "position": `[B] int64`, their indices in the global batch}.
 
         Returns:
-          The loss, a scalar, and {name: tensor}: "feature_moments" of `feature_moments`, scalars to
-          watch, and what `after_update` needs, tensors `[B, ...]`.
+          The loss, a scalar, and {name: tensor}. The latter has "feature_moments", the result of
+          `feature_moments`. It may also have scalars, which become metrics, and tensors `[B, ...]`
+          that `after_update` needs.
         """
         raise NotImplementedError
 
-    def project(self, views, encoder, projector):
-        """z of each view, a list of `[B, D]`.
+    def project(
+        self, views: list[tf.Tensor], encoder: ResNet, projector: keras.layers.Layer
+    ) -> list[tf.Tensor]:
+        """Returns the projection z of each view, `[B, D]` each.
 
-        All views go in one pass: normalization keeps their statistics apart.
+        One pass computes all views; batch normalization keeps their statistics separate.
+
+        Args:
+          views: normalised images, `[B, H, W, 3]` each.
+          encoder: encoder of f or of the momentum encoder f'.
+          projector: projector of the same network.
         """
-        how = {"training": True, "num_views": len(views)}
-        z = projector(encoder(tf.concat(views, axis=0), **how), **how)
+        options = {"training": True, "num_views": len(views)}
+        z = projector(encoder(tf.concat(views, axis=0), **options), **options)
         return tf.split(z, len(views))
 
     @property
-    def learned_variables(self):
+    def learned_variables(self) -> list[keras.Variable]:
         """The variables that the gradient reaches."""
         return self.trainable_variables
 
     @property
-    def predictor_variables(self):
-        """Those of them whose rate `--fix_predictor_learning_rate` holds; none by default."""
+    def predictor_variables(self) -> list[keras.Variable]:
+        """The learned variables that `--fix_predictor_learning_rate` concerns; none by default."""
         return []
 
-    def after_update(self, batch, outputs, skipped):
-        """What follows the optimizer's step: a momentum update, a queue. Nothing by default.
+    def after_update(self, batch: Batch, outputs: dict[str, tf.Tensor], skipped: tf.Tensor) -> None:
+        """Runs after the optimizer's step: a momentum update, a queue. By default it does nothing.
 
         Args:
-          batch: the replica's share, as `compute_views_loss` has it.
-          outputs: what that returned, {name: tensor}.
-          skipped: bool tensor, whether the step must change nothing.
+          batch: the replica's share, as in `compute_views_loss`.
+          outputs: tensors that `compute_views_loss` returned, {name: tensor}.
+          skipped: bool scalar, whether the step is skipped; then nothing may change.
         """
         return
 
-    def freeze_targets(self, batch, offset):
-        """Computes and keeps the targets of the batch that is `offset` steps ahead."""
+    def freeze_targets(self, batch: Batch, offset: tf.Tensor | int) -> None:
+        """Computes and stores the targets of a batch of one of the next steps.
+
+        Args:
+          batch: the replica's share, as in `compute_views_loss`, but without "position".
+          offset: number of steps from now to the step that uses the batch.
+        """
         raise NotImplementedError
 
     @property
-    def statistics(self):
-        """The variables that the forward pass moves: running means and variances."""
+    def statistics(self) -> list[keras.Variable]:
+        """The variables that the forward pass updates: running means and variances."""
         return [
             variable
             for variable in self.non_trainable_variables
             if variable.name in ("running_mean", "running_variance")
         ]
 
-    def train_step(self, data):
-        """One step on one replica's share, in replica context.
+    def train_step(self, data: Batch) -> dict[str, tf.Tensor]:
+        """Trains one step on one replica's share and returns metrics; call it in replica context.
 
-        The optimizer takes gradients summed over replicas and the loss is a mean, so it is divided
-        by their number. One collective carries the gradients and all metrics. A step whose loss or
-        gradient is not finite on any replica is skipped: it changes no weight and no statistic.
+        The loss is a mean, and the optimizer sums the gradients over replicas. So the loss is
+        divided by the number of replicas. One collective carries the gradients and all metrics. A
+        step is skipped if its loss or gradient is not finite on any replica: it changes no weight
+        and no statistic.
 
         Args:
-          data: {"views": a tuple of `[B, H, W, 3]`, and what else `compute_views_loss` takes};
-            "stop", a scalar, is 1 if this worker was told to stop; 0 by default.
+          data: {"views": a tuple of `[B, H, W, 3]`, and the other entries that `compute_views_loss`
+            takes, except "position"}. An optional scalar "stop" is 1 if this worker was told to
+            stop; the default is 0.
 
         Returns:
-          {"loss": scalar, ..., "feature_std": scalar, "stop": more than 0 if any worker was told to
+          {"loss": scalar, ..., "feature_std": scalar, "stop": above 0 if any worker was told to
           stop, "skipped": 1 if the step was skipped, else 0}, each over all replicas.
         """
         before = [tf.identity(variable) for variable in self.statistics]
@@ -135,7 +173,8 @@ class SelfSupervisedModel(keras.Model):
         finite = tf.logical_and(finite, tf.math.is_finite(means["loss"]))
         skipped = tf.logical_not(finite)
         self.optimizer.update(gradients, finite)
-        statistics = _kept_if(skipped, before, [tf.identity(one) for one in self.statistics])
+        after = [tf.identity(variable) for variable in self.statistics]
+        statistics = _select(skipped, before, after)
         for variable, value in zip(self.statistics, statistics, strict=True):
             variable.assign(value)
         if self.loss_scale:
@@ -147,65 +186,77 @@ class SelfSupervisedModel(keras.Model):
         means["skipped"] = tf.cast(skipped, means["loss"].dtype)
         return means
 
-    def with_positions(self, data):
-        """A replica's share with the positions of its images in the global batch."""
+    def with_positions(self, data: Batch) -> Batch:
+        """Returns a replica's share with "position", its images' indices in the global batch."""
         size = data["views"][0].shape[0]
         first = tf.cast(collectives.replica_id(), tf.int64) * size
         return data | {"position": first + tf.range(size, dtype=tf.int64)}
 
-    def _accumulate_gradients(self, batch):
-        """The gradient of this replica's share and its outputs, over its parts.
+    def _accumulate_gradients(self, batch: Batch) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+        """Returns the gradients and the outputs of this replica's share, over all its parts.
 
-        Metrics are averaged, the loss among them; other outputs are joined.
+        Metrics, including the loss, are averaged over the parts; other outputs are concatenated.
         """
         count = self.accumulate_steps
         parts = [batch]
         if count > 1:
-            pieces = [tf.split(rows, count) for rows in tf.nest.flatten(batch)]
-            parts = [tf.nest.pack_sequence_as(batch, part) for part in zip(*pieces, strict=True)]
+            splits = [tf.split(tensor, count) for tensor in tf.nest.flatten(batch)]
+            parts = [tf.nest.pack_sequence_as(batch, part) for part in zip(*splits, strict=True)]
         scale = self.loss_scale.value if self.loss_scale else 1
-        gradients, found = None, []
+        gradients: list[tf.Tensor] = []
+        parts_outputs = []
         for part in parts:
-            if gradients:  # one part after the other: that is what saves memory
+            if gradients:  # each part waits for the one before, which saves memory
                 with tf.control_dependencies(gradients):
                     part = tf.nest.map_structure(tf.identity, part)
             with tf.GradientTape() as tape:
                 loss, outputs = self.compute_views_loss(part)
                 scaled_loss = loss * scale / (collectives.num_replicas() * count)
-            of_part = tape.gradient(scaled_loss, self.learned_variables)
+            part_gradients = tape.gradient(scaled_loss, self.learned_variables)
             gradients = (
-                [a + b for a, b in zip(gradients, of_part, strict=True)] if gradients else of_part
+                [total + added for total, added in zip(gradients, part_gradients, strict=True)]
+                if gradients
+                else part_gradients
             )
-            found.append({"loss": loss} | outputs)
+            parts_outputs.append({"loss": loss} | outputs)
         if self.loss_scale:
             gradients = [gradient / scale for gradient in gradients]
-        joined = {name: _join(name, [values[name] for values in found]) for name in found[0]}
+        joined = {
+            name: _join(name, [values[name] for values in parts_outputs])
+            for name in parts_outputs[0]
+        }
         return gradients, joined
 
 
-def _is_averaged(name, value):
-    """Whether an output is a metric, not a row for each image."""
+def _is_averaged(name: str, value: tf.Tensor) -> bool:
+    """Returns whether an output is a metric, rather than a tensor with one row per image."""
     return value.shape.rank == 0 or name == "feature_moments"
 
 
-def _join(name, values):
+def _join(name: str, values: list[tf.Tensor]) -> tf.Tensor:
+    """Returns an output of the whole share from the outputs of its parts."""
     is_averaged = _is_averaged(name, values[0])
     return tf.add_n(values) / len(values) if is_averaged else tf.concat(values, axis=0)
 
 
-@tf.function(jit_compile=True)
-def _kept_if(skipped, old, new):
-    """The old tensors if the step was skipped, else the new ones: one launch for all of them."""
+@tf.function(jit_compile=True, autograph=False)
+def _select(skipped, old, new):
+    """Returns the old tensors if the step is skipped, else the new ones, by one kernel launch."""
     return [tf.where(skipped, before, after) for before, after in zip(old, new, strict=True)]
 
 
 class LossScale(keras.layers.Layer):
-    """The factor that keeps gradients above float16's smallest numbers.
+    """The factor of the loss that keeps gradients above float16's smallest numbers.
 
-    It is halved with each skipped step, and doubled after 2,000 others in a row.
+    Each skipped step halves it; 2,000 other steps in a row double it.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: object) -> None:
+        """Starts with the factor 2¹⁵.
+
+        Args:
+          **kwargs: arguments of `keras.layers.Layer`.
+        """
         super().__init__(dtype="float32", **kwargs)
         variable = {"shape": (), "trainable": False}
         self.value = self.add_weight(
@@ -214,8 +265,12 @@ class LossScale(keras.layers.Layer):
         self.good_steps = self.add_weight(name="good_steps", initializer="zeros", **variable)
         self.built = True
 
-    def update(self, skipped):
-        """Takes note of a step: a bool, whether it was skipped."""
+    def update(self, skipped: tf.Tensor) -> None:
+        """Adjusts the factor after a step.
+
+        Args:
+          skipped: bool scalar, whether the step was skipped.
+        """
         good_steps = tf.where(skipped, 0.0, self.good_steps + 1)
         grown = good_steps >= _STEPS_TO_DOUBLE
         factor = tf.where(skipped, 0.5, tf.where(grown, 2.0, 1.0))
@@ -223,11 +278,14 @@ class LossScale(keras.layers.Layer):
         self.good_steps.assign(tf.where(grown, 0.0, good_steps))
 
 
-def feature_moments(views_z):
-    """The moments that `objectives.feature_std` takes, of this replica's z `[B, D]` of each view.
+def feature_moments(views_z: list[tf.Tensor]) -> tf.Tensor:
+    """Returns the moments of this replica's projections that `objectives.feature_std` takes.
+
+    Args:
+      views_z: projection z of each of V views, `[B, D]` each.
 
     Returns:
-      `[V, 2, D]`: for each view the mean of z/‖z‖ and of its square, without gradient.
+      `[V, 2, D]`: for each view the mean of z/‖z‖ and the mean of its square. No gradient flows.
     """
     units = [tf.math.l2_normalize(tf.stop_gradient(z), axis=1) for z in views_z]
     return tf.stack(

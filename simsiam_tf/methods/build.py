@@ -1,4 +1,6 @@
-"""A run's model and optimizer, from its settings."""
+"""Builds the model and the optimizer of a run from its settings."""
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,7 +14,12 @@ from simsiam_tf.optimization import optimizers, schedules
 
 
 def plan_of(config: PretrainConfig, source: Source) -> Plan:
-    """Returns the `Plan` of a run on a data set."""
+    """Returns the `Plan` of a run.
+
+    Args:
+      config: the run's settings.
+      source: the data set to train on.
+    """
     settings = config.optimization
     return Plan(source.num_examples, len(source.class_names), settings.batch_size, settings.epochs)
 
@@ -23,17 +30,17 @@ def build_model(
     """Returns the model of a run and its optimizer, both with all their variables.
 
     Args:
-      config: of the run.
-      strategy: under which the variables are made.
-      plan: of the run. SimSiam can be built without; the learning rate then changes at every step
-        as it otherwise does at every epoch.
+      config: the run's settings.
+      strategy: strategy under whose scope the variables are created.
+      plan: size and length of the run. SimSiam can be built without it; the learning rate then
+        changes at every step instead of at every epoch.
     """
     with strategy.scope():
         encoder = resnet.ResNet(config.encoder, config.system.seed)
         model = build_method(config.method, encoder, config.system.seed, plan)
         model.accumulate_steps = config.optimization.accumulate_steps
         optimizer = _build_optimizer(config.optimization, model, plan)
-        model.compile(optimizer=optimizer, auto_scale_loss=False)  # the model scales it itself
+        model.compile(optimizer=optimizer, auto_scale_loss=False)  # the train step scales it
     return model, optimizer
 
 
@@ -41,7 +48,7 @@ def _build_optimizer(
     settings: OptimizationConfig, model: SelfSupervisedModel, plan: Plan | None
 ) -> keras.optimizers.Optimizer:
     learned = model.learned_variables
-    common = {
+    common: dict[str, Any] = {
         "learning_rate": optimizers.EpochRates(
             schedules.learning_rates(settings), plan.steps_per_epoch if plan else 1
         ),
@@ -52,8 +59,10 @@ def _build_optimizer(
     if settings.fix_predictor_learning_rate:
         common["constant_rate_variables"] = model.predictor_variables
     if settings.exclude_norm_and_bias:
-        # Vectors: biases, and the scales and offsets of normalization.
-        common["excluded_variables"] = [one for one in learned if len(one.shape) == 1]
+        # The vectors are the biases, and the scales and offsets of normalization.
+        common["excluded_variables"] = [
+            variable for variable in learned if len(variable.shape) == 1
+        ]
     if settings.optimizer == "lars":
         optimizer = optimizers.LARS(trust_coefficient=settings.lars_trust_coefficient, **common)
     else:

@@ -1,23 +1,25 @@
-"""The same network and loop with labels: the upper row of every comparison."""
+"""Supervised training of the same network in the same loop: the first row of each comparison."""
 
 import keras
 import tensorflow as tf
 
-from simsiam_tf.methods.base import SelfSupervisedModel, feature_moments
+from simsiam_tf.config import MethodConfig
+from simsiam_tf.methods.base import Batch, Plan, SelfSupervisedModel, feature_moments
 from simsiam_tf.models.initializers import uniform_fan_in
+from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
 
 class Supervised(SelfSupervisedModel):
-    """L = cross-entropy of a linear classifier on the features of one view."""
+    """L = the cross-entropy of a linear classifier on the features of one view."""
 
     num_views = 1
 
-    def __init__(self, config, encoder, seed, plan):
+    def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
         super().__init__(encoder, name="supervised")
         if not plan.num_classes:
             raise UserError(
-                "--method=supervised needs a data set with labels. Received: one without"
+                "--method=supervised needs a data set with labels. Received: one without labels"
             )
         dim = encoder.feature_dim
         self.classifier = keras.layers.Dense(
@@ -27,13 +29,13 @@ class Supervised(SelfSupervisedModel):
         )
         self.classifier.build((None, dim))
 
-    def compute_views_loss(self, batch):
+    def compute_views_loss(self, batch: Batch) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         features = self.encoder(batch["views"][0], training=True)
         logits = tf.cast(self.classifier(features), features.dtype)
         labels = batch["label"]
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        hits = tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels)
+        is_correct = tf.equal(tf.argmax(logits, axis=1, output_type=labels.dtype), labels)
         return loss, {
             "feature_moments": feature_moments([features]),
-            "accuracy": tf.reduce_mean(tf.cast(hits, loss.dtype)),
+            "accuracy": tf.reduce_mean(tf.cast(is_correct, loss.dtype)),
         }

@@ -1,6 +1,7 @@
-"""A bank of targets, one for each of many images, that is shared out among the replicas."""
+"""A bank of targets: one row for each of many images, with the rows divided among the replicas."""
 
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -8,96 +9,123 @@ from absl import logging
 
 from simsiam_tf.distribution import collectives, devices
 
-_ROWS_AT_ONCE = 1024
+_ROWS_PER_CHUNK = 1024
 
 
 class Bank:
-    """`[num_rows, ...]` float, zeros at first; each replica holds its part of the rows.
+    """A float array `[num_rows, *shape]`, initially zero; each replica stores its part of the rows.
 
-    A Keras model does not see it: checkpoints ask the model for its banks, and read and write whole
-    rows, so that a run may go on with another number of replicas.
+    Keras does not track a bank as a part of the model. Checkpoints ask the model for its bank. They
+    read and write whole rows, so a run can resume with another number of replicas.
     """
 
-    def __init__(self, num_rows, shape, dtype):
-        """Args:
-        num_rows: an int.
-        shape: of a row.
-        dtype: of the numbers.
+    def __init__(self, num_rows: int, shape: Sequence[int], dtype: str) -> None:
+        """Allocates the rows and logs how much memory they take.
+
+        Args:
+          num_rows: number of rows, one for each image.
+          shape: shape of one row.
+          dtype: float dtype of the values.
         """
         self.num_rows = num_rows
         self.shape = tuple(shape)
         self.dtype = dtype
         self.strategy = tf.distribute.get_strategy()
         num_replicas = self.strategy.num_replicas_in_sync
-        self.rows_each = -(-num_rows // num_replicas)
-        num_bytes = (self.rows_each + 1) * math.prod(self.shape) * tf.as_dtype(dtype).size
-        logging.info(  # before the memory is asked for
+        self.rows_per_replica = -(-num_rows // num_replicas)
+        num_bytes = (self.rows_per_replica + 1) * math.prod(self.shape) * tf.as_dtype(dtype).size
+        # The size is logged before the allocation, which may fail.
+        logging.info(
             "Targets of %d images: %.3g GB on each of %d replica(s), in the memory of the %s",
             num_rows,
             num_bytes / 1e9,
             num_replicas,
             devices.device_type(self.strategy),
         )
-        # The variable takes over the buffer of the zeros: there is no second copy of a bank. The
-        # last row is for the rows of other replicas.
+        # The variable takes over the buffer of the zeros, so the bank is never in memory twice. The
+        # last row is a dummy, to which the indices of other replicas' rows are redirected.
         self.shard = tf.Variable(
-            tf.zeros([self.rows_each + 1, *self.shape], dtype),
+            tf.zeros([self.rows_per_replica + 1, *self.shape], dtype),
             trainable=False,
             synchronization=tf.VariableSynchronization.ON_READ,
             aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
         )
 
-    def lookup(self, rows):
-        """This replica's rows int64 `[b]` → their values `[b, ...]`, in replica context."""
-        mine, places = self._places(collectives.gather_over_replicas(rows))
-        found = tf.raw_ops.ResourceGather(
-            resource=self.shard.handle, indices=places, dtype=self.shard.dtype
+    def lookup(self, indices: tf.Tensor) -> tf.Tensor:
+        """Returns the rows that this replica asks for; call it in replica context.
+
+        Args:
+          indices: row indices, `[b] int64`.
+
+        Returns:
+          The values of these rows, `[b, *shape]`.
+        """
+        is_local, local_indices = self._locate(collectives.gather_over_replicas(indices))
+        values = tf.raw_ops.ResourceGather(
+            resource=self.shard.handle, indices=local_indices, dtype=self.shard.dtype
         )
-        mine = tf.reshape(mine, [*mine.shape, *[1] * len(self.shape)])
-        found = collectives.sum_over_replicas(tf.where(mine, found, 0))
-        return found[collectives.replica_id()]
+        is_local = tf.reshape(is_local, [*is_local.shape, *[1] * len(self.shape)])
+        values = collectives.sum_over_replicas(tf.where(is_local, values, 0))
+        return values[collectives.replica_id()]
 
-    def update(self, rows, values):
-        """Sets rows int64 `[b]` to values `[b, ...]`, in replica context; none of number −1."""
-        _, places = self._places(collectives.gather_over_replicas(rows))
-        _scatter_rows(self.shard.handle, places, collectives.gather_over_replicas(values))
+    def update(self, indices: tf.Tensor, values: tf.Tensor) -> None:
+        """Sets rows to new values; call it in replica context.
 
-    def _places(self, rows):
-        """Which rows are on this replica, and where: others have the place that nobody reads."""
-        mine = tf.equal(rows // self.rows_each, tf.cast(collectives.replica_id(), rows.dtype))
-        return mine, tf.where(mine, rows % self.rows_each, self.rows_each)
+        Args:
+          indices: row indices, `[b] int64`. An index of −1 sets no row.
+          values: new values of these rows, `[b, *shape]`.
+        """
+        _, local_indices = self._locate(collectives.gather_over_replicas(indices))
+        _scatter_rows(self.shard.handle, local_indices, collectives.gather_over_replicas(values))
 
-    def parts(self):
-        """All rows, part by part: NumPy arrays. Each worker has to ask for all."""
+    def _locate(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns whether each row is on this replica, and its index in the replica's shard.
+
+        A row of another replica gets the index of the dummy row, whose value is never used.
+        """
+        owner = indices // self.rows_per_replica
+        is_local = tf.equal(owner, tf.cast(collectives.replica_id(), indices.dtype))
+        dummy = self.rows_per_replica
+        return is_local, tf.where(is_local, indices % self.rows_per_replica, dummy)
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Yields all rows in order, in NumPy arrays `[n, *shape]`.
+
+        Every worker must iterate to the end, because a collective reads each array.
+        """
 
         @tf.function
-        def lookup(rows):
-            found = self.strategy.run(self.lookup, args=(rows,))
-            return self.strategy.experimental_local_results(found)[0]
+        def lookup(indices):
+            values = self.strategy.run(self.lookup, args=(indices,))
+            return self.strategy.experimental_local_results(values)[0]
 
-        for start in range(0, self.num_rows, _ROWS_AT_ONCE):
-            rows = np.arange(start, start + _ROWS_AT_ONCE)
-            yield lookup(tf.constant(np.minimum(rows, self.num_rows - 1)))[
+        for start in range(0, self.num_rows, _ROWS_PER_CHUNK):
+            indices = np.arange(start, start + _ROWS_PER_CHUNK)
+            yield lookup(tf.constant(np.minimum(indices, self.num_rows - 1)))[
                 : self.num_rows - start
             ].numpy()
 
-    def restore(self, values):
-        """Sets all rows; every worker has to do it. A memory-mapped array will do."""
+    def restore(self, values: np.ndarray) -> None:
+        """Sets all rows; every worker must call it.
+
+        Args:
+          values: all rows, `[num_rows, *shape]`. The array may be memory-mapped.
+        """
 
         @tf.function
-        def update(rows, values):
-            self.strategy.run(self.update, args=(rows, values))
+        def update(indices, values):
+            self.strategy.run(self.update, args=(indices, values))
 
-        for start in range(0, self.num_rows, _ROWS_AT_ONCE):
-            part = values[start : start + _ROWS_AT_ONCE]
-            update(tf.range(start, start + len(part), dtype=tf.int64), tf.constant(part))
+        for start in range(0, self.num_rows, _ROWS_PER_CHUNK):
+            chunk = values[start : start + _ROWS_PER_CHUNK]
+            update(tf.range(start, start + len(chunk), dtype=tf.int64), tf.constant(chunk))
 
 
 @tf.function(jit_compile=True)
-def _scatter_rows(bank, places, values):
-    """Sets rows of a variable, by its handle, in place.
+def _scatter_rows(handle, indices, values):
+    """Sets rows of a variable in place, given the variable's handle.
 
-    Compiled by XLA: TensorFlow's own operation has no deterministic kernel for GPUs, and would copy
-    the bank to the host and back at every step.
+    XLA compiles it, because TensorFlow's own operation has no deterministic kernel for GPUs. That
+    operation would copy the bank to the host and back at every step.
     """
-    tf.raw_ops.ResourceScatterUpdate(resource=bank, indices=places, updates=values)
+    tf.raw_ops.ResourceScatterUpdate(resource=handle, indices=indices, updates=values)

@@ -1,41 +1,56 @@
-"""The momentum encoder: a moving average of the weights that are learned (BYOL, MoCo)."""
+"""The momentum encoder: a moving average of the learned weights (BYOL, MoCo)."""
 
 import math
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
+from simsiam_tf.config import MethodConfig
 from simsiam_tf.models import heads
+from simsiam_tf.models.resnet import ResNet
 
 
 class MomentumEncoder(keras.layers.Layer):
-    """f': an encoder and a projector that begin as f's and follow them.
+    """f': an encoder and a projector that start with the weights of f and average them over steps.
 
-    Their normalization takes the statistics of what passes through them.
+    Their batch normalization uses the statistics of their own activations.
     """
 
-    def __init__(self, encoder, config, seed, num_steps, **kwargs):
-        """Args:
-        encoder: f's `ResNet`.
-        config: a `MethodConfig`.
-        seed: of f's projector; the same seed gives the same weights.
-        num_steps: of the whole run.
+    def __init__(
+        self,
+        encoder: ResNet,
+        config: MethodConfig,
+        seed: int,
+        num_steps: int,
+        **kwargs: object,
+    ) -> None:
+        """Builds f' with the initial weights of f.
+
+        Args:
+          encoder: the encoder of f.
+          config: the method's settings.
+          seed: seed of f's projector; the same seed gives the same weights.
+          num_steps: number of steps in the whole run.
+          **kwargs: arguments of `keras.layers.Layer`.
         """
         super().__init__(**kwargs)
-        self.encoder = encoder.twin()
+        self.encoder = encoder.initial_copy()
         self.projector = heads.build_projector(config, encoder.feature_dim, seed)
         self.momentum = config.target_momentum
         self.schedule = config.target_momentum_schedule
         self.num_steps = num_steps
         self.built = True
 
-    def follow(self, variables, step, skipped):
-        """w' ← m·w' + (1−m)·w for each weight, in replica context; nothing if `skipped`.
+    def follow(
+        self, variables: Sequence[keras.Variable], step: tf.Tensor, skipped: tf.Tensor
+    ) -> None:
+        """Updates each weight by w' ← m·w' + (1−m)·w; call it in replica context.
 
         Args:
-          variables: of f's encoder and projector, those that are trained.
-          step: int tensor, 0 for the first.
-          skipped: bool tensor.
+          variables: trained variables of f's encoder and projector.
+          step: index of the step, an integer scalar that starts at 0.
+          skipped: bool scalar, whether the step is skipped; then no weight changes.
         """
         share = new_share(self.momentum, self.schedule, step, self.num_steps)
         share = tf.where(skipped, tf.zeros_like(share), share)
@@ -45,16 +60,17 @@ class MomentumEncoder(keras.layers.Layer):
             average.assign_add(change)
 
 
-def new_share(start, schedule, step, num_steps):
-    """The share 1 − m of the new weights that a step takes, a float tensor.
+def new_share(start: float, schedule: str, step: tf.Tensor | int, num_steps: int) -> tf.Tensor:
+    """Returns 1 − m, the share of the new weights in a step's average, a float scalar.
 
     Args:
-      start: m of the first step.
-      schedule: "constant", or "cosine": m goes up to 1 by half a cosine (BYOL, section 3.2).
-      step: int tensor, 0 for the first.
-      num_steps: of the whole run.
+      start: m at the first step, in [0, 1].
+      schedule: "constant", or "cosine": m rises to 1 along half a cosine (BYOL, section 3.2).
+      step: index of the step, starting at 0.
+      num_steps: number of steps in the whole run.
     """
-    # In the weights' precision: TPUs have no float64. (1 + cos πx) / 2 = cos² πx/2 cancels nothing.
+    # The dtype is that of the weights, because TPUs have no float64. The formula is
+    # (1 + cos πx) / 2 = cos² πx/2, which has no cancellation.
     share = tf.constant(1 - start, keras.config.floatx())
     if schedule == "constant":
         return share

@@ -1,9 +1,12 @@
 """Batch normalization as the reference computes it, on several views at once.
 
-The reference runs its encoder on each view by itself. Here the views of a batch are concatenated,
-so that a convolution is launched once, and this layer keeps their statistics apart: each view is
-normalised by its own, and the running statistics move once per view, in the order of the views.
+The reference runs its encoder on each view separately. Here the views of a batch are concatenated,
+so that each convolution is launched once. This layer keeps the statistics of the views separate: it
+normalises each view by its own statistics. The running statistics are updated once per view, in the
+order of the views.
 """
+
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -14,19 +17,28 @@ from simsiam_tf.distribution import collectives
 class BatchNormalization(keras.layers.Layer):
     """PyTorch's `SyncBatchNorm` over the last axis, for one or more concatenated views.
 
-    Epsilon 1e-5; running = 0.9·running + 0.1·batch; the running variance is unbiased; statistics
-    are those of the global batch, over all replicas.
+    Epsilon is 1e-5, and running = 0.9·running + 0.1·batch. The running variance is unbiased. The
+    statistics are those of the global batch, over all replicas.
     """
 
     def __init__(
-        self, affine=True, zero_gamma=False, relu=False, momentum=0.9, epsilon=1e-5, **kwargs
-    ):
-        """Args:
-        affine: whether there is a scale gamma and an offset beta.
-        relu: apply a ReLU to the result, in the same pass over memory.
-        zero_gamma: start gamma at 0 instead of 1 (the last of each residual block).
-        momentum: share of the old running statistic that is kept.
-        epsilon: added to the variance.
+        self,
+        affine: bool = True,
+        zero_gamma: bool = False,
+        relu: bool = False,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        **kwargs: object,
+    ) -> None:
+        """Configures the layer; `build` creates its variables.
+
+        Args:
+          affine: multiply by a scale gamma and add an offset beta.
+          zero_gamma: start gamma at 0 instead of 1 (the last of each residual block).
+          relu: apply a ReLU to the result, in the same pass over memory.
+          momentum: share of the old running statistic in the new one.
+          epsilon: added to the variance.
+          **kwargs: arguments of `keras.layers.Layer`.
         """
         super().__init__(**kwargs)
         self.affine = affine
@@ -35,29 +47,29 @@ class BatchNormalization(keras.layers.Layer):
         self.momentum = momentum
         self.epsilon = epsilon
 
-    def build(self, input_shape):
-        # Statistics and what is made of them keep the weights' precision, whatever x has.
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        # Variables and statistics have the precision of the weights, whatever the dtype of x.
         weight = {"shape": input_shape[-1:], "autocast": False}
         if self.affine:
             self.gamma = self.add_weight(
                 name="gamma", initializer="zeros" if self.zero_gamma else "ones", **weight
             )
             self.beta = self.add_weight(name="beta", initializer="zeros", **weight)
-        # Every replica computes the same update for itself, so nothing is broadcast.
+        # Every replica computes the same update, so no broadcast is needed.
         statistic = {"trainable": False} | weight
         self.running_mean = self.add_weight(name="running_mean", initializer="zeros", **statistic)
         self.running_variance = self.add_weight(
             name="running_variance", initializer="ones", **statistic
         )
 
-    def call(self, x, training=False, num_views=1):
-        """Args:
-        x: `[num_views · B, ..., C]`, the views one after the other, of any float dtype.
-        training: normalise by the batch and move the running statistics, else by the latter.
-        num_views: how many views were concatenated.
+    def call(self, x: tf.Tensor, training: bool = False, num_views: int = 1) -> tf.Tensor:
+        """Returns x normalised, with the same shape and dtype.
 
-        Returns:
-          The same shape and dtype.
+        Args:
+          x: `[num_views · B, ..., C]` of any float dtype, the views one after another.
+          training: normalise by the statistics of the batch and update the running statistics;
+            otherwise normalise by the running statistics.
+          num_views: number of views in `x`.
         """
         channels, dtype = x.shape[-1], self.variable_dtype
         running_mean = tf.convert_to_tensor(self.running_mean)
@@ -82,24 +94,27 @@ class BatchNormalization(keras.layers.Layer):
         return tf.reshape(y, shape)
 
 
-def _normalizer(epsilon, relu, momentum):
-    """Normalises each view by its statistics over all replicas.
+def _normalizer(epsilon: float, relu: bool, momentum: float) -> Callable[..., tuple]:
+    """Returns a function that normalises each view by its statistics over all replicas.
 
-    The gradient is written out: it takes one collective for all views, as the forward pass does.
-    What reads or writes a tensor of the size of x is compiled by XLA, piece by piece between the
-    collectives: each piece passes over memory once or twice, where single operations do ten times.
-    Numbers of half precision are cast inside the pieces, so no copy of x in float32 is ever made,
-    and the ReLU's mask is computed again on the way back, so its input need not be kept.
+    Its gradient is written by hand, so that it needs one collective for all views, as the forward
+    pass does.
+
+    XLA compiles every operation on a tensor of the size of x, in pieces between the collectives.
+    Each piece passes over memory once or twice; single operations would pass over it ten times. The
+    pieces cast half-precision numbers inside, so there is never a copy of x in float32. The
+    backward pass computes the ReLU's mask again, so the ReLU's input need not stay in memory.
 
     Args:
       epsilon: added to the variance.
       relu: whether a ReLU follows.
-      momentum: share of the old running statistic that is kept.
+      momentum: share of the old running statistic in the new one.
 
     Returns:
-      A function (x `[V, B, P, C]` of any float dtype, view by view, the P positions of B images
-      that share their statistics; gamma, beta and both running statistics, `[C]` each in the
-      weights' dtype) → y like x, and the new running statistics, through which no gradient flows.
+      A function of x, gamma, beta, the running mean and the running variance. x is `[V, B, P, C]`
+      of any float dtype; the P positions of the B images of a view share their statistics. All
+      other arguments are `[C]` in the weights' dtype. The function returns y like x and the new
+      running statistics, through which no gradient flows.
     """
 
     @tf.custom_gradient
@@ -124,12 +139,14 @@ def _normalizer(epsilon, relu, momentum):
     return normalize
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _local_statistics(x, dtype):
-    """`[V, B, P, C]` → this replica's means and biased variances, `[2, V, C]` in `dtype`.
+    """Returns this replica's means and biased variances of x, `[2, V, C]` in `dtype`.
 
-    One pass over x takes the means of x − r and of its square, r a number of x itself: so the
-    variance, the latter less the squared former, keeps its digits whatever the mean is.
+    x is `[V, B, P, C]` of any float dtype.
+    One pass over x computes the means of x − r and of (x − r)², where r is an element of x. The
+    variance is the second mean minus the square of the first. It keeps its precision however large
+    the mean of x is.
     """
     reference = tf.cast(x[:, 0, tf.shape(x)[2] // 2], dtype)
     centered = tf.cast(x, dtype) - _broadcast(reference)
@@ -137,7 +154,7 @@ def _local_statistics(x, dtype):
     return tf.stack([reference + offset, tf.maximum(mean_square - tf.square(offset), 0)])
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _scale_and_shift(
     x,
     statistics,
@@ -150,17 +167,18 @@ def _scale_and_shift(
     epsilon,
     relu,
 ):
-    """y like x; mean and variance over all replicas, `[V, C]`; the new running statistics `[C]`.
+    """Returns y, the mean and variance over all replicas, and the new running statistics.
 
-    Means of equal shares: the variance is the mean of the variances plus that of the means, each a
-    sum of squares, so nothing cancels.
+    y is like x, mean and variance are `[V, C]`, the running statistics `[C]`. All replicas have
+    shares of equal size. So the variance is the mean of their variances plus the variance of their
+    means. Both are sums of squares, so there is no cancellation.
     """
     means, variances = tf.unstack(statistics, axis=1)
     mean = tf.reduce_mean(means, axis=0)
     variance = tf.reduce_mean(variances + tf.math.squared_difference(means, mean), axis=0)
     y = _affine(x, mean, gamma * tf.math.rsqrt(variance + epsilon), beta)
     y = tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
-    # The running statistics move with each view in turn; the running variance is the unbiased one.
+    # Each view in turn updates the running statistics; the running variance is unbiased.
     count = tf.cast(tf.reduce_prod(tf.shape(x)[1:3]) * num_replicas, mean.dtype)
     unbiased = variance * count / (count - 1)
     for view in range(mean.shape[0]):
@@ -169,18 +187,18 @@ def _scale_and_shift(
     return y, mean, variance, running_mean, running_variance
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _local_gradients(x, dy, mean, variance, gamma, beta, epsilon, relu):
-    """The means of dy and of dy · (x − mean) / std on this replica, `[2, V, C]`."""
+    """Returns this replica's means of dy and of dy · (x − mean) / std, `[2, V, C]`."""
     inverse_std = tf.math.rsqrt(variance + epsilon)
     dy = _before_relu(x, dy, mean, gamma * inverse_std, beta) if relu else tf.cast(dy, mean.dtype)
     normalized = (tf.cast(x, mean.dtype) - _broadcast(mean)) * _broadcast(inverse_std)
     return tf.stack([_mean(dy), _mean(dy * normalized)])
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _gradient_of_input(x, dy, mean, variance, gamma, beta, means, epsilon, relu):
-    """dx like x, from `means` of `_local_gradients` over all replicas."""
+    """Returns dx like x; `means` are those of `_local_gradients`, averaged over all replicas."""
     inverse_std = tf.math.rsqrt(variance + epsilon)
     scale = gamma * inverse_std
     dy_mean, slope = tf.unstack(means)
@@ -191,7 +209,7 @@ def _gradient_of_input(x, dy, mean, variance, gamma, beta, means, epsilon, relu)
 
 
 def _before_relu(x, dy, mean, scale, beta):
-    """The gradient before a ReLU of `_affine`, in the statistics' dtype."""
+    """Returns the gradient before the ReLU that follows `_affine`, in the statistics' dtype."""
     return tf.where(_affine(x, mean, scale, beta) > 0, tf.cast(dy, mean.dtype), 0)
 
 
@@ -200,14 +218,14 @@ def _affine(x, mean, scale, beta):
 
 
 def _mean(x):
-    """`[V, B, P, C]` → `[V, C]`.
+    """Returns the mean over images and positions: `[V, B, P, C]` → `[V, C]`.
 
-    The sum runs over the positions of an image first, then over the images: with a hundred terms at
-    a time instead of thousands, it rounds ten times less.
+    It averages over the positions of an image first, then over the images. Each sum then has about
+    a hundred terms instead of thousands, and the rounding error is ten times smaller.
     """
     return tf.reduce_mean(tf.reduce_mean(x, axis=2), axis=1)
 
 
 def _broadcast(statistic):
-    """`[V, C]` → `[V, 1, 1, C]`."""
+    """Returns a statistic `[V, C]` as `[V, 1, 1, C]`."""
     return statistic[:, tf.newaxis, tf.newaxis]

@@ -1,13 +1,21 @@
-"""A queue of keys of fixed size: MoCo's negatives."""
+"""A queue of keys with a fixed size: MoCo's negatives."""
 
 import keras
 import tensorflow as tf
 
 
 class KeyQueue(keras.layers.Layer):
-    """The newest keys, `keys` `[size, dim]`, of length 1; random ones at first."""
+    """The newest keys, `keys` `[size, dim]`, each of length 1; the initial keys are random."""
 
-    def __init__(self, size, dim, seed, **kwargs):
+    def __init__(self, size: int, dim: int, seed: int, **kwargs: object) -> None:
+        """Fills the queue with random keys.
+
+        Args:
+          size: number of keys in the queue.
+          dim: dimension of a key.
+          seed: seed of the initial keys.
+          **kwargs: arguments of `keras.layers.Layer`.
+        """
         super().__init__(**kwargs)
         self.keys = self.add_weight(
             name="keys",
@@ -19,8 +27,13 @@ class KeyQueue(keras.layers.Layer):
         self.keys.assign(tf.math.l2_normalize(self.keys, axis=1))
         self.built = True
 
-    def enter(self, keys, skipped):
-        """Puts the global batch's keys `[n, dim]` in front; the oldest leave. Not if `skipped`."""
+    def enter(self, keys: tf.Tensor, skipped: tf.Tensor) -> None:
+        """Puts new keys at the front of the queue; the oldest keys leave it.
+
+        Args:
+          keys: keys of the global batch, `[n, dim]`.
+          skipped: bool scalar, whether the step is skipped; then the queue does not change.
+        """
         old = tf.convert_to_tensor(self.keys)
         moved = tf.concat([keys, old], axis=0)[: old.shape[0]]
         self.keys.assign(tf.where(skipped, old, moved))

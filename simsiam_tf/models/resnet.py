@@ -1,18 +1,19 @@
 """ResNet 10 to 152 as torchvision computes it ("v1.5": the stride is on the 3x3 convolution).
 
-Layers carry torchvision's names ("conv1", "layer1.0.conv2", "layer1.0.downsample"), so that a
-weight is found in either library. Padding is symmetric everywhere; Keras' "same" is not, at stride
-2.
+Layers have torchvision's names ("conv1", "layer1.0.conv2", "layer1.0.downsample"), so that a weight
+can be found in either library. Padding is symmetric everywhere; the padding "same" of Keras is
+asymmetric at stride 2.
 """
 
 import keras
 import tensorflow as tf
 
+from simsiam_tf.config import EncoderConfig
 from simsiam_tf.models.initializers import he_normal_fan_out
 from simsiam_tf.models.normalization import BatchNormalization
 from simsiam_tf.models.pooling import MaxPool
 
-# name → (whether its blocks are bottlenecks, blocks in each of the four stages)
+# name → (whether its blocks are bottlenecks, the number of blocks in each of the four stages)
 ARCHITECTURES = {
     "resnet10": (False, (1, 1, 1, 1)),
     "resnet18": (False, (2, 2, 2, 2)),
@@ -21,38 +22,40 @@ ARCHITECTURES = {
     "resnet101": (True, (3, 4, 23, 3)),
     "resnet152": (True, (3, 8, 36, 3)),
 }
-_EXPANSION = 4  # output channels of a bottleneck per inner channel
+_EXPANSION = 4  # the ratio of a bottleneck's output channels to its inner channels
 
 
 class ConvNorm(keras.layers.Layer):
-    """Convolution without bias, then batch normalization, then a ReLU if there is one."""
+    """A convolution without bias, then batch normalization, then optionally a ReLU."""
 
     def __init__(
         self,
-        input_channels,
-        channels,
-        kernel_size,
-        strides,
-        seed,
+        input_channels: int,
+        channels: int,
+        kernel_size: int,
+        strides: int,
+        seed: int,
         *,
-        name,
-        relu=True,
-        zero_gamma=False,
-    ):
-        """Args:
-        input_channels: of what comes in.
-        channels: of what goes out.
-        kernel_size: height and width of the kernel.
-        strides: of the convolution.
-        seed: of the initial weights.
-        name: torchvision's, for example "layer1.0.conv1".
-        relu: whether a ReLU follows.
-        zero_gamma: start the normalization's gamma at 0.
+        name: str,
+        relu: bool = True,
+        zero_gamma: bool = False,
+    ) -> None:
+        """Builds both layers.
+
+        Args:
+          input_channels: number of channels of the input.
+          channels: number of channels of the output.
+          kernel_size: height and width of the kernel, in pixels.
+          strides: stride of the convolution along both axes.
+          seed: seed of the initial weights.
+          name: torchvision's name, for example "layer1.0.conv1".
+          relu: whether a ReLU follows.
+          zero_gamma: start the normalization's gamma at 0.
         """
         super().__init__(name=name.replace(".", "_"))
         # oneDNN's gradient of a strided 1x1 kernel writes past its buffer where the input has fewer
-        # than 8 channels (AVX2) or 16 (AVX-512), github.com/uxlfoundation/oneDNN/issues/6035. What
-        # the stride leaves out is cut away before, then.
+        # than 8 channels (AVX2) or 16 (AVX-512), github.com/uxlfoundation/oneDNN/issues/6035. For
+        # such inputs, `call` slices off the pixels that the stride skips, and the stride is 1.
         self.skip = strides if kernel_size == 1 and input_channels < 16 else 1
         strides //= self.skip
         padding = kernel_size // 2
@@ -70,23 +73,34 @@ class ConvNorm(keras.layers.Layer):
         self.norm.build((None, channels))
         self.built = True
 
-    def call(self, x, training=False, num_views=1):
+    def call(self, x: tf.Tensor, training: bool = False, num_views: int = 1) -> tf.Tensor:
         x = x[:, :: self.skip, :: self.skip] if self.skip > 1 else x
         x = self.pad(x) if self.pad else x
         return self.norm(self.conv(x), training=training, num_views=num_views)
 
 
 class Block(keras.layers.Layer):
-    """A residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3, 1x1."""
+    """A residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 convolutions."""
 
-    def __init__(self, input_channels, channels, strides, bottleneck, seed, *, name):
-        """Args:
-        input_channels: of what comes in.
-        channels: inner channels; a bottleneck puts out four times as many.
-        strides: of the block's (first) 3x3 convolution.
-        bottleneck: which of the two kinds.
-        seed: of the initial weights.
-        name: torchvision's, for example "layer1.0".
+    def __init__(
+        self,
+        input_channels: int,
+        channels: int,
+        strides: int,
+        bottleneck: bool,
+        seed: int,
+        *,
+        name: str,
+    ) -> None:
+        """Builds the convolutions and, where the shapes differ, the downsampling shortcut.
+
+        Args:
+          input_channels: number of channels of the input.
+          channels: number of inner channels; a bottleneck has four times as many outputs.
+          strides: stride of the block's (first) 3x3 convolution.
+          bottleneck: whether the block is a bottleneck.
+          seed: seed of the initial weights.
+          name: torchvision's name, for example "layer1.0".
         """
         super().__init__(name=name.replace(".", "_"))
         self.output_channels = channels * (_EXPANSION if bottleneck else 1)
@@ -100,11 +114,11 @@ class Block(keras.layers.Layer):
             shapes = [(input_channels, channels, 3, strides), (channels, channels, 3, 1)]
         self.conv_norms = []
         for index, shape in enumerate(shapes, start=1):
-            last = index == len(shapes)  # its ReLU follows the sum
+            last = index == len(shapes)  # the ReLU of the last layer follows the sum
             self.conv_norms.append(
                 ConvNorm(*shape, seed, name=f"{name}.conv{index}", relu=not last, zero_gamma=last)
             )
-        self.downsample = None  # the identity, where the shapes allow it
+        self.downsample = None  # the shortcut is the identity where the shapes allow it
         if strides > 1 or input_channels != self.output_channels:
             self.downsample = ConvNorm(
                 input_channels,
@@ -117,7 +131,7 @@ class Block(keras.layers.Layer):
             )
         self.built = True
 
-    def call(self, x, training=False, num_views=1):
+    def call(self, x: tf.Tensor, training: bool = False, num_views: int = 1) -> tf.Tensor:
         y = x
         for conv_norm in self.conv_norms:
             y = conv_norm(y, training=training, num_views=num_views)
@@ -127,12 +141,14 @@ class Block(keras.layers.Layer):
 
 
 class ResNet(keras.layers.Layer):
-    """Images `[N, H, W, 3]`, normalised, → pool features `[N, feature_dim]`."""
+    """The encoder: normalised images `[N, H, W, 3]` → pooled features `[N, feature_dim]`."""
 
-    def __init__(self, config, seed):
-        """Args:
-        config: an `EncoderConfig`.
-        seed: of the initial weights, an int.
+    def __init__(self, config: EncoderConfig, seed: int) -> None:
+        """Builds the network with all its weights.
+
+        Args:
+          config: the encoder's settings.
+          seed: seed of the initial weights.
         """
         super().__init__(name=config.backbone)
         self.config = config
@@ -157,17 +173,19 @@ class ResNet(keras.layers.Layer):
                 self.blocks.append(block)
                 channels = block.output_channels
         self.feature_dim = channels
-        self.built = True  # every weight is made above
+        self.built = True  # the lines above have created every weight
 
-    def twin(self):
-        """Another network that begins with the same weights."""
+    def initial_copy(self) -> "ResNet":
+        """Returns another network with the weights that this one had when it was built."""
         return ResNet(self.config, self.seed)
 
-    def call(self, images, training=False, num_views=1):
-        """Args:
-        images: `[num_views · B, H, W, 3]`, the views one after the other.
-        training: normalise by the batch's statistics.
-        num_views: how many views were concatenated.
+    def call(self, images: tf.Tensor, training: bool = False, num_views: int = 1) -> tf.Tensor:
+        """Returns the features of images, `[num_views · B, feature_dim]` in the weights' dtype.
+
+        Args:
+          images: `[num_views · B, H, W, 3]` float, normalised, the views one after another.
+          training: normalise by the statistics of the batch.
+          num_views: number of views in `images`.
         """
         x = self.stem(images, training=training, num_views=num_views)
         if self.pool:
@@ -178,9 +196,9 @@ class ResNet(keras.layers.Layer):
         return average(x, self.variable_dtype)
 
 
-def _average(x, dtype):
-    """The mean over all positions, `[N, H, W, C]` of any float dtype → `[N, C]` in `dtype`."""
+def _average(x: tf.Tensor, dtype: str) -> tf.Tensor:
+    """Returns the mean over all positions: `[N, H, W, C]` of any float dtype → `[N, C]`."""
     return tf.reduce_mean(tf.cast(x, dtype), axis=(1, 2))
 
 
-_compiled_average = tf.function(_average, jit_compile=True)  # it makes no copy of x in `dtype`
+_compiled_average = tf.function(_average, jit_compile=True)  # makes no copy of x in `dtype`

@@ -1,8 +1,11 @@
 """SGD as PyTorch computes it, and LARS on top of it.
 
-Keras decouples weight decay and folds the rate into the momentum; the numbers of the paper need
-both as the reference has them.
+Keras decouples weight decay and folds the learning rate into the momentum. The paper's numbers need
+both as in the reference.
 """
+
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,49 +14,55 @@ from simsiam_tf.distribution import collectives
 
 
 class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
-    """The rate of a step: that of its epoch, looked up in a list."""
+    """The learning rate of a step is that of its epoch, from a list."""
 
-    def __init__(self, rates, steps_per_epoch):
-        """Args:
-        rates: a float for each epoch; the last holds for whatever follows.
-        steps_per_epoch: an int.
+    def __init__(self, rates: Sequence[float], steps_per_epoch: int) -> None:
+        """Stores the list.
+
+        Args:
+          rates: learning rate of each epoch; the last one also applies to all later epochs.
+          steps_per_epoch: number of steps in an epoch.
         """
         self.rates = rates
         self.steps_per_epoch = steps_per_epoch
 
-    def __call__(self, step):
+    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
+        """Returns the learning rate of a step, a float scalar; the first step is 0."""
         epoch = tf.minimum(tf.cast(step, tf.int32) // self.steps_per_epoch, len(self.rates) - 1)
         return tf.gather(tf.constant(self.rates, keras.config.floatx()), epoch)
 
 
 class SGD(keras.optimizers.Optimizer):
-    """g ← g + λw; v ← μv + g; w ← w − rate·v (PyTorch's form of momentum, coupled L2).
+    """g ← g + λw; v ← μv + g; w ← w − γv, with learning rate γ, momentum μ and L2 penalty λ.
 
-    A step whose gradient is not finite is skipped: weights and velocities stay as they are.
+    This is PyTorch's form of momentum, with a coupled L2 penalty. A step whose gradient is not
+    finite is skipped: it changes neither weights nor velocities.
     """
 
     def __init__(
         self,
-        learning_rate,
-        momentum,
-        weight_decay,
+        learning_rate: EpochRates,
+        momentum: float,
+        weight_decay: float,
         *,
-        constant_rate_variables=(),
-        constant_rate=None,
-        excluded_variables=(),
-        name="sgd",
-    ):
-        """Args:
-        learning_rate: an `EpochRates`.
-        momentum: μ.
-        weight_decay: λ, on every variable that is not excluded.
-        constant_rate_variables: those that keep one rate throughout.
-        constant_rate: that rate.
-        excluded_variables: those that only the gradient moves: no L2, and no scaling by LARS.
-        name: of the optimizer.
+        constant_rate_variables: Iterable[keras.Variable] = (),
+        constant_rate: float | None = None,
+        excluded_variables: Iterable[keras.Variable] = (),
+        name: str = "sgd",
+    ) -> None:
+        """Configures the optimizer; `build` creates the velocities.
+
+        Args:
+          learning_rate: learning rate of each step.
+          momentum: μ.
+          weight_decay: λ, for every variable that is not excluded.
+          constant_rate_variables: variables whose learning rate is `constant_rate` in every step.
+          constant_rate: learning rate of these variables.
+          excluded_variables: variables without L2 penalty and without the scaling of LARS.
+          name: name of the optimizer.
         """
         super().__init__(learning_rate, name=name)
-        # Keras broadcasts its counter from the first replica; here each replica counts for itself.
+        # Keras broadcasts its step counter from the first replica; here each replica counts itself.
         self._variables.clear()
         self._iterations = self.add_variable((), dtype="int64", name="iteration")
         self.momentum = momentum
@@ -62,37 +71,42 @@ class SGD(keras.optimizers.Optimizer):
         self.constant_rate_keys = {self._var_key(variable) for variable in constant_rate_variables}
         self.excluded_keys = {self._var_key(variable) for variable in excluded_variables}
 
-    def build(self, variables):
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Creates the velocity of each variable, once."""
         if self.built:
             return
         super().build(variables)
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 
-    def apply(self, grads, trainable_variables=None):
-        """Takes a step, in replica context.
+    def apply(
+        self,
+        grads: list[tf.Tensor],
+        trainable_variables: list[keras.Variable] | None = None,
+    ) -> None:
+        """Updates the variables by this replica's gradients; call it in replica context.
 
         Args:
           grads: gradients of this replica; they are summed over all replicas.
-          trainable_variables: as `build` had them; None will do.
+          trainable_variables: the variables that `build` takes; None after `build`.
         """
         if trainable_variables is not None:
             self.build(trainable_variables)
         self.update(*sum_over_replicas(grads))
 
-    def update(self, gradients, finite):
-        """Takes a step, in replica context.
+    def update(self, gradients: list[tf.Tensor], finite: tf.Tensor) -> None:
+        """Updates the variables by gradients of all replicas; call it in replica context.
 
         Args:
-          gradients: of each variable, summed over replicas.
-          finite: bool tensor, whether all of them are; if not, the step is skipped.
+          gradients: gradient of each variable, summed over replicas.
+          finite: bool scalar, whether all gradients are finite; if not, the step is skipped.
         """
         variables = self._trainable_variables
         weights = [tf.convert_to_tensor(variable) for variable in variables]
         directions = self._directions(gradients, weights, finite)
-        # A skipped step by numbers: v · 1 + 0 is v, and w − 0 · v is w.
+        # A skipped step runs the same update with other numbers: v · 1 + 0 is v, w − 0 · v is w.
         dtype = directions[0].dtype
         momentum = tf.where(finite, tf.constant(self.momentum, dtype), 1)
-        rate = tf.where(finite, tf.cast(self.learning_rate, dtype), 0)
+        learning_rate = tf.where(finite, tf.cast(self.learning_rate, dtype), 0)
         constant_rate = tf.where(finite, tf.constant(self.constant_rate or 0, dtype), 0)
         for variable, velocity, direction in zip(
             variables, self.velocities, directions, strict=True
@@ -101,69 +115,96 @@ class SGD(keras.optimizers.Optimizer):
             tf.raw_ops.ResourceApplyMomentum(
                 var=variable.value.handle,
                 accum=velocity.value.handle,
-                lr=constant_rate if is_constant else rate,
+                lr=constant_rate if is_constant else learning_rate,
                 grad=direction,
                 momentum=momentum,
             )
         self._iterations.assign_add(1)
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def _directions(self, gradients, weights, finite):
-        """The update of each variable's momentum; zeros if not `finite`. One launch for all."""
-        excluded = [self._var_key(one) in self.excluded_keys for one in self._trainable_variables]
+        """Returns what is added to each velocity, by one kernel launch; zeros if not `finite`."""
+        variables = self._trainable_variables
+        excluded = [self._var_key(variable) in self.excluded_keys for variable in variables]
         return [
-            tf.where(finite, gradient if alone else self.direction(gradient, weight), 0)
-            for gradient, weight, alone in zip(gradients, weights, excluded, strict=True)
+            tf.where(finite, gradient if is_excluded else self.direction(gradient, weight), 0)
+            for gradient, weight, is_excluded in zip(gradients, weights, excluded, strict=True)
         ]
 
-    def direction(self, gradient, weight):
-        """The update of a variable's momentum: its gradient with its L2 penalty."""
+    def direction(self, gradient: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        """Returns what is added to a variable's velocity: its gradient plus its L2 penalty.
+
+        Args:
+          gradient: gradient of the variable, summed over replicas.
+          weight: value of the variable, of the same shape.
+        """
         return gradient + self.l2_penalty * weight
 
 
 class LARS(SGD):
-    """SGD whose step is scaled for each tensor: trust · ‖w‖ / (‖g‖ + λ‖w‖ + 1e-8), no clipping.
+    """SGD that scales each tensor's step by trust · ‖w‖ / (‖g‖ + λ‖w‖ + 1e-8), without clipping.
 
-    A tensor whose weight or gradient is all zero is left unscaled.
+    A tensor whose weight or gradient is all zero is not scaled.
     """
 
     def __init__(
-        self, learning_rate, momentum, weight_decay, trust_coefficient, *, name="lars", **others
-    ):
-        """Args:
-        trust_coefficient: the step of a tensor over the tensor itself, at rate 1.
-        others: as `SGD` has them.
+        self,
+        learning_rate: EpochRates,
+        momentum: float,
+        weight_decay: float,
+        trust_coefficient: float,
+        *,
+        name: str = "lars",
+        **others: Any,
+    ) -> None:
+        """Configures the optimizer.
+
+        Args:
+          learning_rate: as in `SGD`.
+          momentum: as in `SGD`.
+          weight_decay: as in `SGD`.
+          trust_coefficient: ratio of a tensor's step to the tensor itself, at learning rate 1.
+          name: name of the optimizer.
+          **others: further arguments of `SGD`.
         """
         super().__init__(learning_rate, momentum, weight_decay, name=name, **others)
         self.trust_coefficient = trust_coefficient
 
-    def direction(self, gradient, weight):
+    def direction(self, gradient: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        """Returns the scaled direction of `SGD`."""
         weight_norm, gradient_norm = tf.norm(weight), tf.norm(gradient)
         ratio = self.trust_coefficient * weight_norm
         ratio /= gradient_norm + self.l2_penalty * weight_norm + 1e-8
-        scalable = tf.logical_and(weight_norm > 0, gradient_norm > 0)
-        scale = tf.where(scalable, ratio, tf.ones_like(ratio))
+        is_scaled = tf.logical_and(weight_norm > 0, gradient_norm > 0)
+        scale = tf.where(is_scaled, ratio, tf.ones_like(ratio))
         return scale * super().direction(gradient, weight)
 
 
-def sum_over_replicas(gradients, metrics=()):
-    """The sums of gradients and metrics over all replicas, by one collective, in replica context.
+def sum_over_replicas(
+    gradients: Sequence[tf.Tensor], metrics: Sequence[tf.Tensor] = ()
+) -> tuple[Any, ...]:
+    """Returns the sums of gradients and metrics over all replicas, by one collective.
+
+    Call it in replica context.
 
     Args:
-      gradients: a list of tensors.
-      metrics: likewise, small ones.
+      gradients: float tensors.
+      metrics: small float tensors.
 
     Returns:
-      The gradients' sums; whether all of them are finite, a bool tensor; the metrics' sums.
+      The gradients' sums, a list; whether all of them are finite, a bool scalar; and, if there are
+      metrics, their sums, a list.
     """
     tensors = [tf.convert_to_tensor(tensor) for tensor in [*gradients, *metrics]]
-    numbers = collectives.sum_over_replicas(
+    summed = collectives.sum_over_replicas(
         tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], axis=0)
     )
     sizes = [tensor.shape.num_elements() for tensor in tensors]
     if collectives.num_replicas() > 1:
-        parts = tf.split(numbers, sizes)
-        tensors = [tf.reshape(part, one.shape) for part, one in zip(parts, tensors, strict=True)]
+        parts = tf.split(summed, sizes)
+        tensors = [
+            tf.reshape(part, tensor.shape) for part, tensor in zip(parts, tensors, strict=True)
+        ]
     count = len(gradients)
-    finite = tf.reduce_all(tf.math.is_finite(numbers[: sum(sizes[:count])]))
+    finite = tf.reduce_all(tf.math.is_finite(summed[: sum(sizes[:count])]))
     return tensors[:count], finite, *([tensors[count:]] if metrics else [])

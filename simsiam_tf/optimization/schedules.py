@@ -1,38 +1,43 @@
-"""The learning rate: one for each epoch, as the reference has it."""
+"""Learning-rate schedules: one learning rate for each epoch, as in the reference."""
 
 import math
 
+from simsiam_tf.config import OptimizationConfig
 
-def learning_rates(config):
-    """The rate of every epoch of an `OptimizationConfig`, a list of floats.
 
-    Linear scaling, base · batch / 256; linear warm-up over the first `warmup_epochs`, which end at
-    the full rate; then half a cosine over the remaining epochs. A run that is shorter than its
-    warm-up, as a trial of one epoch, is cut off in it.
+def learning_rates(config: OptimizationConfig) -> list[float]:
+    """Returns the learning rate of every epoch.
+
+    Linear scaling gives the full learning rate base · batch / 256. Over the first `warmup_epochs`
+    the learning rate rises linearly to it. It then falls along half a cosine over the remaining
+    epochs. A run that is shorter than its warm-up, such as a trial of one epoch, ends in it.
     """
     initial = initial_learning_rate(config)
     warmup, epochs = config.warmup_epochs, config.epochs
-    rates = [initial * (epoch + 1) / warmup for epoch in range(warmup)]
-    return (rates + cosine(initial, epochs - warmup))[:epochs]
+    warmup_rates = [initial * (epoch + 1) / warmup for epoch in range(warmup)]
+    return (warmup_rates + cosine(initial, epochs - warmup))[:epochs]
 
 
-def predictor_learning_rates(config):
-    """The same for the predictor, whose rate may be held at the full one (Table 1c)."""
+def predictor_learning_rates(config: OptimizationConfig) -> list[float]:
+    """Returns the predictor's learning rate of every epoch (Table 1c).
+
+    With `fix_predictor_learning_rate` it is constant, at the full learning rate.
+    """
     if config.fix_predictor_learning_rate:
         return [initial_learning_rate(config)] * config.epochs
     return learning_rates(config)
 
 
-def initial_learning_rate(config):
-    """The full rate: base · global batch / 256."""
+def initial_learning_rate(config: OptimizationConfig) -> float:
+    """Returns the full learning rate: base · global batch / 256."""
     return scaled(config.base_learning_rate, config.batch_size)
 
 
-def scaled(base, batch_size):
-    """Linear scaling: base · global batch / 256."""
+def scaled(base: float, batch_size: int) -> float:
+    """Returns a linearly scaled learning rate: base · global batch / 256."""
     return base * batch_size / 256
 
 
-def cosine(initial, epochs):
-    """initial · ½(1 + cos(π · epoch / epochs)) for each epoch."""
+def cosine(initial: float, epochs: int) -> list[float]:
+    """Returns initial · ½(1 + cos(π · epoch / epochs)) for each epoch, which starts at 0."""
     return [initial * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs)]

@@ -171,7 +171,9 @@ def _complete(job: Job, received: Received) -> None:
 def _evaluation(job: Job, protocol: str) -> list[str]:
     """Returns the command that evaluates, with the run's own flags for the data and for kNN."""
     there, _ = run_folder.read_settings(job.folder, "workdir")
-    settings = schema.defaults(DataConfig) | schema.defaults(KnnConfig)
+    settings = schema.defaults(DataConfig)
+    if protocol == "knn":
+        settings |= schema.defaults(KnnConfig)
     return [
         "evaluate.py",
         *(f"--{name}={there[name]}" for name in settings),

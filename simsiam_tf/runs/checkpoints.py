@@ -99,21 +99,12 @@ class Checkpoints:
         os.mkdir(folder)
         self.checkpoint.write(os.path.join(folder, "state"))
         if self.bank:
-            self._write_bank(os.path.join(folder, _BANK), parts)
+            _write_bank(os.path.join(folder, _BANK), self.bank, parts)
         hashes = {name: _sha256(os.path.join(folder, name)) for name in os.listdir(folder)}
         with open(os.path.join(folder, _MANIFEST), "w", encoding="utf-8") as file:
             json.dump(hashes, file, indent=2, sort_keys=True)
         for name in [*hashes, _MANIFEST, ""]:
             _force_to_disk(os.path.join(folder, name))
-
-    def _write_bank(self, path: str, parts: Iterable[np.ndarray]) -> None:
-        shape = (self.bank.num_rows, *self.bank.shape)
-        array = np.lib.format.open_memmap(path, "w+", self.bank.dtype, shape)
-        start = 0
-        for part in parts:
-            array[start : start + len(part)] = part
-            start += len(part)
-        array.flush()
 
     def _discard_unfinished(self) -> None:
         for name in os.listdir(self.directory):
@@ -196,6 +187,15 @@ def _damage(folder: str) -> str | None:
     except (OSError, ValueError, AttributeError) as error:
         return str(error)
     return f"{', '.join(changed)} changed since it was written" if changed else None
+
+
+def _write_bank(path: str, bank: Bank, parts: Iterable[np.ndarray]) -> None:
+    array = np.lib.format.open_memmap(path, "w+", bank.dtype, (bank.num_rows, *bank.shape))
+    start = 0
+    for part in parts:
+        array[start : start + len(part)] = part
+        start += len(part)
+    array.flush()
 
 
 def _sha256(path: str) -> str:

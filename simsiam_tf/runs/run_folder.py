@@ -75,14 +75,11 @@ def check_images(workdir: str, num_examples: int, class_names: tuple[str, ...]) 
         there = json.load(file)
     for name, value in here.items():
         if there[name] != value:
+            before, now = str(there[name])[:60], str(value)[:60]
             raise UserError(
-                f"The run in --workdir={workdir} began with other {name} ({_short(there[name])}). "
-                f"Train on the same data set, or take another --workdir. Received: {_short(value)}"
+                f"The run in --workdir={workdir} began with other {name} ({before}). Train on the "
+                f"same data set, or take another --workdir. Received: {now}"
             )
-
-
-def _short(value: int | list[str]) -> str:
-    return str(value) if isinstance(value, int) else f"{len(value)}: {', '.join(value[:3])}, …"
 
 
 def read_config(workdir: str, flag: str) -> PretrainConfig:

@@ -112,7 +112,7 @@ class Metrics(keras.callbacks.Callback):
         if usages:
             rates = sum(usages, meter.Usage()).rates(self.peak_flops)
         else:  # every step was done before
-            rates = {name: self.log.latest(name, 0.0) for name in meter.RATES}
+            rates = {name: self.log.latest(name) or 0.0 for name in meter.RATES}
         return rates | {"limit": meter.what_limits(rates, self.peak_flops)}
 
 
@@ -221,10 +221,10 @@ class Interruption(_AtStepEnd):
         received = self.received()
         if received:
             reason = received.name
-        elif self.model.stop_training:
-            reason = "A callback stopped the training"
-        else:
+        elif workers.has_several_workers(self.strategy) and not self.model.stop_training:
             reason = "Another worker was told to stop"
+        else:
+            reason = "A callback stopped the training"
         raise StoppedError(
             f"{reason}: saved step {step.number} of {last_step} in {self.workdir}"
             "; run the same command again to resume",

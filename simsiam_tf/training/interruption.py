@@ -1,23 +1,24 @@
-"""SIGTERM and SIGINT: taken note of, so that the step at hand is finished and saved first."""
+"""SIGTERM and SIGINT are noted, so that the current step is finished and saved first."""
 
 import contextlib
 import signal
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
 
 @contextlib.contextmanager
-def noted():
+def noted() -> Iterator[Callable[[], signal.Signals | None]]:
     """A context in which the first SIGTERM or SIGINT does not end the process; a second one does.
 
-    Yields a function that gives the `signal.Signals` that came, or None.
+    Yields a function that returns the signal that was received, or None.
     """
-    received = []
+    received: list[signal.Signals] = []
 
-    def note(number, _):
+    def note(number: int, _: object) -> None:
         received.append(signal.Signals(number))
         signal.signal(number, signal.SIG_DFL)
-        logging.info("%s: finishing the step and saving; once more ends at once", received[0].name)
+        logging.info("%s: saving the current step; a second signal ends at once", received[0].name)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -137,6 +137,7 @@ class TargetFreezer:
         self.batches = iter(batches_from(first_step if is_due else self.end(first_step)))
         size = plan.batch_size // strategy.num_replicas_in_sync
 
+        @tf.autograph.experimental.do_not_convert  # only the loop needs AutoGraph, which is slow
         def replica_freeze(batch, offset):
             model.freeze_targets(_prepared(batch, prepare, size), offset)
 
@@ -193,9 +194,10 @@ def run_steps(
         steps of the next loop, so that all of them stop after the same step.
       xla: compile each replica's step by XLA.
     """
-    names = []  # of the metrics, known once the step is traced
-    graphs = []  # that of each time that a replica's step is traced
+    names: list[str] = []  # of the metrics, known once the step is traced
+    graphs: list[tf.Graph] = []  # that of each time that a replica's step is traced
 
+    @tf.autograph.experimental.do_not_convert  # only the loop needs AutoGraph, which is slow
     def replica_step(batch, stop):
         data = _prepared(batch, prepare, replica_batch_size) | {"stop": stop}
         with tf.name_scope(meter.SCOPE):
@@ -205,7 +207,7 @@ def run_steps(
         return tf.stack([tf.cast(value, keras.config.floatx()) for value in metrics.values()])
 
     if xla:
-        replica_step = tf.function(replica_step, jit_compile=True)
+        replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
 
     @tf.function(reduce_retracing=True)
     def run_loop(iterator, count, stop):

@@ -1,8 +1,9 @@
-"""How near a run is to what its machine can do: the step's arithmetic over a measured peak."""
+"""Model FLOP utilization: the arithmetic of the step over the measured peak of the devices."""
 
 import dataclasses
 import math
 import time
+from collections.abc import Iterable
 
 import keras
 import tensorflow as tf
@@ -14,11 +15,11 @@ _PRODUCTS = 5
 _MUCH_WAITING = 0.1
 
 
-def count_flops(operations):
+def count_flops(operations: Iterable[tf.Operation]) -> int:
     """Floating-point operations of the convolutions and matrix products in `SCOPE`.
 
-    A multiplication and an addition are two. What is left out (normalization, activations, the
-    optimizer) is a few percent of a ResNet's, as is usual for this measure.
+    A multiplication and an addition count as two. Normalization, activations and the optimizer are
+    left out, as is usual for this measure; they are a few percent of a ResNet's arithmetic.
 
     Args:
       operations: of a graph in which each batch has a fixed size.
@@ -26,12 +27,12 @@ def count_flops(operations):
     return sum(
         _flops(operation)
         for operation in operations
-        # What nobody reads is not computed: the gradient by the images, for one.
+        # TensorFlow does not compute what nothing reads, such as the gradient by the images.
         if SCOPE in operation.name and any(out.consumers() for out in operation.outputs)
     )
 
 
-def _flops(operation):
+def _flops(operation: tf.Operation) -> int:
     if operation.type == "Conv2D":
         out, kernel = operation.outputs[0], operation.inputs[1].shape
     elif operation.type == "Conv2DBackpropInput":
@@ -46,10 +47,10 @@ def _flops(operation):
     return 2 * out.shape.num_elements() * math.prod(kernel[:-1])
 
 
-def measure_peak(strategy):
-    """The rate of large matrix products in the run's precision, on all replicas at once: FLOP/s.
+def measure_peak(strategy: tf.distribute.Strategy) -> float:
+    """Measures large matrix products in the run's precision, on all replicas at once: FLOP/s.
 
-    It takes about a second, and more where a device has to be woken up.
+    It takes about a second, or longer if a device has to leave a sleep state.
     """
     size = 512
     while True:
@@ -59,7 +60,7 @@ def measure_peak(strategy):
         size *= 2
 
 
-def _seconds_of_product(strategy, size):
+def _seconds_of_product(strategy: tf.distribute.Strategy, size: int) -> float:
     """The shortest of a few products `[size, size]` by `[size, size]`."""
 
     def draw():
@@ -69,8 +70,8 @@ def _seconds_of_product(strategy, size):
     def multiply(matrix):
         return tf.matmul(matrix, matrix)
 
-    matrices = tf.function(lambda: strategy.run(draw))()
-    run = tf.function(lambda matrices: strategy.run(multiply, args=(matrices,)))
+    matrices = tf.function(lambda: strategy.run(draw), autograph=False)()
+    run = tf.function(lambda matrices: strategy.run(multiply, args=(matrices,)), autograph=False)
     seconds = []
     for _ in range(1 + _PRODUCTS):  # the first of them is traced
         started = time.perf_counter()
@@ -82,19 +83,19 @@ def _seconds_of_product(strategy, size):
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What some steps took."""
+    """The work and the time of some steps."""
 
     images: int = 0
     seconds: float = 0.0
     waited: float = 0.0  # of the seconds, for images
     flops: float = 0.0
 
-    def __add__(self, other):
+    def __add__(self, other: "Usage") -> "Usage":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return Usage(*map(sum, pairs))
 
-    def rates(self, peak):
-        """What the metrics say of it: {name of `RATES`: float}.
+    def rates(self, peak: float) -> dict[str, float]:
+        """Returns the rates of these steps, {name of `RATES`: float}.
 
         Args:
           peak: FLOP/s, of `measure_peak`.
@@ -107,8 +108,8 @@ class Usage:
         return dict(zip(RATES, values, strict=True))
 
 
-def what_limits(rates, peak):
-    """One sentence on what `Usage.rates` found, for people."""
+def what_limits(rates: dict[str, float], peak: float) -> str:
+    """Returns one sentence that says whether the input or the step limits the speed."""
     waiting = f"{rates['input_wait_fraction']:.0%} of the time"
     if rates["input_wait_fraction"] > _MUCH_WAITING:
         return (

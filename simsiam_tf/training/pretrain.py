@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 from absl import logging
+from tqdm import tqdm
 
 from simsiam_tf import files
 from simsiam_tf.config import OptimizationConfig, PretrainConfig
@@ -168,7 +169,10 @@ def _train(
             "replicas": strategy.num_replicas_in_sync,
             "versions": saved_model.versions(),
         }
-        _finish(workdir, summary)
+        with files.writing_to(workdir):
+            text = json.dumps(summary, indent=2)
+            files.write_text(os.path.join(workdir, run_folder.SUMMARY), text)
+        _report(workdir, summary)
 
 
 def _schedule_loops(
@@ -182,23 +186,25 @@ def _schedule_loops(
     A loop ends where Python has something to do: a checkpoint, an evaluation, new frozen targets
     and, on accelerators, a line of metrics.
     """
-    monitor, longest = config.monitor, config.system.steps_per_loop
+    monitor, steps_per_loop = config.monitor, config.system.steps_per_loop
     periods = [
         config.system.checkpoint_every_steps,
         monitor.knn_every_epochs * plan.steps_per_epoch,
         monitor.histogram_every_epochs * plan.steps_per_epoch,
     ]
-    if longest == "auto" and devices.on_accelerators(strategy):
+    if steps_per_loop != "auto":
+        longest = int(steps_per_loop)
+    elif devices.on_accelerators(strategy):
         longest = monitor.log_every_steps
         periods.append(longest)  # the host waits for the devices only where a line is due
-    elif longest == "auto":
+    else:
         longest = 1
 
     def loop_end(done: int) -> int:
         due = [(done // period + 1) * period for period in periods if period]
         if freezer:
             due.append(freezer.end(done))
-        return min(done + int(longest), plan.num_steps, *due)
+        return min(done + longest, plan.num_steps, *due)
 
     return loop_end
 
@@ -256,8 +262,30 @@ def _export(config: PretrainConfig, encoder: keras.layers.Layer, step: int) -> N
     logging.info("Exported the encoder of step %d to %s", step, directory)
 
 
-def _finish(workdir: str, summary: dict) -> None:
-    with files.writing_to(workdir):
-        files.write_text(os.path.join(workdir, run_folder.SUMMARY), json.dumps(summary, indent=2))
-    logging.info("Finished: %s", json.dumps(summary))
+def _report(workdir: str, summary: dict) -> None:
+    """Logs what a finished run reached, and what to do next."""
+    forms = {
+        "loss": "loss {:.3f}",
+        "feature_std": "std of the features {:.2f} (1 is healthy)",
+        "knn_top1": "kNN top-1 {:.1f} %",
+        "knn_top1_before_training": "random network {:.1f} %",
+    }
+    found = [
+        form.format(summary[name]) for name, form in forms.items() if summary[name] is not None
+    ]
+    logging.info(
+        "Finished %d epoch(s) of %d images, %s in this start. %s",
+        summary["epochs"],
+        summary["images"],
+        tqdm.format_interval(summary["seconds_of_last_start"]),
+        ", ".join(found),
+    )
     logging.info("%s", summary["limit"])
+    logging.info(
+        "The encoder is in %s/encoder, these numbers in %s/%s. To look at the run: "
+        "python -m simsiam_tf.report %s",
+        workdir,
+        workdir,
+        run_folder.SUMMARY,
+        workdir,
+    )

@@ -23,7 +23,8 @@ def log_file(path: str) -> Iterator[None]:
     with files.writing_to(os.path.dirname(os.path.dirname(path))):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         handler = standard_logging.FileHandler(path, encoding="utf-8")
-    handler.handleError = lambda record: None  # a full disk is reported by whoever needs the disk
+    # A full disk is reported by whoever needs the disk.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
     absl_handler = logging.get_absl_handler()
     handler.setFormatter(absl_handler.python_handler.formatter)
     for log_filter in absl_handler.filters:
@@ -118,13 +119,13 @@ class RunLog:
         """The epochs that are done after a step."""
         return round(step / self.plan.steps_per_epoch, 4)
 
-    def latest(self, name: str, default: float | None = None) -> float | None:
-        """The newest value of a metric."""
-        return next((line[name] for line in reversed(self.lines) if name in line), default)
+    def latest(self, name: str) -> float | None:
+        """The newest value of a metric; None if there is none."""
+        return next((line[name] for line in reversed(self.lines) if name in line), None)
 
-    def first(self, name: str, default: float | None = None) -> float | None:
-        """The oldest value of a metric."""
-        return next((line[name] for line in self.lines if name in line), default)
+    def first(self, name: str) -> float | None:
+        """The oldest value of a metric; None if there is none."""
+        return next((line[name] for line in self.lines if name in line), None)
 
     def flush(self) -> None:
         """Forces to disk what was written; call it before a checkpoint is saved."""

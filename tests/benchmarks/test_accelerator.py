@@ -1,4 +1,4 @@
-"""The accelerators' benchmark, run on a CPU with a tiny network; and that it sees wrong losses."""
+"""The accelerator program runs on a CPU with a tiny network, and detects wrong losses."""
 
 import importlib
 import json
@@ -11,12 +11,12 @@ from conftest import ROOT
 
 @pytest.fixture
 def module(monkeypatch):
-    """Imports one of the benchmarks' modules by its name, as the programs do."""
+    """Returns a function that imports a module of benchmarks/ by its name, as the programs do."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module
 
 
-def test_all_of_it_on_a_cpu(program, tmp_path):
+def test_the_whole_program_runs_on_a_cpu(program, tmp_path):
     output = tmp_path / "accelerator.json"
     finished = program(
         "benchmarks/accelerator.py", "--tiny", "--minutes=20", f"--output={output}", timeout=1300
@@ -47,11 +47,14 @@ def test_all_of_it_on_a_cpu(program, tmp_path):
     assert (first["batch_size"], second["batch_size"]) == (4, 8)
     assert first["images_per_second"] > 0
     assert measurements["mixed_bfloat16, deterministic; 2 replicas"]["lines"][0]["replicas"] == 2
-    assert "losses of twenty steps as the CPU's in 2 of 2 ways; resnet10, " in finished.stdout
+    assert (
+        "losses of twenty steps within the bound in 2 of 2 configurations; resnet10, "
+        in finished.stdout
+    )
 
 
 def answers_of(device, change=lambda losses: losses):
-    """Stands in for the processes: losses that the device changes, and no time for the rest."""
+    """Returns a stand-in for `run_process`: losses changed by the device, no time for the rest."""
 
     def run_process(arguments, deadline, **environment):
         if arguments["kind"] != "losses":
@@ -63,12 +66,12 @@ def answers_of(device, change=lambda losses: losses):
     return run_process
 
 
-def test_losses_as_the_cpus_are_said_to_be_so(module, monkeypatch, capsys):
+def test_losses_equal_to_the_cpus_are_reported_within_the_bound(module, monkeypatch, capsys):
     accelerator = module("accelerator")
     monkeypatch.setattr(accelerator, "run_process", answers_of("GPU"))
     accelerator.main([])
     output = capsys.readouterr().out
-    assert output.count("| as the CPU's |") == 4
+    assert output.count("| within the bound |") == 4
     assert "| mixed_bfloat16, XLA | | | | | | | left out: no time left |" in output
 
 
@@ -79,37 +82,41 @@ def test_losses_as_the_cpus_are_said_to_be_so(module, monkeypatch, capsys):
         lambda losses: [*losses[:-1], losses[-1] - 2e-2],
         lambda losses: [*losses[:7], float("nan"), *losses[8:]],
     ],
-    ids=["an early one", "a late one", "NaN"],
+    ids=["early step", "late step", "NaN"],
 )
-def test_a_wrong_loss_is_flagged(module, monkeypatch, capsys, tmp_path, change):
+def test_a_wrong_loss_is_reported_outside_the_bound(module, monkeypatch, capsys, tmp_path, change):
     accelerator = module("accelerator")
     monkeypatch.setattr(accelerator, "run_process", answers_of("GPU", change))
-    with pytest.raises(SystemExit, match="losses are not shown to be the CPU's"):  # status 1
+    with pytest.raises(SystemExit, match="a loss differs from the CPU's"):  # status 1
         accelerator.main([f"--output={tmp_path / 'found.json'}"])
-    rows = [line for line in capsys.readouterr().out.splitlines() if "| **too far** |" in line]
+    rows = [
+        line for line in capsys.readouterr().out.splitlines() if "| **outside the bound** |" in line
+    ]
     assert rows[0].startswith("| float32 | ")
     result = json.loads((tmp_path / "found.json").read_text())
     assert not result["checks"][0]["within"]
 
 
-def test_a_machine_without_an_accelerator_is_told_so_in_a_line(module, monkeypatch):
+def test_a_machine_without_an_accelerator_ends_the_program_in_one_line(module, monkeypatch):
     accelerator = module("accelerator")
     monkeypatch.setattr(accelerator, "run_process", answers_of("CPU"))
-    with pytest.raises(SystemExit, match=r"^accelerator.py: TensorFlow sees no GPU here; .*--tiny"):
+    with pytest.raises(SystemExit, match=r"^accelerator.py: TensorFlow sees no GPU; .*--tiny"):
         accelerator.main([])
 
 
 @pytest.mark.parametrize(
     ("last", "ended"),
     [
-        ("os.kill(os.getpid(), 9)", "killed by signal 9, as where memory runs out"),
+        ("os.kill(os.getpid(), 9)", "killed by signal 9, for example because memory ran out"),
         ("time.sleep(60)", "stopped: no time left"),
         ("raise ValueError('no such kernel')", "ValueError: no such kernel"),
         ("""print('{"ended": "out of memory"}')""", "out of memory"),
         ("", ""),
     ],
 )
-def test_a_process_that_ends_leaves_what_it_found(module, monkeypatch, tmp_path, last, ended):
+def test_the_results_of_a_process_that_ends_early_are_kept(
+    module, monkeypatch, tmp_path, last, ended
+):
     accelerator = module("accelerator")
     path = tmp_path / "process.py"
     path.write_text(f"import os, time\nprint('{{\"batch_size\": 4}}', flush=True)\n{last}\n")
@@ -120,7 +127,7 @@ def test_a_process_that_ends_leaves_what_it_found(module, monkeypatch, tmp_path,
     assert accelerator.run_process({}, time.monotonic()) == ([], accelerator.NO_TIME)
 
 
-def test_an_error_of_a_graph_is_one_line(module):
+def test_a_graph_execution_error_is_shortened_to_one_line(module):
     messages = """Traceback (most recent call last):
   File "loop.py", line 1, in run
 tensorflow.python.framework.errors_impl.UnimplementedError: Graph execution error:
@@ -144,7 +151,7 @@ GPU MaxPool gradient ops do not yet have a deterministic XLA implementation.
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     ],
 )
-def test_out_of_memory_is_an_answer(module, monkeypatch, error):
+def test_running_out_of_memory_is_reported_as_an_answer(module, monkeypatch, error):
     on_device, found = module("on_device"), []
 
     def measurement():
@@ -157,7 +164,7 @@ def test_out_of_memory_is_an_answer(module, monkeypatch, error):
     assert found == [{"batch_size": 4}, {"ended": "out of memory"}]
 
 
-def test_another_error_is_raised(module, monkeypatch):
+def test_any_other_error_is_raised(module, monkeypatch):
     on_device = module("on_device")
 
     def measurement():

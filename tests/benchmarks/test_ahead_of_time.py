@@ -1,37 +1,28 @@
-"""The training step compiled for chips that are not here, on a small network."""
+"""The training step of a small network compiles for chips that this machine lacks."""
 
 import importlib.metadata
 import os
-import sys
 from unittest import mock
 
 import hand_count
 import pytest
+import tensorflow as tf
+from benchmark_modules import SMALL, ahead_of_time, chips
 from conftest import ROOT
 
-sys.path.append(str(ROOT / "benchmarks"))
-
-import ahead_of_time
-import chips
-
-SMALL = {
-    "backbone": "resnet10",
-    "width": 8,
-    "image_size": 32,
-    "projection_dim": 16,
-    "prediction_hidden_dim": 32,
-    "batch_size": 8,
-}
+NETWORK = SMALL | {"image_size": 32, "prediction_hidden_dim": 32}
 
 
 @pytest.fixture(scope="module")
 def lowered(pretrain_config):
-    """A stem → the HLO of a small network's step, its config and its arithmetic; traced once."""
+    """Returns a function: stem → config, HLO and FLOP of a small network's step, traced once."""
+    # As after any other test of this process that runs a training.
+    tf.config.experimental.enable_op_determinism()
     known = {}
 
     def lower(stem):
         if stem not in known:
-            config = pretrain_config(**SMALL, stem=stem)
+            config = pretrain_config(**NETWORK, stem=stem)
             known[stem] = (config, *ahead_of_time.lower_step(config, size=8))
         return known[stem]
 
@@ -58,17 +49,18 @@ def test_a_step_compiles_for_a_chip(lowered, target, stem):
     assert program.moved > 8 * 2 * 32 * 32 * 3
     if target == "h100":
         convolutions = sum(kernel.name.startswith("__cudnn$conv") for kernel in program.kernels)
-        assert convolutions == 3 * 12 - 1  # forward, by weights and, but for the first, by input
+        # Forward, gradient by the weights and, except for the first layer, gradient by the input.
+        assert convolutions == 3 * 12 - 1
         assert row["fusions"] + row["cuDNN, cuBLAS"] <= row["kernels"] < 1000
         groups = chips.largest_groups(program.kernels)
         assert sum(count for _, count, _ in groups) == row["kernels"]
         assert sum(moved for _, _, moved in groups) == program.moved
     else:
-        # XLA leaves out what padding multiplies, which is much of so small an image.
+        # XLA skips the products with padding, which are a large part for such a small image.
         assert 0.5 * model_flops < program.flops < 1.2 * model_flops
 
 
-def test_kernels_are_read_from_a_program():
+def test_kernels_are_read_from_hlo_text():
     text = """HloModule jit_step, is_scheduled=true
 
 %fused_add (p: f32[4]) -> f32[4] {
@@ -106,7 +98,7 @@ ENTRY %main.3 (x: bf16[2,8]) -> f32[4] {
         (["--target=graph", "--batch_size=9", "--replicas=2"], "divisible by --replicas"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, reason, capsys):
+def test_a_wrong_flag_is_reported_in_one_line(arguments, reason, capsys):
     with pytest.raises(SystemExit) as stopped:
         ahead_of_time.main(arguments)
     assert stopped.value.code == 2
@@ -114,7 +106,7 @@ def test_a_mistake_is_one_line(arguments, reason, capsys):
     assert reason in line
 
 
-def test_the_compilers_are_those_that_are_pinned():
+def test_the_installed_compilers_have_the_pinned_versions():
     path = ROOT / "benchmarks" / "requirements-ahead-of-time.txt"
     lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
     pins = dict(line.split("==") for line in lines if line)

@@ -1,9 +1,9 @@
-"""The benchmarks of the evaluation, run small."""
+"""The benchmarks of the evaluation run with small settings."""
 
 import json
 
 
-def test_knn_beside_faiss(program, tmp_path):
+def test_knn_is_compared_with_faiss_and_gives_its_votes(program, tmp_path):
     output = tmp_path / "knn.json"
     finished = program(
         "benchmarks/knn.py", "--bank=300", "--queries=40", "--features=16", "--k=7",
@@ -16,7 +16,9 @@ def test_knn_beside_faiss(program, tmp_path):
     assert [len(seconds) for seconds in result["seconds"].values()] == [2, 2]
 
 
-def test_probe_beside_the_linear_protocol(program, tiny_run, tmp_path):
+def test_probe_is_compared_with_the_linear_protocol_without_a_change_to_the_run(
+    program, tiny_run, tmp_path
+):
     output, there = tmp_path / "probe.json", sorted(tiny_run.rglob("*"))
     finished = program(
         "benchmarks/probe.py", f"--encoder={tiny_run / 'encoder'}",

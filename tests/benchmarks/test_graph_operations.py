@@ -1,39 +1,26 @@
-"""What a step launches outside XLA, counted; and that a GPU has a kernel for all of it."""
-
-import sys
+"""Counts of the operations that a step launches outside XLA; GPUs have a kernel for each."""
 
 import pytest
 import tensorflow as tf
-from conftest import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-
-import ahead_of_time
-import graph_operations
+from benchmark_modules import SMALL, ahead_of_time, graph_operations
 
 from simsiam_tf.methods import METHODS
 
-SMALL = {
-    "backbone": "resnet10",
-    "width": 8,
-    "image_size": 16,
-    "projection_dim": 16,
-    "batch_size": 8,
-}
+NETWORK = SMALL | {"image_size": 16}
 METHOD_FLAGS = {"mocov2": {"queue_size": 16}, "swav": {"num_prototypes": 8}}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_operation_of_a_step_has_a_kernel_for_gpus(method, pretrain_config):
     config = pretrain_config(
-        **SMALL, method=method, augment_on="device", **METHOD_FLAGS.get(method, {})
+        **NETWORK, method=method, augment_on="device", **METHOD_FLAGS.get(method, {})
     )
     step, specs = ahead_of_time.build_step(config, tf.distribute.get_strategy(), 8, num_examples=32)
     graph = tf.function(step, autograph=False).get_concrete_function(specs).graph
     found = list(graph_operations.launched_operations(graph))
     assert len([one for one in found if one.type == "Conv2D"]) >= 12
     on_the_host = {one.type for one in found if not graph_operations.has_gpu_kernel(one)}
-    assert on_the_host <= {"Split"}  # of labels, which are integers, into the parts of a batch
+    assert on_the_host <= {"Split"}  # splits integer labels into the parts of a batch
 
 
 def test_counts_of_a_known_step():
@@ -49,11 +36,11 @@ def test_counts_of_a_known_step():
 
     def step(batch):
         x = batch["views"]  # [4, 6, 6, 2]
-        x = tf.nn.conv2d(x, tf.cast(weight, tf.bfloat16), 1, "SAME")  # a cast, of a weight
-        x = tf.cast(x, tf.float32)  # of an activation
+        x = tf.nn.conv2d(x, tf.cast(weight, tf.bfloat16), 1, "SAME")  # a cast of a weight
+        x = tf.cast(x, tf.float32)  # a cast of an activation
         x = piece(called(x))
-        x = tf.reshape(x, tf.shape(x) // 1)  # sizes are known when it is traced
-        tf.sin(x)  # nobody needs it
+        x = tf.reshape(x, tf.shape(x) // 1)  # not counted: sizes are known at tracing
+        tf.sin(x)  # not counted: nothing needs the result
         return tf.numpy_function(lambda x: x, [x], tf.float32)
 
     specs = {"views": tf.TensorSpec([4, 6, 6, 2], tf.bfloat16)}
@@ -84,11 +71,12 @@ def test_collectives_and_broadcasts_of_two_replicas(two_replicas):
     assert counts.host_waits == 0
 
 
-def test_the_programs_table(program):
-    flags = [f"--{name}={value}" for name, value in SMALL.items()]
+def test_the_program_prints_its_table(program):
+    flags = [f"--{name}={value}" for name, value in NETWORK.items()]
     finished = program("benchmarks/ahead_of_time.py", "--target=graph", "--breakdown", *flags)
     assert finished.returncode == 0, finished.stderr
     head, _, row, *_ = finished.stdout.splitlines()
     cells = dict(zip(head.split("|")[1:-1], row.split("|")[1:-1], strict=True))
     assert int(cells[" launched operations "].replace(",", "")) > 100
+    assert " functions compiled by XLA " in cells
     assert "| Conv2D |" in finished.stdout

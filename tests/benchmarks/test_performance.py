@@ -1,4 +1,4 @@
-"""The benchmarks of the input pipeline and of the training step, run small."""
+"""The benchmarks of the input pipeline and of the training step run with small settings."""
 
 import json
 
@@ -17,7 +17,7 @@ def sides_of(finished, output):
     return result["sides"]
 
 
-def test_pipeline_beside_pillow_in_a_dataloader(program, tmp_path):
+def test_pipeline_is_compared_with_pillow_in_a_dataloader(program, tmp_path):
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for number in range(8):
@@ -39,7 +39,7 @@ TINY_STEP = [
 ]  # fmt: skip
 
 
-def test_train_step_beside_pytorch(program, tmp_path):
+def test_train_step_is_compared_with_the_fastest_form_of_pytorch(program, tmp_path):
     output = tmp_path / "step.json"
     wanted = ["PyTorch, eager", "PyTorch, channels last", "ours", "ours, XLA"]
     finished = program(
@@ -52,7 +52,7 @@ def test_train_step_beside_pytorch(program, tmp_path):
     assert f"| ratio to {fastest} |" in finished.stdout
 
 
-def test_train_step_beside_another_precision(program, tmp_path):
+def test_without_a_peer_the_first_side_is_the_reference(program, tmp_path):
     output = tmp_path / "step.json"
     wanted = ["ours", "ours, bfloat16"]
     finished = program(
@@ -64,7 +64,9 @@ def test_train_step_beside_another_precision(program, tmp_path):
     assert "| ratio to ours |" in finished.stdout
 
 
-def test_without_a_compiler_the_compiled_side_is_left_out_and_said(program, tmp_path, monkeypatch):
+def test_without_a_compiler_the_compiled_side_is_skipped_with_a_message(
+    program, tmp_path, monkeypatch
+):
     monkeypatch.setenv("CXX", "no-such-compiler")
     output = tmp_path / "step.json"
     wanted = ["PyTorch, eager", "PyTorch, compiled"]
@@ -72,4 +74,4 @@ def test_without_a_compiler_the_compiled_side_is_left_out_and_said(program, tmp_
         "benchmarks/train_step.py", *TINY_STEP, f"--output={output}", "--sides", *wanted
     )
     assert list(sides_of(finished, output)) == wanted[:1]
-    assert "PyTorch, compiled: left out, as there is no C++ compiler" in finished.stdout
+    assert "PyTorch, compiled: skipped, because there is no C++ compiler" in finished.stdout

@@ -1,4 +1,4 @@
-"""The programs that show reliability, run small; and that they would see what they look for."""
+"""The reliability programs run with small settings, and detect planted errors."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from benchmarks import corrupt, kill_resume
 
 @pytest.fixture(scope="module")
 def killed(program, tmp_path_factory):
-    """The finished program of two kills, its JSON, and the run that was not interrupted."""
+    """Returns the finished program of two kills, its JSON result and the uninterrupted run."""
     folder = tmp_path_factory.mktemp("kills")
     output = folder / "kills.json"
     finished = program(
@@ -22,21 +22,21 @@ def killed(program, tmp_path_factory):
     return finished, json.loads(output.read_text()), folder / "runs" / "reference"
 
 
-def test_runs_that_were_killed_end_as_one_that_was_not(killed):
+def test_killed_runs_give_the_result_of_an_uninterrupted_run(killed):
     finished, result, _ = killed
     assert result["kills"] == sum(row["kills"] for row in result["moments"].values()) == 2
     assert result["differences"] == result["failures"] == []
     runs = result["compared"]["runs"]
     assert runs >= 1
     assert result["compared"]["tensors"] > 100 * runs
-    # kNN before and after the epoch, and steps 5, 10, 15, 20, 22.
+    # Each run has lines for kNN before and after the epoch, and for steps 5, 10, 15, 20 and 22.
     assert result["compared"]["lines"] == 7 * runs
     assert "\n| all | 2 | " in finished.stdout
     assert "\n| differences | 0 |\n| failures | 0 |\n" in finished.stdout
 
 
 def change_a_bit(prefix):
-    """In the largest tensor of a TensorFlow checkpoint, which stays a valid one."""
+    """Flips a bit in the largest tensor of a TensorFlow checkpoint, which stays valid."""
     reader = tf.train.load_checkpoint(str(prefix))
     names = [name for name in reader.get_variable_to_shape_map() if "OBJECT_GRAPH" not in name]
     tensors = {name: reader.get_tensor(name).copy() for name in names}
@@ -65,11 +65,14 @@ def change_a_line(path, change):
             ),
             "metrics: ",
         ),
-        (lambda run: change_a_line(run / "metrics.jsonl", lambda line: []), "metrics: None for "),
+        (
+            lambda run: change_a_line(run / "metrics.jsonl", lambda line: []),
+            "metrics: None instead of ",
+        ),
     ],
     ids=["checkpoint", "encoder", "value", "missing line"],
 )
-def test_a_difference_between_runs_is_seen(killed, tmp_path, change, where):
+def test_a_difference_between_runs_is_reported(killed, tmp_path, change, where):
     _, _, reference = killed
     run = tmp_path / "run"
     shutil.copytree(reference, run)
@@ -79,7 +82,7 @@ def test_a_difference_between_runs_is_seen(killed, tmp_path, change, where):
     assert difference.startswith(where)
 
 
-def test_what_depends_on_the_clock_is_no_difference(killed, tmp_path):
+def test_values_that_depend_on_the_clock_are_no_difference(killed, tmp_path):
     _, _, reference = killed
     run = tmp_path / "run"
     shutil.copytree(reference, run)
@@ -90,7 +93,7 @@ def test_what_depends_on_the_clock_is_no_difference(killed, tmp_path):
     assert kill_resume.differences(run, reference)[0] == []
 
 
-def test_no_damaged_copy_of_a_checkpoint_is_restored_as_whole(program, tmp_path):
+def test_no_damaged_copy_of_a_checkpoint_is_restored_with_wrong_weights(program, tmp_path):
     output = tmp_path / "corrupt.json"
     finished = program("benchmarks/corrupt.py", "--copies=40", f"--output={output}")
     assert finished.returncode == 0, finished.stderr + finished.stdout
@@ -108,7 +111,7 @@ def test_no_damaged_copy_of_a_checkpoint_is_restored_as_whole(program, tmp_path)
     assert "\n| all | | 40 | " in finished.stdout
 
 
-def test_wrong_weights_behind_a_manifest_that_fits_them_are_seen(tmp_path):
+def test_wrong_weights_with_a_matching_manifest_are_reported(tmp_path):
     run = corrupt.Run(tmp_path, [corrupt.OLDER, corrupt.NEWER])
     assert run.restore()[0] == corrupt.HARMLESS
     for path in run.files:

@@ -1,4 +1,4 @@
-"""Small files of every kind of image that is decoded: one picture, 37 rows by 53 columns."""
+"""Small files of every kind of image that is decoded. All show one picture of 53x37 pixels."""
 
 import io
 import struct
@@ -35,14 +35,14 @@ def rotated_by_exif():
 
 
 def ycck():
-    """A CMYK JPEG whose marker says that its first three channels are luma and chroma."""
+    """Returns a CMYK JPEG whose marker declares its first three channels as luma and chroma."""
     file = bytearray(encode(COLOUR.convert("CMYK"), "JPEG"))
     file[file.index(b"Adobe") + 11] = 2
     return bytes(file)
 
 
 def interlaced_png(pixels):
-    """The seven passes of the PNG specification, chapter 8.2."""
+    """Returns a PNG of seven passes, as in chapter 8.2 of the PNG specification."""
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2)]
     rows = b"".join(
         b"\0" + row.tobytes()
@@ -57,7 +57,7 @@ def interlaced_png(pixels):
 
 
 def upside_down_bmp():
-    """Rows from the top, which a negative height says."""
+    """Returns a BMP whose first row is the top one, which a negative height declares."""
     file = encode(COLOUR.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP")
     return file[:22] + struct.pack("<i", -HEIGHT) + file[26:]
 

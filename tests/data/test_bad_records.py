@@ -1,4 +1,4 @@
-"""Records of TFDS that hold no image: looked up or streamed, trained on or evaluated on."""
+"""TFDS records without an image, in both file formats, in training and in evaluation."""
 
 import io
 import json
@@ -24,7 +24,7 @@ BAD_KEYS = (7, 8, 40)
 
 
 class SpottedPatches(tfds.core.GeneratorBasedBuilder):
-    """Flat images whose level and label tell their number; three of them are text."""
+    """Flat images whose level and label encode their number; three records are text instead."""
 
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = None
@@ -59,7 +59,7 @@ def source(request, tmp_path_factory):
 
 
 def labels_of(source):
-    """By index, read one by one, from the last to the first."""
+    """Returns {index: label}. The records are read one at a time, from the last to the first."""
     indices = range(NUM_IMAGES - 1, -1, -1)
     return {index: int(source.read(tf.constant([index], tf.int64))[1][0]) for index in indices}
 
@@ -82,7 +82,7 @@ def train(source, quarantine):
     return list(batches.as_numpy_iterator())
 
 
-def test_records_are_looked_up_by_index_and_streamed_under_the_same(source):
+def test_random_access_and_stream_give_a_record_the_same_index(source):
     labels = labels_of(source)
     assert sorted(labels.values()) == list(range(NUM_IMAGES))
     encoded, several = source.read(tf.constant([5, 59, 0, 30], tf.int64))
@@ -93,7 +93,7 @@ def test_records_are_looked_up_by_index_and_streamed_under_the_same(source):
         assert {int(index): int(label) for index, _, label in streamed} == labels
 
 
-def test_others_take_their_place_and_they_are_listed(source, tmp_path):
+def test_bad_records_are_listed_and_readable_ones_substituted(source, tmp_path):
     path = tmp_path / "quarantine.jsonl"
     quarantine = Quarantine(source, SKIP, path)
     batches = train(source, quarantine)
@@ -113,7 +113,7 @@ def test_others_take_their_place_and_they_are_listed(source, tmp_path):
         tf.nest.map_structure(np.testing.assert_array_equal, batch, again)
 
 
-def test_by_default_the_record_is_named(source):
+def test_the_default_error_names_the_bad_record(source):
     quarantine = Quarantine(source, DataConfig())
     train(source, quarantine)
     with pytest.raises(UserError, match=r"An image cannot be read: record .*neither a JPEG"):
@@ -130,7 +130,7 @@ def extract(source, data=None, **options):
     )
 
 
-def test_evaluation_leaves_them_out_with_their_labels_and_says_how_many(source, caplog):
+def test_evaluation_skips_bad_records_with_their_labels_and_logs_their_number(source, caplog):
     values, labels = extract(source, SKIP)
     assert sorted(labels) == sorted(set(range(NUM_IMAGES)) - set(BAD_KEYS))
     np.testing.assert_array_equal(values[:, 0], 4 * labels)
@@ -140,18 +140,18 @@ def test_evaluation_leaves_them_out_with_their_labels_and_says_how_many(source, 
     np.testing.assert_array_equal(some_values[:, 0], 4 * some_labels)
 
 
-def test_evaluation_stops_at_them_by_default(source):
+def test_evaluation_stops_at_a_bad_record_by_default(source):
     with pytest.raises(UserError, match=r"An image cannot be read: .*--on_bad_image=skip"):
         extract(source)
 
 
-def test_evaluation_stops_where_they_are_too_many(source):
+def test_evaluation_stops_if_too_many_records_are_bad(source):
     data = DataConfig(on_bad_image="skip", max_bad_fraction=2 / NUM_IMAGES)
     with pytest.raises(UserError, match=f"--max_bad_fraction.*Received: 3 of {NUM_IMAGES}"):
         extract(source, data)
 
 
-def test_evaluation_of_bad_images_alone_is_an_error(tmp_path):
+def test_evaluation_without_a_readable_image_is_an_error(tmp_path):
     for index in range(3):
         (tmp_path / f"{index}.png").write_text("")
     source = datasets.load("folder", str(tmp_path), "train")

@@ -1,4 +1,4 @@
-"""Folders, the embedded digits and TFDS: which images a name stands for, and what is an error."""
+"""Folders, the embedded digits and TFDS: the images of each name, and the errors."""
 
 import hashlib
 import json
@@ -14,13 +14,14 @@ from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from simsiam_tf.data import datasets, decoding
+from simsiam_tf.data import datasets, decoding, folders
 from simsiam_tf.data.digits import Digits
+from simsiam_tf.data.source import UNLABELLED
 from simsiam_tf.schema import UserError
 
 
 def write_images(root, *names, level=0):
-    """A flat image per name, each of another level from `level` on: {path: level}."""
+    """Writes a flat image per name, with levels from `level` on. Returns {path: level}."""
     levels = {}
     for number, name in enumerate(names, start=level):
         path = root / name
@@ -33,7 +34,7 @@ def write_images(root, *names, level=0):
 
 
 def read_all(source, start=0, stop=None):
-    """The decoded images and the labels of a source, by index."""
+    """Returns the decoded images and the labels of a source, by index."""
     stop = source.num_examples if stop is None else stop
     encoded, labels = source.read(tf.range(start, stop, dtype=tf.int64))
     return [decoding.decode_image(image).numpy() for image in encoded], labels.numpy().tolist()
@@ -44,13 +45,13 @@ def levels_of(source):
 
 
 def described(source, root):
-    """Where the images are, relative to the folder."""
+    """Returns the paths of the images relative to the folder."""
     paths = [source.describe(index) for index in range(source.num_examples)]
     return [pathlib.Path(path).relative_to(root).as_posix() for path in paths]
 
 
 def error_of(name, data_dir, split):
-    """The one line of the `UserError` that loading raises."""
+    """Returns the message of the `UserError` that loading raises; it must be one line."""
     with pytest.raises(UserError) as raised:
         datasets.load(name, str(data_dir), split)
     assert "\n" not in str(raised.value)
@@ -84,25 +85,25 @@ def test_class_folders_without_splits_are_the_training_split(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("b.png", "a.png"), ("train/b.png", "train/a.png")])
-def test_a_flat_heap_is_unlabelled(tmp_path, names):
+def test_a_folder_of_loose_images_is_unlabelled(tmp_path, names):
     write_images(tmp_path, *names)
     source = datasets.load("folder", str(tmp_path), "train")
     assert not source.labelled
     assert source.class_names == ()
     assert source.num_examples == 2
     assert levels_of(source) == [1, 0]
-    assert read_all(source)[1] == [datasets.UNLABELLED] * 2
+    assert read_all(source)[1] == [UNLABELLED] * 2
 
 
-def test_images_beside_class_folders_leave_all_unlabelled(tmp_path):
+def test_loose_images_beside_class_folders_make_all_unlabelled(tmp_path):
     write_images(tmp_path, "a.png", "cat/b.png", "dog/c.png")
     source = datasets.load("folder", str(tmp_path), "train")
     assert not source.labelled
     assert levels_of(source) == [0, 1, 2]
-    assert read_all(source)[1] == [datasets.UNLABELLED] * 3
+    assert read_all(source)[1] == [UNLABELLED] * 3
 
 
-def test_images_nested_in_a_class_folder_are_of_that_class(tmp_path):
+def test_images_nested_in_a_class_folder_have_that_class(tmp_path):
     write_images(tmp_path, "train/cat/2020/may/a.png", "train/cat/b.png", "train/dog/x/y/z/c.png")
     source = datasets.load("folder", str(tmp_path), "train")
     assert source.class_names == ("cat", "dog")
@@ -110,7 +111,7 @@ def test_images_nested_in_a_class_folder_are_of_that_class(tmp_path):
     assert read_all(source)[1] == [0, 0, 1]
 
 
-def test_every_suffix_is_found_in_either_case_and_nothing_else(tmp_path):
+def test_only_image_suffixes_are_found_in_either_case(tmp_path):
     names = ["a.png", "b.PNG", "c.jpg", "d.JPG", "e.jpeg", "f.JPEG", "g.bmp", "h.Bmp"]
     write_images(tmp_path, *names, level=40)
     for other in ("labels.txt", "i.tiff", "j.png.bak", "png", "k.npy"):
@@ -120,7 +121,7 @@ def test_every_suffix_is_found_in_either_case_and_nothing_else(tmp_path):
     assert levels_of(source) == list(range(40, 48))
 
 
-def test_hidden_files_and_folders_are_left_out(tmp_path):
+def test_hidden_files_and_folders_are_ignored(tmp_path):
     write_images(tmp_path, "cat/a.png", "cat/._a.png", ".thumbnails/b.png", "cat/.cache/c.png")
     source = datasets.load("folder", str(tmp_path), "train")
     assert source.class_names == ("cat",)
@@ -136,7 +137,7 @@ def test_linked_folders_are_followed(tmp_path):
     assert levels_of(source) == [0, 1]
 
 
-def test_a_class_that_a_split_lacks_keeps_the_label_numbers(tmp_path):
+def test_a_class_missing_from_one_split_does_not_shift_labels(tmp_path):
     write_images(tmp_path, "train/ant/a.png", "train/bee/b.png", "train/cat/c.png")
     write_images(tmp_path, "test/bee/d.png", "test/cat/e.png", "test/dog/f.png", level=3)
     train = datasets.load("folder", str(tmp_path), "train")
@@ -168,7 +169,7 @@ def test_read_takes_any_indices_in_any_order(tmp_path):
     assert [int(decoding.decode_image(image)[0, 0, 0]) for image in encoded] == [4, 0, 4, 2]
 
 
-def test_a_folder_of_100_000_images_in_1_000_classes(tmp_path, monkeypatch):
+def test_a_fingerprint_of_100_000_images_needs_little_memory(tmp_path, monkeypatch):
     (tmp_path / "train").mkdir()
     names = [f"n{number:08}" for number in range(1000)]
 
@@ -179,9 +180,9 @@ def test_a_folder_of_100_000_images_in_1_000_classes(tmp_path, monkeypatch):
             yield f"{root}/{name}", [], [f"{number:02}.JPEG" for number in range(100)]
 
     stats = []
-    monkeypatch.setattr(datasets.os, "walk", walk)
-    monkeypatch.setattr(datasets, "_subfolders", lambda folder: names)
-    monkeypatch.setattr(datasets, "_size_and_time", lambda path: stats.append(path) or (7, 8))
+    monkeypatch.setattr(folders.os, "walk", walk)
+    monkeypatch.setattr(folders, "_subfolders", lambda folder: names)
+    monkeypatch.setattr(folders, "_size_and_time", lambda path: stats.append(path) or (7, 8))
     source = datasets.load("folder", f"{tmp_path}/", "train")
     assert source.num_examples == 100_000
     assert source.class_names == tuple(names)
@@ -192,9 +193,9 @@ def test_a_folder_of_100_000_images_in_1_000_classes(tmp_path, monkeypatch):
     found = source.fingerprint()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2e6  # the list of the paths that were asked for is most of it
+    assert peak < 2e6  # mostly the list `stats`
     assert source.fingerprint() == found
-    assert len(stats) == 100_000  # once each
+    assert len(stats) == 100_000  # once per file
     files = [[f"{name}/{number:02}.JPEG", 7, 8] for name in names for number in range(100)]
     assert found == hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
@@ -244,7 +245,7 @@ def test_a_folder_without_splits_has_only_a_training_split(tmp_path):
 
 @pytest.fixture(scope="module")
 def digits_dir(tmp_path_factory):
-    """Where TFDS keeps the digits, once they were loaded."""
+    """Returns the folder where TFDS keeps the digits, which are prepared."""
     folder = tmp_path_factory.mktemp("tfds")
     datasets.load("digits", str(folder), "train")
     return folder
@@ -260,7 +261,7 @@ def test_digits_have_their_sizes_and_ten_classes(digits_dir, split, num_examples
 
 
 def sklearn_digits(split):
-    """[(pixels, label)] of scikit-learn's copy: every fifth, from the first on, is for testing."""
+    """Returns scikit-learn's [(pixels, label)]; every fifth, from the first on, is for testing."""
     bunch = load_digits()
     gray = np.round(bunch.images * 255 / 16).astype(np.uint8)
     examples = zip(np.repeat(gray[..., None], 3, axis=-1), bunch.target, strict=True)
@@ -272,7 +273,7 @@ def sklearn_digits(split):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_digits_are_those_of_scikit_learn(digits_dir, split):
+def test_digits_equal_those_of_scikit_learn(digits_dir, split):
     images, labels = read_all(datasets.load("digits", str(digits_dir), split))
     assert {image.shape for image in images} == {(8, 8, 3)}
     examples = [(image.tobytes(), label) for image, label in zip(images, labels, strict=True)]
@@ -286,7 +287,7 @@ def test_digits_are_prepared_once(digits_dir):
     assert any(path.suffix == ".json" for path in files)
 
 
-def test_digits_on_disk_are_taken_in_the_format_they_are_in(tmp_path):
+def test_prepared_digits_keep_their_file_format(tmp_path):
     Digits(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
     files = set(tmp_path.rglob("*"))
     source = datasets.load("digits", str(tmp_path), "test")
@@ -297,14 +298,14 @@ def test_digits_on_disk_are_taken_in_the_format_they_are_in(tmp_path):
 
 
 def streamed(source, seed=None):
-    """[(index, image, label)], without a seed in the order on disk."""
+    """Returns [(index, image, label)]; without a seed, in the order on disk."""
     return [
         (int(index), decoding.decode_image(encoded).numpy().tobytes(), int(label))
         for index, encoded, label in source.stream(seed)
     ]
 
 
-def test_digits_as_tfrecord_are_those_of_scikit_learn(tmp_path):
+def test_digits_as_tfrecord_equal_those_of_scikit_learn(tmp_path):
     Digits(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
     indices, *examples = zip(*streamed(datasets.load("digits", str(tmp_path), "test")), strict=True)
     assert sorted(indices) == list(range(360))
@@ -323,11 +324,11 @@ def test_slices_of_a_streamed_split_partition_it(tmp_path):
     assert sorted(map(tuple, examples)) == sorted(sklearn_digits("test"))
 
 
-def test_array_record_is_read_where_both_formats_are_on_disk(digits_dir, tmp_path):
+def test_array_record_is_preferred_if_both_formats_are_on_disk(digits_dir, tmp_path):
     Digits(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
     for path in digits_dir.rglob("*.array_record*"):
         shutil.copy(path, tmp_path / path.relative_to(digits_dir))
-    # As `tfds convert_format` notes it, when it converts in place.
+    # `tfds convert_format` writes this entry when it converts in place.
     (info,) = tmp_path.rglob("dataset_info.json")
     noted = json.loads(info.read_text()) | {"alternativeFileFormats": ["array_record"]}
     info.write_text(json.dumps(noted))
@@ -389,7 +390,7 @@ def test_an_unknown_config_or_version_or_a_malformed_name_is_an_error(digits_dir
 
 
 class UnlabelledPatches(tfds.core.GeneratorBasedBuilder):
-    """Three flat images in a feature of another name, and no label."""
+    """Three flat images in a feature that is not named "image", without labels."""
 
     VERSION = tfds.core.Version("1.0.0")
     pkg_dir_path = None
@@ -408,7 +409,7 @@ class UnlabelledPatches(tfds.core.GeneratorBasedBuilder):
 
 
 class Sentences(UnlabelledPatches):
-    """No image."""
+    """A data set without images."""
 
     def _info(self):
         features = tfds.features.FeaturesDict({"id": tfds.features.Text()})
@@ -419,7 +420,7 @@ class Sentences(UnlabelledPatches):
 
 
 class OutOfReach(UnlabelledPatches):
-    """Cannot be prepared, as where there is no network."""
+    """A data set that cannot be prepared, as without a network."""
 
     def _split_generators(self, dl_manager):
         raise ConnectionError("Name or service not known")
@@ -429,7 +430,7 @@ def test_a_tfds_set_without_labels_is_unlabelled(tmp_path):
     source = datasets.load("unlabelled_patches", str(tmp_path), "train")
     images, labels = read_all(source)
     assert not source.labelled
-    assert labels == [datasets.UNLABELLED] * 3
+    assert labels == [UNLABELLED] * 3
     assert sorted((image.shape, int(image.max())) for image in images) == [
         ((4, 5, 3), 0),
         ((4, 6, 3), 1),
@@ -441,7 +442,7 @@ def test_a_tfds_set_without_images_is_an_error(tmp_path):
     assert error_of("sentences", tmp_path, "train").endswith("Received: sentences/1.0.0")
 
 
-def test_a_tfds_set_that_cannot_be_had_is_an_error(tmp_path):
+def test_a_tfds_set_that_cannot_be_prepared_is_an_error(tmp_path):
     message = error_of("out_of_reach", tmp_path, "train")
     assert "out_of_reach" in message
     assert str(tmp_path) in message
@@ -456,7 +457,7 @@ def test_a_record_is_described_by_its_split_and_folder(digits_dir):
 
 
 @pytest.mark.parametrize("split", ["train+test", "train[:50%]+test"])
-def test_splits_can_be_added_up(digits_dir, split):
+def test_splits_can_be_combined(digits_dir, split):
     source = datasets.load("digits", str(digits_dir), split)
     first, second = (datasets.load("digits", str(digits_dir), part) for part in split.split("+"))
     assert source.num_examples == first.num_examples + second.num_examples
@@ -470,12 +471,12 @@ def test_tfds_knows_the_transfer_sets(path):
     assert tfds.builder_cls(path.stem).name == path.stem
 
 
-# Labels and parts.
+# Labels and subsets.
 
 
 @pytest.fixture(params=["folder", "array_record", "tfrecord"])
 def any_source(request, tmp_path):
-    """A source of each kind; the TFRecords in several files, whose order on disk is another one."""
+    """Returns a source of each kind. The TFRecords are in several files."""
     if request.param == "folder":
         write_images(tmp_path, *(f"train/{name}/{n}.png" for name in "ab" for n in range(6)))
         return datasets.load("folder", str(tmp_path), "train")
@@ -484,17 +485,17 @@ def any_source(request, tmp_path):
     return datasets.load("digits", str(tmp_path), "test")
 
 
-def test_the_labels_are_those_that_are_read_with_the_images(any_source):
+def test_labels_of_equals_the_labels_read_with_the_images(any_source):
     labels = datasets.labels_of(any_source)
     assert labels.dtype == "int32"
     assert labels.tolist() == read_all(any_source)[1]
 
 
-def test_a_subset_is_those_images_by_any_way_of_reading(any_source):
-    rows = np.array([1, 4, 7, 8, 11])
-    part = datasets.subset(any_source, rows)
+def test_a_subset_reads_and_streams_only_its_images(any_source):
+    indices = np.array([1, 4, 7, 8, 11])
+    part = datasets.subset(any_source, indices)
     images, labels = read_all(any_source)
-    expected = [(images[row].tobytes(), labels[row]) for row in rows]
+    expected = [(images[index].tobytes(), labels[index]) for index in indices]
     assert part.num_examples == 5
     found, found_labels = read_all(part)
     assert [image.tobytes() for image in found] == [image for image, _ in expected]
@@ -507,20 +508,20 @@ def test_a_subset_is_those_images_by_any_way_of_reading(any_source):
             assert [by_index[index] for index in range(5)] == expected
 
 
-def test_another_subset_has_another_fingerprint(any_source):
-    prints = {datasets.subset(any_source, np.array(rows)).fingerprint() for rows in ([1], [2])}
+def test_different_subsets_have_different_fingerprints(any_source):
+    prints = {datasets.subset(any_source, np.array(part)).fingerprint() for part in ([1], [2])}
     assert len(prints | {any_source.fingerprint()}) == 3
 
 
-def test_a_source_with_indices_has_them_beside_the_labels(any_source):
+def test_a_source_with_indices_gives_pairs_of_label_and_index(any_source):
     source = datasets.with_indices(any_source)
-    rows = tf.constant([3, 11, 0], tf.int64)
-    images, labels = any_source.read(rows)
-    found, columns = source.read(rows)
+    indices = tf.constant([3, 11, 0], tf.int64)
+    images, labels = any_source.read(indices)
+    found, pairs = source.read(indices)
     np.testing.assert_array_equal(found, images)
-    np.testing.assert_array_equal(columns, np.stack([labels, rows], axis=1))
-    assert columns.dtype == tf.int32
+    np.testing.assert_array_equal(pairs, np.stack([labels, indices], axis=1))
+    assert pairs.dtype == tf.int32
     if source.stream:
         labels = datasets.labels_of(any_source)
-        for index, _, column in source.stream(tf.constant([0, 1]), lambda records: records.take(9)):
-            assert column.numpy().tolist() == [labels[int(index)], int(index)]
+        for index, _, pair in source.stream(tf.constant([0, 1]), lambda records: records.take(9)):
+            assert pair.numpy().tolist() == [labels[int(index)], int(index)]

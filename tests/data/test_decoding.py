@@ -1,4 +1,4 @@
-"""Every kind of file is decoded as Pillow's `convert("RGB")` does, or refused with its reason."""
+"""Every kind of file is decoded as Pillow's `convert("RGB")` does, or rejected with a reason."""
 
 import io
 import struct
@@ -30,11 +30,11 @@ def bmp_of_size(height, width):
     return BMP[:18] + struct.pack("<ii", width, height) + BMP[26:]
 
 
-LIMIT = "1 to --max_image_pixels=120000000 pixels are decoded; width and height are] ["
+LIMIT = "an image must have 1 to --max_image_pixels=120000000 pixels; width and height are] ["
 TOO_LARGE = f"{LIMIT}60000 60000]"
-BITS = "24 and 32 bits and grey BMP are decoded; bits a pixel and compression are] ["
+BITS = "a BMP must have 24 or 32 bits or be grey; bits per pixel and compression are] ["
 NO_IMAGE = "neither a JPEG nor a PNG nor a BMP file"
-REFUSED = {
+REJECTED = {
     "empty": (b"", "an empty file"),
     "text": (b"A list of images.\n", NO_IMAGE),
     "gif": (encode(COLOUR, "GIF"), NO_IMAGE),
@@ -66,32 +66,32 @@ def decode(request):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_decoded_as_pillow_does(decode, kind):
+def test_a_file_is_decoded_as_pillow_does(decode, kind):
     expected = np.asarray(Image.open(io.BytesIO(FILES[kind])).convert("RGB"))
     result = decode(FILES[kind]).numpy()
     assert result.dtype == np.uint8
-    assert result.shape == (HEIGHT, WIDTH, 3)  # as stored, whatever EXIF says
-    # TensorFlow's libjpeg and Pillow's may differ by a level.
+    assert result.shape == (HEIGHT, WIDTH, 3)  # as stored, without EXIF's orientation
+    # The JPEG libraries of TensorFlow and Pillow may differ by one level.
     np.testing.assert_allclose(result.astype(int), expected, atol=1 if "jpeg" in kind else 0)
 
 
-def test_16_bit_gray_keeps_its_upper_8(decode):
-    # Pillow clips these at 255 instead, which leaves all but the darkest white.
+def test_16_bit_gray_keeps_its_upper_8_bits(decode):
+    # Pillow clips these levels at 255 instead, so all but the darkest become white.
     levels = (ROWS * 1700).astype(np.uint16)
     result = decode(encode(Image.fromarray(levels), "PNG")).numpy()
     np.testing.assert_array_equal(result, np.repeat((levels >> 8)[..., None], 3, axis=-1))
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_refused_with_a_reason(decode, kind):
-    file, reason = REFUSED[kind]
+@pytest.mark.parametrize("kind", REJECTED)
+def test_a_bad_file_is_rejected_with_a_reason(decode, kind):
+    file, reason = REJECTED[kind]
     with pytest.raises(tf.errors.InvalidArgumentError) as raised:
         decode(file)
     assert reason in raised.value.message
 
 
-def test_each_is_its_own_in_tf_data():
-    files = [*FILES.values(), *(file for file, _ in REFUSED.values())]
+def test_files_do_not_affect_each_other_in_tf_data():
+    files = [*FILES.values(), *(file for file, _ in REJECTED.values())]
     images = tf.data.Dataset.from_tensor_slices(files).map(decode_image, num_parallel_calls=4)
     images = list(images.ignore_errors().as_numpy_iterator())
     assert len(images) == len(FILES)
@@ -99,22 +99,22 @@ def test_each_is_its_own_in_tf_data():
         np.testing.assert_array_equal(image, decode_image(file))
 
 
-def test_as_many_pixels_as_the_limit_are_decoded_and_no_more():
+def test_an_image_may_have_as_many_pixels_as_the_limit_but_no_more():
     for file in (JPEG, PNG, BMP):
         assert decode_image(file, HEIGHT * WIDTH).shape == (HEIGHT, WIDTH, 3)
         with pytest.raises(tf.errors.InvalidArgumentError, match="--max_image_pixels=1960"):
             decode_image(file, HEIGHT * WIDTH - 1)
 
 
-def test_a_large_size_in_the_header_takes_no_memory():
-    """A child process, as the peak of a process never falls."""
+def test_a_large_size_in_the_header_allocates_no_memory():
+    """Measures in a child process, because the peak memory of a process never falls."""
     program = (
         "import resource, sys, tensorflow as tf\n"
         "from simsiam_tf.data.decoding import decode_image\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"decode_image({PNG!r})\n"
         "before = peak()\n"
-        f"for file in {[REFUSED[kind][0] for kind in REFUSED if 'large' in kind]!r}:\n"
+        f"for file in {[REJECTED[kind][0] for kind in REJECTED if 'large' in kind]!r}:\n"
         "    try: decode_image(file)\n"
         "    except tf.errors.InvalidArgumentError: pass\n"
         "print(peak() - before)\n"

@@ -1,4 +1,4 @@
-"""The host's kernels against Pillow, and against the operations of whole batches."""
+"""The compiled loops of the host, against Pillow and against the operations on batches."""
 
 import itertools
 import subprocess
@@ -19,13 +19,13 @@ LEVEL = 1 / 255
 def pillow_crop(image, box, size):
     top, left, height, width = map(int, box)
     crop = Image.fromarray(image).crop((left, top, left + width, top + height))
-    # Rows first, as Pillow always did until it took the cheaper way first.
+    # Rows first. Recent versions of Pillow start with the cheaper direction instead.
     rows = crop.resize((size, height), Image.Resampling.BILINEAR)
     return np.asarray(rows.resize((size, size), Image.Resampling.BILINEAR))
 
 
 @pytest.mark.parametrize("size", [8, 24, 97, 160])
-def test_a_crop_is_pillows_to_the_last_bit(size):
+def test_a_crop_equals_pillows_to_the_last_bit(size):
     image = photograph(211, 167)
     whole, inner = [0, 0, 211, 167], [13, 31, 150, 97]
     narrow, corner, pixel = [0, 60, 211, 5], [200, 160, 11, 7], [5, 5, 1, 1]
@@ -42,7 +42,7 @@ def test_the_extremes_of_a_crop_do_not_wrap():
 
 
 def draws(count, **changed):
-    """What `ops.recolor` takes, for images that nothing happens to."""
+    """Returns arguments of `ops.recolor` that change nothing, except for the given ones."""
     columns = {
         "factors": np.tile(np.float32([1, 1, 1, 0]), (count, 1)),
         "order": np.tile(np.arange(4, dtype=np.int32), (count, 1)),
@@ -56,7 +56,7 @@ def draws(count, **changed):
 
 
 def on_host(image, columns, size=32):
-    """The whole image, resized and treated as each row says: `[V, size, size, 3]` in [0, 1]."""
+    """Returns views of the whole image, one per row of draws: `[V, size, size, 3]` in [0, 1]."""
     boxes = np.tile(np.int32([0, 0, *image.shape[:2]]), (len(columns["flip"]), 1))
     result = kernels.views(image, boxes, size, **columns)
     assert result.dtype == np.uint8
@@ -75,15 +75,15 @@ def make(request):
     return request.param
 
 
-def test_without_draws_a_view_is_its_crop(make):
+def test_a_view_with_neutral_draws_is_its_crop(make):
     image = photograph()
     (view,) = make(image, draws(1))
     expected = pillow_crop(image, (0, 0, *image.shape[:2]), 32) * LEVEL
     np.testing.assert_allclose(view, expected, atol=1e-6)
 
 
-def test_jitter_is_its_four_operations_in_the_order_that_is_drawn(make):
-    # Strong amounts: clipping tells the orders apart.
+def test_jitter_applies_its_four_operations_in_the_drawn_order(make):
+    # The amounts are strong enough to clip, so different orders give different results.
     image = photograph()
     operations = [
         ops.adjust_brightness,
@@ -107,7 +107,7 @@ def test_jitter_is_its_four_operations_in_the_order_that_is_drawn(make):
     assert (distances[apart] > 2 * LEVEL).mean() > 0.9
 
 
-def test_gray_is_luma_after_the_jitter(make):
+def test_gray_is_the_luma_of_the_jittered_image(make):
     image, factors = photograph(), [[1.2, 1, 1, 0.1]]
     (gray,) = make(image, draws(1, factors=factors, gray=[True]))
     (colour,) = make(image, draws(1, factors=factors))
@@ -132,7 +132,7 @@ def test_flip_mirrors_left_and_right(make):
     np.testing.assert_allclose(flipped, expected, atol=1e-6)
 
 
-def test_draws_of_one_view_leave_the_others_alone(make):
+def test_draws_of_one_view_do_not_affect_the_others(make):
     image = photograph()
     columns = draws(
         3,
@@ -148,7 +148,7 @@ def test_draws_of_one_view_leave_the_others_alone(make):
     assert np.abs(second - plain).mean() > 5 * LEVEL
 
 
-def test_kernels_work_where_machine_code_cannot_be_kept(tmp_path):
+def test_kernels_work_without_a_writable_cache(tmp_path):
     program = (
         "import numba.core.caching as caching\n"
         "caching.CacheImpl._locator_classes = []\n"

@@ -19,7 +19,7 @@ PILLOW_TOLERANCE = 2 / 255
 
 
 def photograph(height=96, width=128, seed=0):
-    """A piece of one of scikit-learn's two photographs: `[height, width, 3]` uint8."""
+    """Returns a crop of one of scikit-learn's two photographs, `[height, width, 3]` uint8."""
     image = load_sample_image(("china.jpg", "flower.jpg")[seed % 2])
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return np.ascontiguousarray(image[top : top + height, left : left + width])
@@ -40,7 +40,7 @@ def seed_of(number):
 
 
 def eagerly(function, *columns):
-    """`function` of the first element of each column, of the second …: a list of results."""
+    """Returns the results of `function` for the first element of each column, the second, …."""
     return [np.asarray(function(*map(tf.constant, case))) for case in zip(*columns, strict=True)]
 
 
@@ -54,7 +54,7 @@ def in_tf_data(function, *columns):
 
 
 def of_unknown_size(tensor):
-    """An image is of unknown height and width once it was decoded in a graph."""
+    """Returns the image with unknown height and width, as after decoding in a graph."""
     if tensor.shape.rank != 3:
         return tensor
     return tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=[None, None, 3])
@@ -66,14 +66,14 @@ def run(request):
 
 
 def draw(function, count):
-    """`function(seed)` for many seeds, stacked; in `tf.data` for speed."""
+    """Returns `function(seed)` for many seeds, stacked. It runs in `tf.data` for speed."""
     seeds = tf.data.Dataset.range(count, output_type=tf.int32)
     results = seeds.map(lambda number: function(tf.stack([17, number])), num_parallel_calls=2)
     return next(results.batch(count).as_numpy_iterator())
 
 
 def kolmogorov_smirnov(sample, cdf):
-    """The largest distance of the sample's distribution from `cdf`, times √n; 1.95 is p = 0.001."""
+    """Returns the largest distance of a sample from `cdf`, times √n; 1.95 is p = 0.001."""
     sample = np.sort(sample)
     expected = cdf(sample)
     steps = np.arange(len(sample) + 1) / len(sample)
@@ -85,7 +85,7 @@ def uniform_cdf(low, high):
     return lambda value: np.clip((value - low) / (high - low), 0, 1)
 
 
-# Colour, against Pillow's ImageEnhance (torchvision's adjust_* are these for PIL images).
+# Colour, against Pillow's ImageEnhance, which torchvision's adjust_* call for PIL images.
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def uniform_cdf(low, high):
     ],
     ids=["brightness", "contrast", "saturation"],
 )
-def test_adjustment_is_that_of_pillow(run, adjust, enhance):
+def test_adjustment_equals_pillows(run, adjust, enhance):
     image, factors = photograph(), [0.0, 0.6, 1.0, 1.4, 2.0]
     results = run(adjust, [as_float(image)] * len(factors), factors)
     for factor, result in zip(factors, results, strict=True):
@@ -132,20 +132,21 @@ def test_grayscale_is_luma_in_three_equal_channels(run):
     assert mean_difference(result[..., 0], expected) <= PILLOW_TOLERANCE
 
 
-def test_hue_is_shifted_in_hsv(run):
-    # torchvision's adjust_hue, pixel by pixel with Python's colorsys.
+def test_hue_shift_equals_the_shift_in_hsv(run):
+    # The oracle is torchvision's adjust_hue, pixel by pixel with Python's colorsys.
     image, shifts = as_float(photograph(24, 32)), [-0.5, -0.1, 0.0, 0.07, 0.1, 0.5]
     results = run(ops.adjust_hue, [image] * len(shifts), shifts)
     for turns, result in zip(shifts, results, strict=True):
         expected = np.empty_like(image)
-        for position in np.ndindex(*image.shape[:2]):
-            hue, saturation, value = colorsys.rgb_to_hsv(*image[position].tolist())
-            expected[position] = colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value)
+        for pixel in np.ndindex(*image.shape[:2]):
+            hue, saturation, value = colorsys.rgb_to_hsv(*image[pixel].tolist())
+            expected[pixel] = colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value)
         assert mean_difference(result, expected) <= PILLOW_TOLERANCE, turns
 
 
-def test_hue_is_shifted_as_pillow_does(run):
-    # torchvision's adjust_hue for PIL images: the H band of HSV, in steps of 1/256 turn.
+def test_hue_shift_equals_pillows(run):
+    # The oracle is torchvision's adjust_hue for PIL images: it shifts the H band of HSV, in steps
+    # of 1/256 turn.
     image = photograph()
     hue, saturation, value = Image.fromarray(image).convert("HSV").split()
     hue = Image.fromarray((np.asarray(hue, np.int32) + round(0.1 * 255)).astype(np.uint8))
@@ -154,10 +155,10 @@ def test_hue_is_shifted_as_pillow_does(run):
     assert mean_difference(result, expected) <= PILLOW_TOLERANCE
 
 
-# A batch, each image by its own numbers.
+# Batches, in which each image has its own arguments.
 
 
-def test_operations_on_a_batch_are_those_on_each_image():
+def test_an_operation_on_a_batch_equals_the_operation_on_each_image():
     images = np.stack([as_float(photograph(24, 32, seed)) for seed in range(2)])
     for operation, values in [
         (ops.adjust_brightness, [0.7, 1.3]),
@@ -178,7 +179,7 @@ def test_operations_on_a_batch_are_those_on_each_image():
 
 
 def random_box(shape, seed, *bounds, **named_bounds):
-    """Top, left, height and width by a seed's draws: `[4]` int32."""
+    """Returns top, left, height and width of the box drawn with a seed, `[4]` int32."""
     uniform = tf.random.stateless_uniform([1, ops.BOX_DRAWS], seed)
     return ops.random_boxes(shape, uniform, *bounds, **named_bounds)[0]
 
@@ -189,22 +190,22 @@ def test_a_box_is_the_same_in_a_graph_as_eagerly():
         assert box.tolist() == random_box([300, 400], seed_of(number), 0.08).numpy().tolist()
 
 
-def test_boxes_of_several_views_are_those_of_each_by_itself():
+def test_boxes_of_several_views_equal_those_of_single_views():
     uniform = tf.random.stateless_uniform([6, ops.BOX_DRAWS], seed_of(3))
-    boxes = ops.random_boxes([30, 400], uniform, 0.02)  # some of the fallback
+    boxes = ops.random_boxes([30, 400], uniform, 0.02)  # some boxes are the fallback
     alone = [ops.random_boxes([30, 400], row[tf.newaxis], 0.02)[0] for row in uniform]
     np.testing.assert_array_equal(boxes, alone)
     assert len(np.unique(boxes, axis=0)) > 1
 
 
 def sampled_boxes(shape, count, *bounds, **named_bounds):
-    """Columns top, left, height, width over many seeds."""
+    """Returns the columns top, left, height and width over many seeds."""
     boxes = draw(lambda seed: random_box(shape, seed, *bounds, **named_bounds), count)
     return boxes.astype(np.int64).T
 
 
 def torchvision_box(height, width, min_area, rng):
-    # torchvision.transforms.RandomResizedCrop.get_params, with the default ratio.
+    # Transcribed from torchvision.transforms.RandomResizedCrop.get_params, with its default ratio.
     log_ratio = math.log(3 / 4), math.log(4 / 3)
     for _ in range(10):
         target_area = height * width * rng.uniform(min_area, 1)
@@ -224,7 +225,8 @@ def torchvision_box(height, width, min_area, rng):
 
 
 def test_area_is_uniform_and_aspect_log_uniform_where_every_box_fits():
-    # At most half of this image: the first draw always fits, so nothing bends the distribution.
+    # Boxes have at most half the area of this image. So the first draw always fits, and the
+    # fallback does not distort the distribution.
     height, width = 8000, 6000
     top, left, box_height, box_width = sampled_boxes([height, width], 10_000, 0.2, 0.5)
     area = box_height * box_width / (height * width)
@@ -239,7 +241,7 @@ def test_area_is_uniform_and_aspect_log_uniform_where_every_box_fits():
 
 
 @pytest.mark.parametrize("min_area", [0.08, 0.2])
-def test_boxes_are_distributed_as_torchvisions(min_area):
+def test_boxes_have_the_distribution_of_torchvisions(min_area):
     height, width, count = 300, 400, 10_000
     boxes = sampled_boxes([height, width], count, min_area)
     rng = np.random.default_rng(0)
@@ -256,7 +258,7 @@ def test_boxes_are_distributed_as_torchvisions(min_area):
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (37, 23), (5, 5), (2, 3), (1, 1)])
-def test_every_box_lies_within_the_image(shape):
+def test_every_box_is_within_the_image(shape):
     top, left, height, width = sampled_boxes(list(shape), 1000, 0.08)
     assert min(top.min(), left.min()) >= 0
     assert min(height.min(), width.min()) >= 1
@@ -264,7 +266,7 @@ def test_every_box_lies_within_the_image(shape):
     assert (left + width).max() <= shape[1]
 
 
-def test_a_small_image_is_cropped_at_its_last_row_and_column_too():
+def test_crops_of_a_small_image_reach_its_last_row_and_column():
     top, left, height, width = sampled_boxes([8, 8], 1000, 0.2, 0.3)
     assert set(top) >= {0, 3}
     assert (top + height).max() == 8
@@ -286,14 +288,14 @@ def test_aspect_is_width_over_height():
         ((30, 401), (0, 180, 30, 40)),
     ],
 )
-def test_an_image_that_no_box_fits_is_cropped_in_its_middle(run, shape, box):
+def test_an_image_into_which_no_box_fits_is_cropped_centrally(run, shape, box):
     seeds = [seed_of(number) for number in range(3)]
     for result in run(lambda seed: random_box(shape, seed, 0.2), seeds):
         assert tuple(result) == box
 
 
-def test_the_fallback_is_within_the_bounds_that_are_given(run):
-    # Boxes of the whole image's area: those of another aspect fit nowhere.
+def test_the_fallback_respects_the_given_bounds_of_the_aspect(run):
+    # Boxes have the area of the whole image, so a box of another aspect does not fit.
     def sample(seed):
         narrow = random_box((200, 300), seed, 1.0, 1.0, (0.5, 0.6))
         whole = random_box((200, 250), seed, 1.0, 1.0)
@@ -314,8 +316,8 @@ def test_the_fallback_is_within_the_bounds_that_are_given(run):
         (20, 33, 32, 1.0),
     ],
 )
-def test_central_crop_is_resize_and_center_crop(run, height, width, size, ratio):
-    # torchvision's Resize(round(size / ratio)) and CenterCrop(size), for PIL images.
+def test_central_crop_equals_resize_and_center_crop(run, height, width, size, ratio):
+    # The oracle is torchvision's Resize(round(size / ratio)) and CenterCrop(size) for PIL images.
     image = photograph(height, width)
     target, short = round(size / ratio), min(height, width)
     resized_width, resized_height = int(target * width / short), int(target * height / short)
@@ -333,20 +335,20 @@ def test_central_crop_is_resize_and_center_crop(run, height, width, size, ratio)
 
 
 def dense_blur(image, sigma):
-    """Every weight of the Gaussian by itself, over the image continued by reflection."""
+    """Returns a blur that sums every weight of the Gaussian, over the image and its reflections."""
     for _ in range(2):  # along the first axis, then along the second
         size = image.shape[0]
         padded = np.pad(image, ((size - 1, size - 1), (0, 0), (0, 0)), mode="reflect")
-        positions = np.arange(-(size - 1), 2 * size - 1)
+        coordinates = np.arange(-(size - 1), 2 * size - 1)
         blurred = np.empty_like(image)
         for row in range(size):
-            weights = np.exp(-((positions - row) ** 2) / (2 * sigma**2))
+            weights = np.exp(-((coordinates - row) ** 2) / (2 * sigma**2))
             blurred[row] = np.tensordot(weights / weights.sum(), padded, axes=1)
         image = blurred.transpose(1, 0, 2)
     return image
 
 
-def test_blur_without_radius_is_the_dense_gaussian(run):
+def test_blur_without_radius_equals_the_dense_gaussian(run):
     image, sigmas = as_float(photograph(24, 31)), [0.1, 0.5, 1.0, 2.0, 6.0]
     results = run(ops.gaussian_blur, [image] * len(sigmas), sigmas)
     for sigma, result in zip(sigmas, results, strict=True):
@@ -354,8 +356,8 @@ def test_blur_without_radius_is_the_dense_gaussian(run):
 
 
 @pytest.mark.parametrize(("kernel", "sigmas"), [(23, [0.1, 0.5, 1.0, 2.0]), (9, [1.3])])
-def test_blur_with_radius_is_that_of_tensorflow_addons(run, kernel, sigmas):
-    # tensorflow-addons 0.23.0, gaussian_filter2d(padding="REFLECT").
+def test_blur_with_radius_equals_that_of_tensorflow_addons(run, kernel, sigmas):
+    # The fixture was computed by tensorflow-addons 0.23.0, gaussian_filter2d(padding="REFLECT").
     with np.load(FIXTURES / "tensorflow_addons_image_ops.npz") as fixture:
         image = fixture["image"][0]
         expected = [
@@ -369,8 +371,8 @@ def test_blur_with_radius_is_that_of_tensorflow_addons(run, kernel, sigmas):
     np.testing.assert_allclose(results, expected, atol=1e-5)
 
 
-def test_blur_with_a_small_radius_is_cut(run):
-    # The weights of a kernel of three taps, by hand.
+def test_blur_with_a_small_radius_has_a_truncated_kernel(run):
+    # The oracle is a kernel of three taps, computed by hand.
     image = np.zeros([9, 9, 3], np.float32)
     image[4, 4] = 1
     side = math.exp(-1 / (2 * 3**2))
@@ -393,7 +395,7 @@ def decoded_by_pillow(encoded):
     return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
 
-def test_jpeg_is_decoded_as_pillow_does(run):
+def test_decoded_jpeg_equals_pillows(run):
     image = Image.fromarray(photograph(61, 45))
     files = [
         encode(image.convert(mode), "JPEG", quality=90, subsampling=subsampling)
@@ -402,7 +404,8 @@ def test_jpeg_is_decoded_as_pillow_does(run):
     ]
     for file, result in zip(files, run(decoding.decode_image, files), strict=True):
         assert result.dtype == np.uint8
-        # In levels. The fast inverse transform, TensorFlow's default, is off by one.
+        # The tolerance is in levels. The fast inverse transform, TensorFlow's default, is off by
+        # one.
         assert mean_difference(result, decoded_by_pillow(file)) <= 0.5
 
 
@@ -420,6 +423,6 @@ def test_lossless_images_of_any_mode_are_decoded_exactly(run):
 
 
 @pytest.mark.parametrize("encoded", [b"", b"not an image", b"\xff\xd8\xff"])
-def test_bytes_that_are_no_image_are_an_error(run, encoded):
+def test_bytes_without_an_image_are_an_error(run, encoded):
     with pytest.raises(tf.errors.InvalidArgumentError):
         run(decoding.decode_image, [encoded])

@@ -1,4 +1,4 @@
-"""Order, views and errors of the pipeline: what each step sees is a function of its number."""
+"""Order, views and errors of the pipeline: a batch is a function of the step's number."""
 
 import collections
 import io
@@ -12,13 +12,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from simsiam_tf.config import ViewsConfig
-from simsiam_tf.data import datasets, pipeline, views
+from simsiam_tf.data import datasets, pipeline, tfrecords, views
 from simsiam_tf.data.digits import Digits
 from simsiam_tf.schema import UserError
 
 NUM_IMAGES = 23
 SEED = 3
-# One random crop and flip, in levels of 255; two views and the colours take long to trace.
+# One view with a random crop and flip. Two views with colours take long to trace.
 RECIPE = views.build_linear_view(8, 0.2, 0.5)
 
 
@@ -27,7 +27,7 @@ def level_of(index):
 
 
 def write_image(path, index):
-    """A gray ramp whose mean tells the index of the image."""
+    """Writes a gray ramp whose mean encodes the index of the image."""
     ramp = np.linspace(-4, 4, 12).round()
     pixels = np.broadcast_to((level_of(index) + ramp)[None, :, None], (10, 12, 3))
     Image.fromarray(pixels.astype(np.uint8)).save(path)
@@ -57,7 +57,7 @@ def folder(image_folder):
 def prepared_digits(folder, file_format):
     builder = Digits(data_dir=str(folder), file_format=file_format)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
-    return datasets.load("digits", str(folder), "train[20%:26%]")  # of two shards, both in part
+    return datasets.load("digits", str(folder), "train[20%:26%]")  # parts of two shards
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +72,12 @@ def tfrecord(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["folder", "array_record", "tfrecord"])
 def source(request):
-    """Each way to read: files and records by random access, and records streamed."""
+    """Returns a source of each kind: files and records by random access, and streamed records."""
     return request.getfixturevalue(request.param)
 
 
 def batch_size_of(source):
-    """An even one that leaves a partial batch: 4 of 23 images, 16 of 86."""
+    """Returns an even batch size that leaves a partial batch: 4 for 23 images, 16 for 86."""
     return 4 if source.num_examples == NUM_IMAGES else 16
 
 
@@ -106,7 +106,7 @@ def indices(batches):
 
 
 def assert_same_batches(batches, others):
-    """Bit for bit."""
+    """Checks equality bit for bit."""
     assert len(batches) == len(others) > 0
     for batch, other in zip(batches, others, strict=True):
         assert batch.keys() == other.keys() == {"views", "label", "index"}
@@ -124,13 +124,13 @@ def no_augmentation(image, seed):
 
 @pytest.fixture(scope="module")
 def plain(source):
-    """The batches of four epochs, without augmentation."""
+    """Returns the batches of four epochs without augmentation."""
     return train(source, 0, 4 * steps_per_epoch(source), recipe=no_augmentation)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(source):
-    """The batches of two epochs and a bit, augmented."""
+    """Returns the augmented batches of two epochs and two steps."""
     return train(source, 0, 2 * steps_per_epoch(source) + 2)
 
 
@@ -146,16 +146,16 @@ def test_every_epoch_is_a_permutation_without_its_partial_batch(source, plain):
         assert set(epoch) <= set(range(source.num_examples))
 
 
-def test_epochs_differ_in_order_and_in_what_they_drop(plain):
+def test_epochs_differ_in_order_and_in_dropped_samples(plain):
     first, second, *_ = indices(plain).reshape(4, -1)
     assert (first != second).mean() > 0.5
     assert set(first) != set(second)
-    # Nor is any of them the order on disk.
+    # The first epoch is not in the order on disk either.
     assert (first != np.arange(len(first))).mean() > 0.5
     assert np.abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.6
 
 
-def test_an_epoch_is_complete_where_the_batch_divides_it(folder):
+def test_an_epoch_is_complete_if_the_batch_size_divides_it(folder):
     batches = pipeline.training_batches(
         folder, no_augmentation, batch_size=NUM_IMAGES, seed=SEED, first_step=0, last_step=4
     )
@@ -163,7 +163,7 @@ def test_an_epoch_is_complete_where_the_batch_divides_it(folder):
         assert sorted(batch["index"]) == list(range(NUM_IMAGES))
 
 
-def test_every_image_comes_equally_often_at_every_place():
+def test_every_image_is_equally_often_at_every_offset():
     count, num_epochs = 12, 250
     orders = np.stack(
         [
@@ -173,12 +173,12 @@ def test_every_image_comes_equally_often_at_every_place():
     )
     times = np.stack([np.bincount(column, minlength=count) for column in orders.T])
     assert (times.sum(axis=1) == num_epochs).all()
-    # Expected are 21 times, with a deviation of 4.4: five of them, as there are 144 counts.
+    # Each of the 144 counts has the mean 21 and the deviation 4.4. The bound is five deviations.
     assert abs(times - num_epochs / count).max() < 22
 
 
-def test_the_order_of_a_class_sorted_set_mixes_the_classes_in_each_batch():
-    # Of 5,000 images sorted by class, each batch of 250 holds about 25 of each of ten classes.
+def test_the_order_mixes_the_classes_of_a_sorted_data_set_in_each_batch():
+    # The 5,000 images are sorted by class. A batch of 250 contains about 25 of each of ten classes.
     order = pipeline.epoch_order(5000, SEED, 0, tf.range(5000, dtype=tf.int64)).numpy()
     classes = order.reshape(20, 250) // 500
     times = np.stack([np.bincount(batch, minlength=10) for batch in classes])
@@ -187,16 +187,16 @@ def test_the_order_of_a_class_sorted_set_mixes_the_classes_in_each_batch():
 
 
 def test_orders_of_a_long_run_do_not_repeat():
-    # The authors' schedule for CIFAR-10 is of 800 epochs.
-    positions = tf.range(20, dtype=tf.int64)
+    # The authors' schedule for CIFAR-10 has 800 epochs.
+    offsets = tf.range(20, dtype=tf.int64)
     orders = tf.data.Dataset.range(1000).map(
-        lambda epoch: pipeline.epoch_order(50_000, SEED, epoch, positions)
+        lambda epoch: pipeline.epoch_order(50_000, SEED, epoch, offsets)
     )
     assert len({tuple(order) for order in orders.as_numpy_iterator()}) == 1000
 
 
 def test_neighbours_in_an_order_are_independent():
-    # As many images as CIFAR-10 has: a correlation's deviation is 1/√50,000 = 0.0045.
+    # CIFAR-10 has 50,000 images. The deviation of a correlation is 1/√50,000 = 0.0045.
     order = pipeline.epoch_order(50_000, SEED, 0, tf.range(50_000, dtype=tf.int64)).numpy()
     for lag in range(1, 9):
         assert abs(np.corrcoef(order[:-lag], order[lag:])[0, 1]) < 0.02, lag
@@ -254,7 +254,7 @@ def test_batches_have_the_promised_shapes_and_dtypes(source):
     assert batch["index"].dtype == np.int64
 
 
-def test_what_the_device_draws_with_travels_with_the_crops(source):
+def test_crops_for_the_device_come_with_their_draws(source):
     size = batch_size_of(source)
     recipe = views.build_views(ViewsConfig(image_size=8, augment_on="device"), 2)
     (batch,) = train(source, 0, 1, recipe=recipe)
@@ -266,7 +266,7 @@ def test_what_the_device_draws_with_travels_with_the_crops(source):
 
 
 def test_views_are_drawn_anew_for_each_seed_epoch_and_image():
-    # What the recipe is given as its seed.
+    # This recipe returns its seed as the view.
     def drawn(image, seed):
         del image
         return {"views": (seed,)}
@@ -285,15 +285,15 @@ def test_views_are_drawn_anew_for_each_seed_epoch_and_image():
     assert len(seeds) == 2 * 4 * 5
 
 
-# Resuming, sharing, running in parallel: none of them changes what is computed.
+# Resuming, sharing and parallelism do not change the batches.
 
 
-@pytest.mark.parametrize("place", ["in_the_first_epoch", "at_an_epochs_end", "in_a_later_epoch"])
-def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(source, uninterrupted, place):
+@pytest.mark.parametrize("when", ["in_the_first_epoch", "at_an_epochs_end", "in_a_later_epoch"])
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(source, uninterrupted, when):
     steps = steps_per_epoch(source)
     first = {"in_the_first_epoch": 2, "at_an_epochs_end": steps, "in_a_later_epoch": steps + 3}
-    resumed = train(source, first[place], 2 * steps + 2)
-    assert_same_batches(resumed, uninterrupted[first[place] :])
+    resumed = train(source, first[when], 2 * steps + 2)
+    assert_same_batches(resumed, uninterrupted[first[when] :])
 
 
 def concatenated(*shares):
@@ -304,7 +304,7 @@ def concatenated(*shares):
 
 
 def shares_of(source, count, first_step, last_step, **options):
-    """The batches of each of some workers with a replica each."""
+    """Returns the batches of each of `count` workers with one replica each."""
     return [
         train(
             source,
@@ -320,20 +320,20 @@ def shares_of(source, count, first_step, last_step, **options):
 
 
 @pytest.mark.parametrize(("kind", "count"), [("folder", 2), ("array_record", 2), ("tfrecord", 4)])
-def test_pipelines_share_the_global_batch_of_one(request, kind, count):
-    source = request.getfixturevalue(kind)  # of TFRecord files there are two: too few to share
+def test_workers_share_the_global_batch_of_a_single_worker(request, kind, count):
+    source = request.getfixturevalue(kind)  # four workers cannot share the two TFRecord files
     last = steps_per_epoch(source) + 2
     shares = shares_of(source, count, 1, last)
     assert len(shares[0][0]["index"]) == batch_size_of(source) // count
     assert_same_batches(concatenated(*shares), train(source, 1, last))
 
 
-# Streams that workers share by file.
+# Streams whose files are shared by workers.
 
 
 @pytest.fixture(scope="module")
 def unequal_files(tmp_path_factory):
-    """A source of 86 records in two files, of 75 and 11."""
+    """Returns a source of 86 records in two files, of 75 and 11 records."""
     folder = tmp_path_factory.mktemp("unequal")
     prepared_digits(folder, "tfrecord")
     source = datasets.load("digits", str(folder), "train[:75]+train[1000:1011]")
@@ -346,7 +346,7 @@ def files(request):
     return request.getfixturevalue(request.param)
 
 
-def test_workers_that_share_files_see_each_sample_once_an_epoch_in_equally_many_steps(files):
+def test_workers_that_share_files_see_a_sample_once_an_epoch_and_have_equally_many_steps(files):
     steps = steps_per_epoch(files)
     first, second = map(indices, shares_of(files, 2, 0, 3 * steps, recipe=no_augmentation))
     assert first.shape == second.shape == (3 * steps, batch_size_of(files) // 2)
@@ -355,7 +355,7 @@ def test_workers_that_share_files_see_each_sample_once_an_epoch_in_equally_many_
         assert len(set(np.concatenate(seen))) == steps * batch_size_of(files)
 
 
-def test_workers_that_share_files_read_half_of_the_records_each(files):
+def test_each_of_two_workers_that_share_files_reads_half_of_the_records(files):
     for seed in ([0, 1], [0, 2], [0, 3]):
         first, second = (
             {int(index) for index, _, _ in files.stream(tf.constant(seed), share=(number, 2))}
@@ -365,7 +365,7 @@ def test_workers_that_share_files_read_half_of_the_records_each(files):
         assert len(first | second) == files.num_examples // 2 * 2
 
 
-def test_an_index_names_the_same_image_whoever_reads_it(files):
+def test_an_index_names_the_same_image_on_any_number_of_workers(files):
     images = collections.defaultdict(set)
     steps = steps_per_epoch(files)
     for count in (1, 2):
@@ -377,14 +377,14 @@ def test_an_index_names_the_same_image_whoever_reads_it(files):
     assert all(len(seen) == 1 for seen in images.values())
 
 
-@pytest.mark.parametrize("first_step", [2, 5, 8])  # an epoch is five steps
+@pytest.mark.parametrize("first_step", [2, 5, 8])  # an epoch has five steps
 def test_workers_that_share_files_resume_exactly(files, first_step):
     whole, resumed = (shares_of(files, 2, first, 11) for first in (0, first_step))
     for before, after in zip(whole, resumed, strict=True):
         assert_same_batches(after, before[first_step:])
 
 
-def test_a_share_of_the_files_is_read_and_no_more():
+def test_a_share_of_the_files_is_its_part_of_the_records():
     takes = [5, 1, 30, 0, 7, 2]
     firsts = np.cumsum([0, *takes[:-1]])
     columns = (
@@ -394,18 +394,18 @@ def test_a_share_of_the_files_is_read_and_no_more():
         tf.constant(firsts, tf.int64),
     )
     order = [
-        (f"file {number}", place) for number, take in enumerate(takes) for place in range(take)
+        (f"file {number}", record) for number, take in enumerate(takes) for record in range(take)
     ]
     for count in (1, 2, 3, 4, 6):
         size = sum(takes) // count
         for number in range(count):
-            share = datasets._share_of_shards(columns, number, count)
+            share = tfrecords._share_of_shards(columns, number, count)
             found = []
             for path, skip, take, first in zip(*(column.numpy() for column in share), strict=True):
                 file = int(path.decode().split()[1])
                 start = skip - columns[1][file].numpy()
                 assert first == firsts[file] + start
-                found += [(path.decode(), place) for place in range(start, start + take)]
+                found += [(path.decode(), record) for record in range(start, start + take)]
             assert found == order[number * size : (number + 1) * size]
 
 
@@ -415,7 +415,7 @@ def test_the_log_says_that_the_order_of_a_stream_depends_on_the_workers(tmp_path
     assert "the order of the samples depends on the number of workers" in caplog.text
 
 
-def test_two_replicas_of_one_pipeline_get_the_halves_of_the_batch(source, uninterrupted):
+def test_two_replicas_of_one_worker_get_the_halves_of_the_batch(source, uninterrupted):
     last = steps_per_epoch(source) + 1
     context = tf.distribute.InputContext(
         num_input_pipelines=1, input_pipeline_id=0, num_replicas_in_sync=2
@@ -425,7 +425,7 @@ def test_two_replicas_of_one_pipeline_get_the_halves_of_the_batch(source, uninte
     assert_same_batches(concatenated(halves[0::2], halves[1::2]), uninterrupted[:last])
 
 
-def test_four_replicas_of_two_pipelines_get_the_quarters_of_the_batch(folder):
+def test_four_replicas_of_two_workers_get_the_quarters_of_the_batch(folder):
     contexts = [
         tf.distribute.InputContext(
             num_input_pipelines=2, input_pipeline_id=pipeline_id, num_replicas_in_sync=4
@@ -438,7 +438,7 @@ def test_four_replicas_of_two_pipelines_get_the_quarters_of_the_batch(folder):
 
 
 def unfused():
-    """No stage of the pipeline merged with the next, which would hide a lack of order."""
+    """Returns options that keep the stages separate. Fused stages would hide a missing order."""
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     return options
@@ -454,9 +454,9 @@ def test_parallelism_does_not_change_the_batches(source, uninterrupted):
     assert_same_batches(list(batches.as_numpy_iterator()), uninterrupted[:last])
 
 
-def test_images_that_take_long_keep_their_place():
+def test_slow_images_keep_their_batch_offsets():
     def read(indices):
-        # The first 16 take long, to read as well as to decode.
+        # The first 16 images are slow to read and to decode.
         sides = tf.where(indices < 16, 600, 1)
         encoded = tf.map_fn(
             lambda side: tf.io.encode_png(tf.zeros([side, side, 3], tf.uint8)),
@@ -504,7 +504,7 @@ def evaluate(source, batch_size, view=mean_view, **options):
 
 
 def evaluated(batches):
-    """The images and labels of all batches."""
+    """Returns the images and labels of all batches."""
     return [np.concatenate(column) for column in zip(*batches, strict=True)]
 
 
@@ -520,8 +520,8 @@ def test_evaluation_sees_every_image_once_in_order(folder):
 def test_evaluation_order_names_the_images_of_each_batch(folder):
     for limit in (None, 9):
         (levels, _) = evaluated(evaluate(folder, 4, seed=1, limit=limit))
-        positions = tf.range(len(levels), dtype=tf.int64)
-        order = pipeline.evaluation_order(folder, positions, seed=1, limit=limit).numpy()
+        offsets = tf.range(len(levels), dtype=tf.int64)
+        order = pipeline.evaluation_order(folder, offsets, seed=1, limit=limit).numpy()
         np.testing.assert_allclose(levels, level_of(order), atol=0.5)
 
 
@@ -532,7 +532,7 @@ def images_and_labels(batches):
 
 @pytest.fixture(scope="module")
 def everything(source):
-    """What evaluation sees without a limit."""
+    """Returns the images and labels of evaluation without a limit."""
     return images_and_labels(evaluate(source, 10, pixels))
 
 
@@ -543,7 +543,7 @@ def test_evaluation_sees_every_image_of_every_kind_of_source_once(source, plain,
         for batch in plain
         for image, label in zip(batch["views"][0], batch["label"], strict=True)
     ]
-    # Over four epochs every image was trained on: the same images, each as often as on disk.
+    # The four epochs contain every image, so both sets of images are the same.
     assert set(everything) == set(in_training_order)
     assert everything == images_and_labels(evaluate(source, 7, pixels))
 
@@ -567,7 +567,7 @@ def test_no_limit_or_a_large_one_takes_everything_in_order(source, everything, l
 
 # Errors.
 
-# A photograph: noise makes the file long enough to cut.
+# Noise makes a file that is long enough to truncate.
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 
 
@@ -612,7 +612,7 @@ def link_to_nothing(path):
     ],
 )
 def broken(request, image_folder, tmp_path):
-    """A folder's source and the path of its one image that cannot be read, in the middle."""
+    """Returns the source of a folder and the path of its only unreadable image, in the middle."""
     name, write = request.param
     root = tmp_path / "images"
     shutil.copytree(image_folder, root)
@@ -621,12 +621,12 @@ def broken(request, image_folder, tmp_path):
     return datasets.load("folder", str(root), "train"), path
 
 
-def position_of(path, source):
+def index_of(path, source):
     return next(i for i in range(source.num_examples) if source.describe(i) == str(path))
 
 
 def batches_until_error(batches):
-    """How many batches come before the `UserError`, and its text."""
+    """Returns the number of batches before the `UserError`, and its message."""
     count = 0
     try:
         for _ in batches:
@@ -640,8 +640,8 @@ def test_training_names_the_image_that_cannot_be_read(broken):
     source, path = broken
     first_step, last_step, size = 2, 20, 4
 
-    def indices_of(position):
-        return pipeline.step_order(source.num_examples, size, SEED, first_step + position)
+    def indices_of(number):
+        return pipeline.step_order(source.num_examples, size, SEED, first_step + number)
 
     batches = pipeline.training_batches(
         source, RECIPE, batch_size=size, seed=SEED, first_step=first_step, last_step=last_step
@@ -649,25 +649,25 @@ def test_training_names_the_image_that_cannot_be_read(broken):
     sound, message = batches_until_error(pipeline.iterate(batches, source, indices_of))
     assert str(path) in message
     assert "\n" not in message
-    index = position_of(path, source)
+    index = index_of(path, source)
     assert sound == next(i for i in range(last_step - first_step) if index in indices_of(i))
 
 
 def test_evaluation_names_the_image_that_cannot_be_read(broken):
     source, path = broken
 
-    def indices_of(position):
-        positions = tf.range(5 * position, min(5 * position + 5, source.num_examples))
-        return pipeline.evaluation_order(source, positions)
+    def indices_of(number):
+        offsets = tf.range(5 * number, min(5 * number + 5, source.num_examples))
+        return pipeline.evaluation_order(source, offsets)
 
     batches = pipeline.evaluation_batches(source, mean_view, 5)
     sound, message = batches_until_error(pipeline.iterate(batches, source, indices_of))
     assert str(path) in message
     assert "\n" not in message
-    assert sound == position_of(path, source) // 5
+    assert sound == index_of(path, source) // 5
 
 
-def test_batches_of_sound_images_pass_unchanged(folder):
+def test_iterate_does_not_change_batches_of_readable_images(folder):
     expected = train(folder, 0, 7)
     batches = training_batches(folder, 0, len(expected))
     passed = [
@@ -677,7 +677,7 @@ def test_batches_of_sound_images_pass_unchanged(folder):
     assert_same_batches(passed, expected)
 
 
-def test_a_record_that_is_no_image_is_an_error_of_the_user_for_streams_too():
+def test_a_record_without_an_image_in_a_stream_is_a_user_error():
     def stream(seed, transform):
         del seed
         records = tf.data.Dataset.from_tensor_slices([encoded_image(), b"not an image"])
@@ -686,5 +686,5 @@ def test_a_record_that_is_no_image_is_an_error_of_the_user_for_streams_too():
     source = datasets.Source("two records", 2, (), str, read=None, stream=stream)
     batches = pipeline.evaluation_batches(source, pixels, 1)
     with pytest.raises(UserError, match="two records") as raised:
-        list(pipeline.iterate(batches, source, lambda position: None))
+        list(pipeline.iterate(batches, source, lambda number: None))
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Images that cannot be read: what takes their place, what is told of them, when a run stops."""
+"""Images that cannot be read: their substitutes, their list, and the rules that stop a run."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simsiam_tf.config import DataConfig
+from simsiam_tf.config import DataConfig, Purpose
 from simsiam_tf.data import datasets, pipeline, views
+from simsiam_tf.data.order import fold_in
 from simsiam_tf.data.quarantine import READ_ERRORS, Quarantine
 from simsiam_tf.schema import UserError
 
@@ -35,7 +36,7 @@ def make_large(path):
     Image.new("RGB", (13000, 10000)).save(path, "PNG")
 
 
-# What is wrong with each bad image of the folder, and what its reason says.
+# {index: (function that damages the image, text that its reason contains)}.
 BAD = {
     3: (lambda path: truncated(path, "JPEG"), "Invalid JPEG data"),
     7: (lambda path: truncated(path, "PNG"), "Invalid PNG"),
@@ -44,7 +45,7 @@ BAD = {
     21: (link_to_nothing, "No such file"),
     22: (
         make_large,
-        "--max_image_pixels=120000000 pixels are decoded; width and height are 13000 10000",
+        "--max_image_pixels=120000000 pixels; width and height are 13000 10000",
     ),
 }
 
@@ -103,11 +104,11 @@ def level(image, seed):
     return {"views": (tf.cast(image[0, 0, 0], tf.float32),)}
 
 
-# What takes their place.
+# Substitutes.
 
 
-def test_sound_samples_keep_their_places_and_good_ones_take_the_others(source):
-    places_of_bad = 0
+def test_only_bad_samples_are_substituted_at_their_batch_offsets(source):
+    num_bad = 0
     for step, batch in enumerate(train(source, recipe=level)):
         order = pipeline.step_order(NUM_IMAGES, BATCH, 0, step).numpy()
         for wanted, index, label, view in zip(
@@ -117,11 +118,11 @@ def test_sound_samples_keep_their_places_and_good_ones_take_the_others(source):
             assert index == wanted or wanted in BAD
             # The substitute's own pixels and label come with its index.
             assert (view, label) == (8 * index, index >= 15)
-            places_of_bad += wanted in BAD
-    assert places_of_bad == 2 * len(BAD)
+            num_bad += wanted in BAD
+    assert num_bad == 2 * len(BAD)
 
 
-def test_substitutes_differ_from_epoch_to_epoch_and_from_seed_to_seed(source):
+def test_substitutes_depend_on_the_epoch_and_the_seed(source):
     def substitutes(seed):
         batches = train(source, recipe=level, seed=seed)
         found = {}
@@ -138,18 +139,18 @@ def test_substitutes_differ_from_epoch_to_epoch_and_from_seed_to_seed(source):
     assert [first[0, index] for index in BAD] != [substitutes(1)[0, index] for index in BAD]
 
 
-def test_views_of_a_substitute_are_drawn_for_it(source):
+def test_views_of_a_substitute_are_drawn_by_its_own_index(source):
     def drawn(image, seed):
         del image
         return {"views": (seed,)}
 
     for step, batch in enumerate(train(source, recipe=drawn)):
         for index, words in zip(batch["index"], batch["views"][0], strict=True):
-            expected = pipeline.fold_in([0, pipeline.Purpose.VIEWS], step // (STEPS // 2), index)
+            expected = fold_in([0, Purpose.VIEWS], step // (STEPS // 2), index)
             np.testing.assert_array_equal(words, expected)
 
 
-def test_the_same_batches_again_and_when_resumed(source):
+def test_batches_are_the_same_when_repeated_and_when_resumed(source):
     batches = train(source)
     assert_same(train(source), batches)
     assert_same(train(source, first=3), batches[3:])
@@ -172,7 +173,7 @@ def test_two_replicas_share_the_batches_of_one(source, num_pipelines):
     assert_same(together, train(source))
 
 
-def test_without_bad_images_a_quarantine_changes_nothing(tmp_path):
+def test_a_quarantine_without_bad_images_changes_nothing(tmp_path):
     source = datasets.load("folder", str(write_images(tmp_path)), "train")
     quarantine = Quarantine(source, SKIP)
     expected = list(batches_of(source, None).as_numpy_iterator())
@@ -181,7 +182,7 @@ def test_without_bad_images_a_quarantine_changes_nothing(tmp_path):
     assert quarantine.num_bad == 0
 
 
-def test_a_batch_of_bad_images_alone_is_filled(tmp_path):
+def test_a_batch_without_readable_images_is_filled(tmp_path):
     root = write_images(tmp_path)
     source = datasets.load("folder", str(root), "train")
     bad = pipeline.step_order(NUM_IMAGES, BATCH, 0, 0).numpy()
@@ -192,14 +193,14 @@ def test_a_batch_of_bad_images_alone_is_filled(tmp_path):
     assert not set(batch["index"]) & set(bad)
 
 
-# What is told of them.
+# The list of bad images.
 
 
 def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_each_is_listed_once_with_path_and_reason(source, bad_folder, tmp_path, caplog):
+def test_each_bad_image_is_listed_once_with_path_and_reason(source, bad_folder, tmp_path, caplog):
     path = tmp_path / "quarantine.jsonl"
     quarantine = Quarantine(source, SKIP, path)
     train(source, quarantine)
@@ -217,7 +218,7 @@ def test_each_is_listed_once_with_path_and_reason(source, bad_folder, tmp_path, 
         assert str(path_of(bad_folder, index)) in caplog.text
 
 
-def test_bad_substitutes_are_noted_too(tmp_path):
+def test_bad_substitutes_are_counted_too(tmp_path):
     root = write_images(tmp_path)
     source = datasets.load("folder", str(root), "train")
     for index in range(NUM_IMAGES - 6):
@@ -228,7 +229,7 @@ def test_bad_substitutes_are_noted_too(tmp_path):
     assert quarantine.num_bad > BATCH
 
 
-def test_a_restart_lists_nothing_twice_and_a_line_that_was_cut_off_again(source, tmp_path):
+def test_a_restart_lists_only_the_image_whose_line_was_cut_off(source, tmp_path):
     path = tmp_path / "quarantine.jsonl"
     first = Quarantine(source, SKIP, path)
     train(source, first)
@@ -244,7 +245,7 @@ def test_a_restart_lists_nothing_twice_and_a_line_that_was_cut_off_again(source,
     assert third.num_bad == len(BAD)
 
 
-def test_a_listed_image_that_the_data_lacks_now_does_not_count(source, tmp_path):
+def test_a_listed_image_that_was_removed_does_not_count(source, tmp_path):
     path = tmp_path / "quarantine.jsonl"
     entries = [{"path": "/gone.png", "index": index, "reason": ""} for index in (1, 10**6)]
     text = "".join(json.dumps(entry) + "\n" for entry in entries)
@@ -255,7 +256,7 @@ def test_a_listed_image_that_the_data_lacks_now_does_not_count(source, tmp_path)
 def test_an_image_that_is_listed_under_another_index_is_not_listed_again(
     source, bad_folder, tmp_path
 ):
-    # As after other images were removed.
+    # Indices shift when other images are removed.
     path = tmp_path / "quarantine.jsonl"
     entries = [{"path": str(path_of(bad_folder, index)), "index": index + 1} for index in BAD]
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
@@ -267,10 +268,10 @@ def test_an_image_that_is_listed_under_another_index_is_not_listed_again(
     assert lines_of(path) == entries
 
 
-# When a run stops.
+# The rules that stop a run.
 
 
-def test_by_default_the_first_is_an_error_with_its_path(source, bad_folder):
+def test_the_first_bad_image_is_an_error_with_its_path_by_default(source, bad_folder):
     quarantine = Quarantine(source, DataConfig())
     iterator = iter(batches_of(source, quarantine))
     for step in range(STEPS):
@@ -279,7 +280,7 @@ def test_by_default_the_first_is_an_error_with_its_path(source, bad_folder):
         if set(order) & set(BAD):
             break
         assert set(batch["index"]) == set(order)
-    # The batch that lacks it is out, so the step after it must not be.
+    # The batch without the bad image was given out, so the next step must not run.
     with pytest.raises(UserError, match="An image cannot be read: ") as raised:
         quarantine.check()
     assert any(str(path_of(bad_folder, index)) in str(raised.value) for index in BAD)
@@ -288,7 +289,7 @@ def test_by_default_the_first_is_an_error_with_its_path(source, bad_folder):
 
 
 @pytest.mark.parametrize(("fraction", "stops"), [(6 / 30, False), (5 / 30, True), (0.0, True)])
-def test_more_than_the_largest_fraction_stops_the_run(source, fraction, stops):
+def test_more_bad_images_than_the_largest_fraction_stop_the_run(source, fraction, stops):
     data = DataConfig(on_bad_image="skip", max_bad_fraction=fraction)
     quarantine = Quarantine(source, data)
     train(source, quarantine)
@@ -299,7 +300,7 @@ def test_more_than_the_largest_fraction_stops_the_run(source, fraction, stops):
         quarantine.check()
 
 
-def test_a_folder_that_is_gone_is_one_line(tmp_path):
+def test_the_error_for_a_removed_folder_is_one_line(tmp_path):
     root = write_images(tmp_path / "images")
     source = datasets.load("folder", str(root), "train")
     root.rename(tmp_path / "elsewhere")
@@ -313,7 +314,7 @@ def test_a_folder_that_is_gone_is_one_line(tmp_path):
     assert "\n" not in message
 
 
-def test_iterate_judges_before_it_gives_a_batch(source):
+def test_iterate_checks_the_quarantine_before_it_yields_a_batch(source):
     def indices_of(step):
         return pipeline.step_order(NUM_IMAGES, BATCH, 0, step).numpy()
 

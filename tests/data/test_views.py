@@ -1,4 +1,4 @@
-"""The recipes: what they are made of, and that they depend on nothing but image and seed."""
+"""The recipes: their stages, their draws, and that they depend only on image and seed."""
 
 import itertools
 import math
@@ -13,15 +13,15 @@ from simsiam_tf.config import ViewsConfig
 from simsiam_tf.data import ops, views
 
 SIZE = 20
-# torchvision's normalize, as the reference calls it.
+# The reference passes these numbers to torchvision's normalize.
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
-LEVEL = 1 / 255  # what a view is rounded to on the host
+LEVEL = 1 / 255  # rounding of a view on the host
 
 
 @pytest.fixture(params=["host", "device"])
 def plain(request):
-    """The whole image, resized: its aspect is within bounds, so no other box has its area."""
+    """Returns a recipe that only resizes: the whole image is the only box of its area that fits."""
     return ViewsConfig(
         image_size=SIZE,
         crop_min_area=1.0,
@@ -34,7 +34,7 @@ def plain(request):
 
 
 def photograph(height=40, width=40, seed=0):
-    """Soft colours with noise: `[height, width, 3]` uint8."""
+    """Returns soft colours with noise, `[height, width, 3]` uint8."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None]
     image = np.stack([x, 0.6 * (1 - y), 0.2 + 0.6 * x * y], axis=-1)
@@ -52,7 +52,7 @@ def seed_of(number):
 
 
 def eagerly(function, images, seeds):
-    """`function(image, seed)` of each image with its seed: a list of results."""
+    """Returns the results of `function(image, seed)` for each image with its seed."""
     pairs = zip(images, seeds, strict=True)
     results = [function(tf.constant(image), tf.constant(seed)) for image, seed in pairs]
     return tf.nest.map_structure(np.asarray, results)
@@ -69,7 +69,7 @@ def run(request):
 
 
 def recipe(config):
-    """(image, seed) → its views as the network takes them."""
+    """Returns a function (image, seed) → the views of the image as inputs of the network."""
     build = views.build_views(config, 2)
 
     def make(image, seed):
@@ -80,7 +80,7 @@ def recipe(config):
 
 
 def many_views(config, count, image=None):
-    """Single views of one image with many seeds: `[count, size, size, 3]`, denormalized."""
+    """Returns the first view of an image for many seeds: `[count, size, size, 3]`, denormalized."""
     image = tf.constant(photograph() if image is None else image)
     seeds = tf.data.Dataset.range(count, output_type=tf.int32)
     data = seeds.map(
@@ -94,7 +94,7 @@ def whole_image_resized(image, size=SIZE):
     return np.asarray(resized, np.float64) / 255
 
 
-def test_two_different_views_depend_on_image_and_seed_only(run):
+def test_two_different_views_depend_only_on_image_and_seed(run):
     build = recipe(ViewsConfig(image_size=SIZE))
     image, other_image = photograph(seed=0), photograph(seed=1)
     first, again, other_draws, of_other_image = run(
@@ -110,35 +110,35 @@ def test_two_different_views_depend_on_image_and_seed_only(run):
     assert np.abs(np.subtract(of_other_image, first)).mean() > 0.01
 
 
-def test_views_of_host_and_device_are_the_same_within_two_levels():
+def test_views_of_host_and_device_agree_within_two_levels():
     images, seeds = [photograph(50, 41)] * 40, [seed_of(number) for number in range(40)]
-    by_place = [
-        in_tf_data(recipe(ViewsConfig(image_size=SIZE, augment_on=place)), images, seeds)
-        for place in ("host", "device")
+    results = [
+        in_tf_data(recipe(ViewsConfig(image_size=SIZE, augment_on=augment_on)), images, seeds)
+        for augment_on in ("host", "device")
     ]
-    host, device = (np.stack(views) * STD + MEAN for views in by_place)
+    host, device = (np.stack(views) * STD + MEAN for views in results)
     assert np.abs(host - device).max() <= 2 * LEVEL
 
 
-@pytest.mark.parametrize("place", ["host", "device"])
-def test_views_in_tf_data_are_bit_for_bit_those_made_eagerly(place):
-    build = views.build_views(ViewsConfig(image_size=SIZE, augment_on=place), 2)
+@pytest.mark.parametrize("augment_on", ["host", "device"])
+def test_views_in_tf_data_equal_eager_views_bit_for_bit(augment_on):
+    build = views.build_views(ViewsConfig(image_size=SIZE, augment_on=augment_on), 2)
     images, seeds = [photograph(50, 41)] * 20, [seed_of(number) for number in range(20)]
     in_graph = in_tf_data(build, images, seeds)
     tf.nest.map_structure(np.testing.assert_array_equal, in_graph, eagerly(build, images, seeds))
     every_view = np.reshape([example["views"] for example in in_graph], [40, -1])
-    assert len(np.unique(every_view, axis=0)) == 40  # no two draws are the same
+    assert len(np.unique(every_view, axis=0)) == 40  # all draws differ
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (17, 13), (60, 48)])
-def test_a_recipe_without_augmentation_is_resize_and_normalize(run, plain, shape):
+def test_a_recipe_without_augmentation_only_resizes_and_normalizes(run, plain, shape):
     image = photograph(*shape)
     expected = (whole_image_resized(image) - MEAN) / STD
     for view in run(recipe(plain), [image], [seed_of(0)])[0]:
         assert np.abs(view - expected).mean() * STD.mean() <= 2 / 255
 
 
-def test_normalize_is_by_the_mean_and_std_of_imagenet(run):
+def test_normalize_uses_the_mean_and_std_of_imagenet(run):
     image = photograph().astype(np.float32) / 255
     (result,) = run(lambda image, _: views.normalize(image), [image], [seed_of(0)])
     np.testing.assert_allclose(result, (image - MEAN) / STD, atol=1e-5)
@@ -158,10 +158,10 @@ def test_denormalized_values_are_clipped(run):
     np.testing.assert_allclose(result, [[[0, 0.456, 1]]], atol=1e-6)
 
 
-# Each stage by itself, always applied, on the whole image: it is the op with the config's numbers.
+# Each stage by itself, on the whole image: it equals the op with the settings of the config.
 
 
-def test_flip_probability_is_that_of_mirroring(plain):
+def test_flip_probability_is_the_share_of_mirrored_views(plain):
     resized = whole_image_resized(photograph())
     for probability, mirrored in [(0.0, 0), (0.3, 0.3), (1.0, 1)]:
         result = many_views(changed(plain, flip_probability=probability), 300)
@@ -170,14 +170,14 @@ def test_flip_probability_is_that_of_mirroring(plain):
         assert abs(distance.argmin(axis=1).mean() - mirrored) <= 0.11  # 4 deviations
 
 
-def test_grayscale_probability_is_that_of_equal_channels(plain):
+def test_grayscale_probability_is_the_share_of_views_with_equal_channels(plain):
     for probability in (0.0, 0.2, 1.0):
         result = many_views(changed(plain, grayscale_probability=probability), 400)
         gray = np.ptp(result, axis=-1).max(axis=(1, 2)) < 1e-5
         assert abs(gray.mean() - probability) <= 0.08  # 4 deviations
 
 
-def test_jitter_probability_is_that_of_changed_colours(plain):
+def test_jitter_probability_is_the_share_of_views_with_changed_colours(plain):
     resized = whole_image_resized(photograph())
     for probability in (0.0, 0.8):
         config = changed(plain, jitter_probability=probability, brightness=1.0)
@@ -185,7 +185,7 @@ def test_jitter_probability_is_that_of_changed_colours(plain):
         assert abs((distance > 2 / 255).mean() - probability) <= 0.1
 
 
-def test_blur_probability_and_sigma_are_those_of_the_config(plain):
+def test_blur_has_the_probability_and_sigma_of_the_config(plain):
     resized = views.denormalize(recipe(plain)(photograph(), seed_of(0))[0])
     settings = {"blur_sigma_min": 1.3, "blur_sigma_max": 1.3}
     blurred = np.asarray(ops.gaussian_blur(resized, 1.3))
@@ -217,7 +217,8 @@ def luma_steps(image):
     return np.abs(np.diff(luma(image), axis=0)).mean()
 
 
-# What brightness, contrast and saturation leave alone unless it is their own, without clipping.
+# Statistics of an image. Without clipping, each of brightness, contrast and saturation changes only
+# the one of its own name.
 STATISTICS = {
     "brightness": lambda image: luma(image).mean(),
     "contrast": lambda image: luma_steps(image) / luma(image).mean(),
@@ -237,12 +238,12 @@ def test_each_strength_of_the_jitter_has_its_own_setting(plain):
             spread = np.std(values) / np.mean(values)
             if name == strength:
                 assert spread > 0.1, strength
-            elif strength != "hue":  # it moves them all
+            elif strength != "hue":  # the hue changes every statistic
                 assert spread < 0.01, (strength, name)
 
 
-def test_crop_area_is_that_of_the_config(plain):
-    # On a ramp a crop's range of values is its width: the area is at least a half.
+def test_crop_area_respects_the_config(plain):
+    # On a ramp, the range of a crop's values is its width. The area of a crop is at least a half.
     ramp = np.round(np.linspace(0, 255, 256)).astype(np.uint8)
     image = np.repeat(np.broadcast_to(ramp, (256, 256))[..., None], 3, axis=-1)
     down = many_views(changed(plain, crop_min_area=0.5), 200, np.ascontiguousarray(image))
@@ -253,7 +254,7 @@ def test_crop_area_is_that_of_the_config(plain):
 
 
 def test_jitter_comes_before_gray_and_blur(plain):
-    # Neither commutes with it: a shifted hue has another luma, and clipping is not linear.
+    # Jitter commutes with neither: a shifted hue has another luma, and clipping is not linear.
     config = changed(
         plain,
         jitter_probability=1.0,
@@ -268,11 +269,11 @@ def test_jitter_comes_before_gray_and_blur(plain):
         np.testing.assert_allclose(result, expected, atol=1.5 * LEVEL)
 
 
-# What is drawn.
+# Draws.
 
 
 def drawn(config, count=2000):
-    """The draws of the first view by many seeds: boxes and columns."""
+    """Returns the draws of the first view for many seeds: boxes and columns."""
     seeds = tf.data.Dataset.range(count, output_type=tf.int32)
     draws = seeds.map(lambda number: views.draw(tf.stack([17, number]), [300, 400], config, 2))
     boxes, columns = next(draws.batch(count).as_numpy_iterator())
@@ -287,7 +288,7 @@ ALWAYS = {
 }
 
 
-def test_amounts_are_drawn_uniformly_and_by_themselves():
+def test_amounts_are_uniform_and_independent():
     config = ViewsConfig(brightness=0.4, contrast=0.3, saturation=0.2, hue=0.1, **ALWAYS)
     boxes, columns = drawn(config)
     strengths = [0.4, 0.3, 0.2, 0.1]
@@ -309,7 +310,7 @@ def test_every_order_of_the_jitter_is_equally_likely():
     assert np.abs(counts - 2000 / 24).max() < 4 * deviation
 
 
-def test_each_chance_is_drawn_by_itself():
+def test_chances_are_independent_and_have_their_probabilities():
     probabilities = [0.8, 0.2, 0.5, 0.5]  # the defaults
     boxes, columns = drawn(ViewsConfig())
     jittered = (columns["factors"] != [1, 1, 1, 0]).any(axis=1)
@@ -323,8 +324,8 @@ def test_each_chance_is_drawn_by_itself():
 # The other recipes.
 
 
-def test_evaluation_view_is_the_central_crop_in_levels(run):
-    # torchvision's Resize(20) and CenterCrop(16), for PIL images.
+def test_evaluation_view_is_the_central_crop_in_0_to_255(run):
+    # The oracle is torchvision's Resize(20) and CenterCrop(16) for PIL images.
     image = photograph(30, 45)
     resized = Image.fromarray(image).resize((30, 20), Image.Resampling.BILINEAR)
     expected = np.asarray(resized.crop((7, 2, 23, 18)), np.float64)
@@ -343,7 +344,7 @@ def test_evaluation_view_is_within_zero_and_255(run):
     assert 250 < result.max() <= 255
 
 
-def test_linear_view_is_a_crop_in_levels_flipped_with_its_probability(run):
+def test_linear_view_is_a_uint8_crop_flipped_with_its_probability(run):
     image = photograph()
     resized = 255 * whole_image_resized(image)
     for probability, expected in [(0.0, resized), (1.0, resized[:, ::-1])]:

@@ -1,4 +1,4 @@
-"""KerasHub's RetinaNet around our weights: the same features, our boxes, and the whole program."""
+"""KerasHub's RetinaNet with imported weights: features, boxes, AP and the whole program."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ SIZE = 64
 
 
 def changed_resnet(**settings):
-    """A `ResNet` no two layers of which have a weight or a statistic in common."""
+    """Returns a ResNet in which no two layers have equal weights or statistics."""
     encoder = ResNet(EncoderConfig(**settings), seed=0)
     for number, variable in enumerate(encoder.weights):
         noise = tf.random.stateless_uniform(variable.shape, [1, number], 0.5, 1.5)
@@ -30,7 +30,7 @@ def changed_resnet(**settings):
 
 
 def maps_of(encoder, images):
-    """What comes out of each of a `ResNet`'s four stages."""
+    """Returns the feature maps after each of the four stages of a ResNet."""
     x = encoder.pool(encoder.stem(images))
     maps, blocks = [], iter(encoder.blocks)
     for depth in ARCHITECTURES[encoder.config.backbone][1]:
@@ -50,7 +50,7 @@ def images():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_every_stage_gives_the_encoders_maps(name, images):
+def test_every_stage_gives_the_encoders_feature_maps(name, images):
     encoder = changed_resnet(backbone=name)
     backbone = retinanet.build_backbone(encoder, SIZE)
     assert retinanet.check_features(backbone, encode(encoder), images) < 1e-5
@@ -60,7 +60,7 @@ def test_every_stage_gives_the_encoders_maps(name, images):
         np.testing.assert_allclose(pyramid[f"P{level}"] / scale, expected / scale, atol=1e-5)
 
 
-def test_a_statistic_of_another_layer_is_found_by_the_features(images):
+def test_a_statistic_of_a_wrong_layer_is_detected_by_the_features(images):
     encoder = changed_resnet(backbone="resnet18")
     backbone = retinanet.build_backbone(encoder, SIZE)
     one, other = (backbone.get_layer(f"stack3_block{index}_2_bn") for index in (0, 1))
@@ -70,14 +70,14 @@ def test_a_statistic_of_another_layer_is_found_by_the_features(images):
 
 
 @pytest.mark.parametrize("settings", [{"width": 32}, {"stem": "cifar"}])
-def test_an_encoder_that_kerashub_has_no_resnet_for_is_refused(settings):
+def test_an_encoder_without_a_counterpart_in_kerashub_is_rejected(settings):
     encoder = ResNet(EncoderConfig(backbone="resnet18", **settings), seed=0)
     ((name, value),) = settings.items()
     with pytest.raises(UserError, match=f"Received: .*--{name}={value}"):
         retinanet.build_backbone(encoder, SIZE)
 
 
-def test_normalization_is_frozen_and_all_else_is_trained():
+def test_normalization_is_frozen_and_everything_else_is_trained():
     detector = retinanet.build_detector(
         retinanet.build_backbone(ResNet(EncoderConfig(backbone="resnet18"), seed=0), SIZE), 3
     )
@@ -89,7 +89,7 @@ def test_normalization_is_frozen_and_all_else_is_trained():
     assert not np.any(detector.box_head.prediction_layer.bias)
 
 
-def test_what_the_detector_is_taught_is_what_it_is_measured_by():
+def test_decoded_training_targets_reach_full_average_precision():
     detector = retinanet.build_detector(
         retinanet.build_backbone(ResNet(EncoderConfig(backbone="resnet18"), seed=0), 128), 3
     )
@@ -116,9 +116,9 @@ def test_what_the_detector_is_taught_is_what_it_is_measured_by():
     assert [len(objects.boxes) for objects in detections] == [2, 1]
 
 
-def test_average_precision_is_the_share_of_the_overlaps_that_are_met():
-    # The found box has 72 % of the true one, and nothing else: 5 of the 10 overlaps 0.5, 0.55, ….
-    # What is found of the difficult object, and what is missed of another, does not count.
+def test_average_precision_is_the_fraction_of_iou_thresholds_that_are_met():
+    # The detected box lies inside the true box and covers 72 % of it, which meets 5 of the 10 IoU
+    # thresholds 0.5, 0.55, …. The detected and the missed difficult object do not count.
     true = precision.Objects(
         np.array([[0, 0, 100, 100], [200, 200, 240, 240], [300, 300, 350, 350]], "f"),
         np.array([1, 1, 1]),
@@ -144,19 +144,19 @@ def config(**settings):
 
 
 @pytest.mark.parametrize("package", ["keras_hub", "pycocotools.coco"])
-def test_without_the_extra_packages_it_is_said_what_to_install(package, monkeypatch):
+def test_a_missing_package_is_reported_with_the_command_that_installs_it(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=r"pip install -r requirements-detection\.txt"):
         transfer.main(config())
     assert (ROOT / "requirements-detection.txt").exists()
 
 
-def test_a_size_that_the_pyramid_cannot_halve_is_refused():
+def test_an_image_size_that_is_no_multiple_of_32_is_rejected():
     with pytest.raises(UserError, match="Received: 100"):
         config(image_size=100)
 
 
-def test_a_transfer_from_an_export_is_trained_and_measured(program, tmp_path, pretrain_config):
+def test_the_program_trains_and_measures_a_detector(program, tmp_path, pretrain_config):
     encoder, folder, workdir = (str(tmp_path / name) for name in ("encoder", "voc", "run"))
     settings = pretrain_config(backbone="resnet18")
     saved_model.save(changed_resnet(backbone="resnet18"), settings, encoder, {"step": 0})

@@ -1,4 +1,4 @@
-"""Images with boxes: from VOC's files and TFDS's, and as the detector takes them."""
+"""Detection data from a VOC folder and from TFDS, and the detector's batches of it."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ OBJECT = (
 
 
 def write(folder, split, name, image, objects):
-    """Adds an image to a split; `objects` are of (name, difficult, xmin, ymin, xmax, ymax)."""
+    """Adds an image to a split; objects are tuples (name, difficult, xmin, ymin, xmax, ymax)."""
     for subfolder in ("ImageSets/Main", "JPEGImages", "Annotations"):
         (folder / subfolder).mkdir(parents=True, exist_ok=True)
     with open(folder / "ImageSets/Main" / f"{split}.txt", "a") as file:
@@ -27,7 +27,7 @@ def write(folder, split, name, image, objects):
 
 
 def white_box(height, width, left, top, right, bottom):
-    """A black image with a white box."""
+    """Returns a black image with a white box."""
     image = np.zeros((height, width, 3), np.uint8)
     image[top:bottom, left:right] = 255
     return image
@@ -52,7 +52,7 @@ def load(folder):
     return voc.load("voc_folder", str(folder), ("trainval", "test"))
 
 
-def test_a_box_encloses_its_pixels_and_all_splits_have_the_same_classes(folder):
+def test_a_box_encloses_its_pixels_and_all_splits_share_the_classes(folder):
     train, test = load(folder)
     assert train.class_names == test.class_names == ("bird", "cat", "dog")
     wide, tall = read(train)
@@ -65,7 +65,7 @@ def test_a_box_encloses_its_pixels_and_all_splits_have_the_same_classes(folder):
     assert [len(example["boxes"]) for example in read(test)] == [0, 1]
 
 
-def test_a_seed_shuffles_another_way_in_every_epoch(tmp_path):
+def test_one_seed_gives_every_epoch_another_order(tmp_path):
     for number in range(8):
         image = np.full((8, 8, 3), number, np.uint8)
         write(tmp_path, "trainval", str(number), image, [("dog", 0, 1, 1, 8, 8)])
@@ -77,7 +77,7 @@ def test_a_seed_shuffles_another_way_in_every_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
-def test_the_voc_of_tfds_gives_boxes_in_pixels(tmp_path, file_format):
+def test_tfds_voc_gives_boxes_in_pixels(tmp_path, file_format):
     builder = tfds.builder("voc/2007", data_dir=str(tmp_path))
     box = tfds.features.BBox(ymin=20 / 40, xmin=10 / 60, ymax=36 / 40, xmax=26 / 60)
     thing = {"bbox": box, "label": 11, "pose": 0, "is_truncated": False, "is_difficult": True}
@@ -110,7 +110,7 @@ def test_the_voc_of_tfds_gives_boxes_in_pixels(tmp_path, file_format):
     [
         (lambda folder: (folder / "ImageSets/Main/test.txt").unlink(), "test.txt"),
         (lambda folder: (folder / "ImageSets/Main/test.txt").write_text(""), "is empty"),
-        (lambda folder: (folder / "JPEGImages/bird.jpg").unlink(), "none that is .*bird"),
+        (lambda folder: (folder / "JPEGImages/bird.jpg").unlink(), "no file .*bird"),
         (lambda folder: (folder / "Annotations/bird.xml").unlink(), "bird.xml"),
         (lambda folder: (folder / "Annotations/bird.xml").write_text("<annotation>"), "bird.xml"),
         (
@@ -127,13 +127,13 @@ def test_the_voc_of_tfds_gives_boxes_in_pixels(tmp_path, file_format):
         ),
     ],
 )  # fmt: skip
-def test_what_is_missing_or_wrong_is_named(folder, damage, message):
+def test_a_missing_or_wrong_file_is_named(folder, damage, message):
     damage(folder)
     with pytest.raises(UserError, match=f"Received: .*{message}"):
         load(folder)
 
 
-def test_an_image_that_cannot_be_read_is_found_by_the_check(folder):
+def test_the_check_finds_an_unreadable_image(folder):
     path = folder / "JPEGImages" / "bird.jpg"
     path.write_bytes(path.read_bytes()[:40])
     train, test = load(folder)
@@ -142,30 +142,30 @@ def test_an_image_that_cannot_be_read_is_found_by_the_check(folder):
         voc.check(test)
 
 
-def test_a_split_without_an_object_to_find_is_refused(tmp_path):
+def test_a_split_of_only_difficult_objects_is_rejected(tmp_path):
     write(tmp_path, "test", "a", np.zeros((8, 8, 3), np.uint8), [("dog", 1, 1, 1, 8, 8)])
     (split,) = voc.load("voc_folder", str(tmp_path), ("test",))
     with pytest.raises(UserError, match="not difficult"):
         voc.check(split)
 
 
-def test_boxes_follow_their_pixels_through_flip_and_resize(folder):
+def test_boxes_move_with_their_pixels_in_flip_and_resize(folder):
     train, _ = load(folder)
     batches = inputs.training_batches(
         train, TransferConfig(encoder="encoder", image_size=64, batch_size=2)
     )
-    places = set()
+    variants = set()
     for _ in range(8):
         ((images, objects),) = batches
         assert images.shape == (2, 64, 64, 3)
-        rows = zip(images.numpy(), objects["boxes"].numpy(), objects["labels"], strict=True)
-        for image, boxes, labels in rows:
-            # Resizing blurs an edge by about a pixel.
+        batch = zip(images.numpy(), objects["boxes"].numpy(), objects["labels"], strict=True)
+        for image, boxes, labels in batch:
+            # The tolerance is for the resizing, which blurs an edge by about one pixel.
             for side, axis in enumerate((0, 1)):
                 white = np.flatnonzero((image > 1).all(axis=2).any(axis=axis))
                 ends = boxes[0, side], boxes[0, side + 2]
                 np.testing.assert_allclose(ends, [white[0], white[-1] + 1], atol=1.5)
-            places.add((int(labels[0]), round(float(boxes[0, 0]))))
-            if labels[0] == 1:  # filled up to the two boxes of the other image
+            variants.add((int(labels[0]), round(float(boxes[0, 0]))))
+            if labels[0] == 1:  # padded to the two boxes of the other image
                 assert labels[1] == -1
-    assert len(places) == 4  # either image as it is and flipped
+    assert len(variants) == 4  # each of two images, unchanged and flipped

@@ -7,7 +7,7 @@ from simsiam_tf.evaluation import compare
 
 @pytest.fixture
 def compared(program, tmp_path):
-    """({name: what the file holds}) → the finished program."""
+    """({file name: content}) → the finished program."""
 
     def run(files):
         for name, content in files.items():
@@ -32,7 +32,7 @@ def cells_of(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
 
 
-def test_results_are_the_rows_of_a_table(compared, tmp_path):
+def test_each_result_is_a_row_of_the_table(compared, tmp_path):
     finished = compared(
         {
             "a.json": result(top1=95.277, top5=100.0, num_train=1437),
@@ -57,7 +57,7 @@ def test_results_are_the_rows_of_a_table(compared, tmp_path):
     assert len({len(line) for line in finished.stdout.splitlines()}) == 1
 
 
-def test_what_is_no_result_is_named_after_the_table_of_the_others(compared, tmp_path):
+def test_files_without_a_result_are_named_after_the_table_of_the_others(compared, tmp_path):
     finished = compared(
         {"good.json": result(top1=1.0), "other.json": {"loss": 1}, "list.json": [1], "text": "{"}
     )
@@ -65,12 +65,12 @@ def test_what_is_no_result_is_named_after_the_table_of_the_others(compared, tmp_
     assert len(finished.stdout.splitlines()) == 3
     (line,) = finished.stderr.splitlines()
     assert line.startswith("compare.py: Only results of evaluate.py can be compared. Received: ")
-    for name in ("other.json (no result", "list.json (no result", "text ("):
+    for name in ("other.json (not a result", "list.json (not a result", "text ("):
         assert f"{tmp_path}/{name}" in line
     assert "good.json" not in line
 
 
-def test_a_file_that_is_missing_and_no_file_at_all_are_one_line(program):
+def test_a_missing_file_and_an_empty_command_line_end_with_one_line(program):
     finished = program("-m", "simsiam_tf.evaluation.compare", "/nowhere/results.json")
     assert finished.returncode == 1
     assert finished.stdout == ""

@@ -13,13 +13,13 @@ def images_of(count):
 
 
 class Encoder:
-    """A fully connected layer on the pixels; it counts its calls."""
+    """A fully connected layer on the pixels; it records its calls."""
 
     def __init__(self):
         self.layer = keras.layers.Dense(5, kernel_initializer=keras.initializers.GlorotUniform(0))
         self.layer.build((None, 8 * 8 * 3))
-        self.replicas = []  # that each trace was on
-        self.sizes = []  # of each call, where it is eager
+        self.replicas = []  # the replica of each call or trace
+        self.sizes = []  # the batch size of each call; None if traced with a free size
 
     def __call__(self, images):
         assert images.dtype == tf.float32
@@ -38,14 +38,14 @@ def test_a_batch_is_encoded_in_pieces_on_one_device():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_batch_that_is_a_piece_is_encoded_as_it_is():
+def test_a_batch_of_one_piece_is_encoded_unchanged():
     encode = encoding.on_all_replicas(tf.distribute.get_strategy(), lambda images: images, 4)
     images = tf.random.stateless_uniform([4, 8, 8, 3], [0, 0])
     np.testing.assert_array_equal(encode(images), images)
 
 
-@pytest.mark.parametrize("count", [1, 2, 6, 9, 11])  # 6 is a piece; 1, 9 and 11 are odd
-def test_two_replicas_have_the_features_of_one_whatever_is_left_over(two_replicas, count):
+@pytest.mark.parametrize("count", [1, 2, 6, 9, 11])  # 6 is one piece; 1, 9 and 11 are odd
+def test_two_replicas_give_the_features_of_one_for_every_remainder(two_replicas, count):
     images = tf.constant(images_of(count))
     expected = Encoder()(tf.cast(images, tf.float32))
     with two_replicas.scope():
@@ -54,10 +54,10 @@ def test_two_replicas_have_the_features_of_one_whatever_is_left_over(two_replica
     assert found.shape == (count, 5)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert set(encoder.replicas) == {0, 1}
-    assert set(encoder.sizes) <= {1, 2, 3, None}  # none had a whole piece
+    assert set(encoder.sizes) <= {1, 2, 3, None}  # no replica had a whole piece
 
 
-def test_a_saved_model_that_somebody_else_wrote_is_encoded_by_two_replicas(two_replicas, tmp_path):
+def test_two_replicas_encode_by_a_saved_model_of_another_program(two_replicas, tmp_path):
     module = tf.Module()
     module.scale = tf.Variable(3.0)
     module.serve = tf.function(

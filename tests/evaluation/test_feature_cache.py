@@ -11,7 +11,7 @@ FEATURES, LABELS = np.arange(6, dtype="float32").reshape(3, 2), np.array([2, 0, 
 
 
 class Extractor:
-    """Counts how often it is called."""
+    """An extraction of fixed arrays that counts its calls."""
 
     def __init__(self, features=FEATURES, labels=LABELS):
         self.calls = 0
@@ -30,7 +30,7 @@ def load(folder, extract, **facts):
     return features, labels
 
 
-def test_features_are_extracted_once_and_then_read_as_they_are_needed(tmp_path):
+def test_features_are_extracted_once_and_then_memory_mapped(tmp_path):
     extract = Extractor()
     for _ in range(2):
         features, labels = load(tmp_path, extract, encoder="a")
@@ -39,20 +39,20 @@ def test_features_are_extracted_once_and_then_read_as_they_are_needed(tmp_path):
     assert (features.dtype, labels.dtype) == ("float32", "int32")
 
 
-def test_other_facts_are_other_features(tmp_path):
+def test_other_facts_are_extracted_again(tmp_path):
     extract = Extractor()
     for facts in ({"encoder": "a"}, {"encoder": "b"}, {"encoder": "a", "size": 8}):
         load(tmp_path, extract, **facts)
     assert extract.calls == 3
 
 
-def test_what_a_kill_left_while_writing_is_not_taken(tmp_path, monkeypatch):
+def test_an_entry_whose_writing_was_killed_is_not_read(tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
-        patch.setattr(files, "remove", lambda path: None)  # no time to tidy up
+        patch.setattr(files, "remove", lambda path: None)  # a killed process removes nothing
         with pytest.raises(KeyboardInterrupt):
             feature_cache.load_or_extract(str(tmp_path), {}, "images", Extractor(FEATURES + 1))
     assert len(list(tmp_path.iterdir())) == 1
@@ -63,7 +63,7 @@ def test_what_a_kill_left_while_writing_is_not_taken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut", "removed", "emptied"])
-def test_a_damaged_entry_is_said_and_extracted_anew(tmp_path, caplog, damage):
+def test_a_damaged_entry_is_logged_and_extracted_again(tmp_path, caplog, damage):
     load(tmp_path, Extractor())
     (path,) = tmp_path.glob("*/features.npy")
     if damage == "removed":
@@ -77,7 +77,7 @@ def test_a_damaged_entry_is_said_and_extracted_anew(tmp_path, caplog, damage):
     assert "is damaged" in caplog.text
 
 
-def test_no_pickle_is_read(tmp_path):
+def test_an_entry_with_a_pickle_is_not_read(tmp_path):
     load(tmp_path, Extractor())
     (path,) = tmp_path.glob("*/features.npy")
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
@@ -87,7 +87,7 @@ def test_no_pickle_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), UserError("no image")])
-def test_an_extraction_that_fails_is_one_line_and_nothing_stays(tmp_path, error):
+def test_a_failed_extraction_is_a_user_error_and_leaves_no_entry(tmp_path, error):
     def fail(features, labels):
         features.write(b"some")
         raise error
@@ -102,7 +102,7 @@ def test_an_extraction_that_fails_is_one_line_and_nothing_stays(tmp_path, error)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_is_found_by_the_check(tmp_path):
+def test_the_check_makes_the_folder_or_refuses_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--feature_cache must be a folder"):
         feature_cache.check(str(tmp_path / "file" / "features"))
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_is_found_by_the_check(tmp_path):
     assert not list((tmp_path / "new" / "features").iterdir())
 
 
-def test_the_hash_of_a_folder_is_of_names_and_contents(tmp_path):
+def test_the_hash_of_a_folder_depends_on_names_and_contents_only(tmp_path):
     def hash_of(name, files):
         for path, content in files.items():
             (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)

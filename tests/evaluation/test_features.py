@@ -1,4 +1,4 @@
-"""Extraction: features go to files as they come."""
+"""Tests of the extraction of features to files and to memory."""
 
 import tracemalloc
 
@@ -14,7 +14,7 @@ PNG = tf.io.encode_png(np.zeros((2, 2, 3), np.uint8)).numpy()
 
 
 def source_of(count, bad=()):
-    """So many tiny images with their index as the label; the `bad` ones cannot be decoded."""
+    """Tiny images, each labelled with its index; images in `bad` cannot be decoded."""
     bad = tf.constant(list(bad), tf.int64)
 
     def read(indices):
@@ -29,7 +29,7 @@ def same(image):
 
 
 class Numbers:
-    """An encoder whose features are random numbers, which it gives in turn."""
+    """An encoder whose features are the next random numbers of a fixed sequence."""
 
     def __init__(self, dimension):
         self.rng = np.random.default_rng(0)
@@ -60,9 +60,7 @@ def test_memory_does_not_grow_with_the_number_of_features(tmp_path):
     np.testing.assert_array_equal(found, np.random.default_rng(0).random((count, 64), np.float32))
 
 
-def test_the_files_are_those_of_numpy_and_shorter_by_the_images_that_cannot_be_read(
-    tmp_path, evaluation_config
-):
+def test_the_npy_files_leave_out_images_that_cannot_be_read(tmp_path, evaluation_config):
     data = evaluation_config(encoder="x", on_bad_image="skip", max_bad_fraction=0.5).data
     found, labels = extract(tmp_path, source_of(1200, bad=(0, 999, 1100)), data=data)
     assert labels.tolist() == [index for index in range(1200) if index not in (0, 999, 1100)]
@@ -72,18 +70,18 @@ def test_the_files_are_those_of_numpy_and_shorter_by_the_images_that_cannot_be_r
         assert loaded.dtype == rows.dtype
         np.testing.assert_array_equal(loaded, rows)
         size = (tmp_path / f"{name}.npy").stat().st_size
-        assert size == rows.nbytes + rows.offset  # nothing is left behind the last row
+        assert size == rows.nbytes + rows.offset  # the file ends with the last row
 
 
-def test_without_files_the_same_features_are_in_memory(tmp_path):
+def test_without_files_the_same_features_stay_in_memory(tmp_path):
     mapped = extract(tmp_path, source_of(1500))
-    held = features.extract(Numbers(64), source_of(1500), same, 1000)
-    for one, other in zip(mapped, held, strict=True):
+    in_memory = features.extract(Numbers(64), source_of(1500), same, 1000)
+    for one, other in zip(mapped, in_memory, strict=True):
         assert not isinstance(other, np.memmap)
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_source_of_which_nothing_can_be_read_is_an_error(tmp_path, evaluation_config):
+def test_a_source_without_a_readable_image_is_refused(tmp_path, evaluation_config):
     data = evaluation_config(encoder="x", on_bad_image="skip", max_bad_fraction=1.0).data
     with pytest.raises(UserError, match="No image of tiny can be read"):
         extract(tmp_path, source_of(2, bad=(0, 1)), data=data)

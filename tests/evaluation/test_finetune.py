@@ -11,7 +11,7 @@ from simsiam_tf.export import saved_model
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
-SIZE = 16  # so that the last stage is not one pixel, where BN takes some gradients away
+SIZE = 16  # a last stage of one pixel would lose some gradients in batch normalization
 ENCODER = EncoderConfig(backbone="resnet10", width=4, stem="cifar")
 
 
@@ -21,7 +21,7 @@ def colours(red_and_blue):
 
 
 def train(source, strategy=None, encoder=None, **settings):
-    """The encoder, as it is afterwards, and the classifier of images."""
+    """The fine-tuned encoder, and the classifier of images."""
     strategy = strategy or tf.distribute.get_strategy()
     if encoder is None:
         with strategy.scope():
@@ -33,7 +33,7 @@ def train(source, strategy=None, encoder=None, **settings):
 
 
 def weights_of(encoder, classify):
-    """Every weight and statistic, and the logits of two images."""
+    """All weights and statistics of the encoder, and the logits of two images."""
     images = tf.constant([[200.0, 50, 50], [50, 50, 200]])[:, tf.newaxis, tf.newaxis]
     images = tf.tile(images, [1, SIZE, SIZE, 1])
     return [*encoder.get_weights(), classify(images).numpy()]
@@ -45,9 +45,12 @@ def test_a_separable_problem_is_learned(colours):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("head_rate", [0.0, 0.5])
-def test_two_replicas_train_the_weights_of_one(colours, two_replicas, head_rate):
-    settings = {"finetune_weight_decay": 1e-3, "finetune_head_learning_rate": head_rate}
+@pytest.mark.parametrize("head_learning_rate", [0.0, 0.5])
+def test_two_replicas_train_the_weights_of_one(colours, two_replicas, head_learning_rate):
+    settings = {
+        "finetune_weight_decay": 1e-3,
+        "finetune_head_learning_rate": head_learning_rate,
+    }
     one = weights_of(*train(colours, **settings))
     two = weights_of(*train(colours, two_replicas, **settings))
     assert len(one) == 61
@@ -57,14 +60,16 @@ def test_two_replicas_train_the_weights_of_one(colours, two_replicas, head_rate)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_an_exported_encoder_goes_on_learning_with_every_weight_and_statistic(
+def test_fine_tuning_changes_every_weight_and_statistic_of_an_exported_encoder(
     colours, two_replicas, replicas, tmp_path, pretrain_config
 ):
     config = pretrain_config(backbone="resnet10", width=4, stem="cifar", image_size=SIZE)
     exported = ResNet(config.encoder, seed=3)
     for variable in exported.trainable_variables:
         if not variable.numpy().any() and variable.name == "gamma":
-            variable.assign(tf.ones_like(variable))  # behind a zero, nothing moves at first
+            variable.assign(
+                tf.ones_like(variable)
+            )  # a zero scale would stop all gradients before it
     saved_model.save(exported, config, str(tmp_path / "encoder"), {})
     strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
     with strategy.scope():
@@ -77,16 +82,16 @@ def test_an_exported_encoder_goes_on_learning_with_every_weight_and_statistic(
         assert (old != new).any(), name
 
 
-def test_one_step_is_that_of_the_definition(colours):
-    # Everything in one batch: w ← w − rate·(g + λw), with the batch's own statistics.
-    rate, head_rate, decay = 0.3, 1.7, 0.01
+def test_one_step_follows_the_definition_of_sgd(colours):
+    # One batch of all images: w ← w − η·(g + λw), with the statistics of the batch.
+    learning_rate, head_learning_rate, weight_decay = 0.3, 1.7, 0.01
     encoder, classify = train(
         colours,
         finetune_epochs=1,
         finetune_batch_size=64,
-        finetune_learning_rate=rate * 256 / 40,
-        finetune_head_learning_rate=head_rate * 256 / 40,
-        finetune_weight_decay=decay,
+        finetune_learning_rate=learning_rate * 256 / 40,
+        finetune_head_learning_rate=head_learning_rate * 256 / 40,
+        finetune_weight_decay=weight_decay,
     )
     expected = ResNet(ENCODER, seed=0)
     head = linear.build_classifier(expected.feature_dim, 2, 0)
@@ -98,13 +103,13 @@ def test_one_step_is_that_of_the_definition(colours):
     with tf.GradientTape(persistent=True) as tape:
         log_softmax = tf.nn.log_softmax(head(expected(images, training=True)))
         loss = -tf.reduce_mean(tf.gather(log_softmax, batch["label"], batch_dims=1))
-    pairs = [
-        (variable, layer_rate, tape.gradient(loss, variable))
-        for layer, layer_rate in ((expected, rate), (head, head_rate))
+    updates = [
+        (variable, eta, tape.gradient(loss, variable))
+        for layer, eta in ((expected, learning_rate), (head, head_learning_rate))
         for variable in layer.trainable_variables
     ]
-    for variable, layer_rate, gradient in pairs:
-        variable.assign_sub(layer_rate * (gradient + decay * variable))
+    for variable, eta, gradient in updates:
+        variable.assign_sub(eta * (gradient + weight_decay * variable))
     for ours, theirs in zip(encoder.weights, expected.weights, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=ours.path)
     images = tf.random.stateless_uniform([3, SIZE, SIZE, 3], [0, 0], 0, 255)
@@ -125,7 +130,7 @@ def test_the_same_seed_trains_the_same_weights(colours):
         ({"finetune_learning_rate": 1e30}, "not finite in epoch 1; lower --finetune_learning_rate"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line(colours, two_replicas, settings, match):
+def test_an_uneven_batch_and_a_diverging_loss_are_refused(colours, two_replicas, settings, match):
     with pytest.raises(UserError, match=match):
         train(colours, two_replicas, **settings)
 
@@ -145,23 +150,23 @@ def test_a_batch_larger_than_the_images_is_shared_evenly(colours, two_replicas, 
 @pytest.mark.parametrize(
     ("fraction", "counts"), [(0.1, [10, 2, 1, 1]), (1.0, [100, 20, 3, 1]), (1e-9, [1, 1, 1, 1])]
 )
-def test_a_share_of_each_class_is_chosen_and_one_image_of_the_smallest(fraction, counts):
+def test_a_share_of_each_class_is_chosen_and_at_least_one_image(fraction, counts):
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 4], [100, 20, 3, 1]))
     chosen = finetune.choose_labelled(labels, fraction, seed=0)
     assert chosen.tolist() == sorted(set(chosen.tolist()))
     assert np.bincount(labels[chosen], minlength=5)[[0, 1, 2, 4]].tolist() == counts
 
 
-def test_the_choice_is_drawn_from_the_seed():
+def test_the_choice_depends_on_the_seed():
     labels = np.repeat(np.arange(5), 40)
     first, again, other = (finetune.choose_labelled(labels, 0.1, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    # Not the first of each class.
+    # The choice is random, not the first images of each class.
     assert first.tolist() != [40 * label + number for label in range(5) for number in range(4)]
 
 
 @pytest.mark.parametrize(("fraction", "epochs"), [(0.01, 60), (0.1, 30), (1.0, 30)])
-def test_the_epochs_are_the_protocols_or_the_flags(fraction, epochs):
+def test_the_flag_overrides_the_protocols_number_of_epochs(fraction, epochs):
     assert FinetuneConfig(label_fraction=fraction).num_epochs == epochs
     assert FinetuneConfig(label_fraction=fraction, finetune_epochs=7).num_epochs == 7

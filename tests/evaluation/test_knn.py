@@ -25,13 +25,13 @@ def slow_votes(bank, bank_labels, queries, num_classes, k, temperature):
 
 
 @pytest.mark.parametrize("k", [1, 7, 50])
-def test_votes_are_those_of_the_definition(k):
+def test_votes_follow_the_definition(k):
     bank, bank_labels, queries, _ = data()
     votes = knn.class_votes(bank, bank_labels, queries, 4, k, 0.1)
     np.testing.assert_allclose(votes, slow_votes(bank, bank_labels, queries, 4, k, 0.1), rtol=1e-3)
 
 
-def test_more_neighbours_than_the_bank_has_are_all_of_it():
+def test_all_of_a_bank_smaller_than_k_votes():
     bank, bank_labels, queries, _ = data()
     votes = knn.class_votes(bank, bank_labels, queries, 4, 1000, 0.1)
     np.testing.assert_array_equal(votes, knn.class_votes(bank, bank_labels, queries, 4, 50, 0.1))
@@ -40,17 +40,17 @@ def test_more_neighbours_than_the_bank_has_are_all_of_it():
 @pytest.mark.parametrize(
     ("bank", "queries", "classes", "k"),
     [
-        (64, 14, 4, 3),  # whole blocks of whole groups
-        (50, 30, 4, 3),  # neither
+        (64, 14, 4, 3),  # complete blocks of complete groups
+        (50, 30, 4, 3),  # incomplete blocks and groups
         (50, 30, 4, 9),  # more neighbours than a block has groups
-        (50, 30, 4, 40),  # more than a block has rows
-        (65, 30, 4, 2),  # one row is left for the last block
+        (50, 30, 4, 40),  # more neighbours than a block has rows
+        (65, 30, 4, 2),  # the last block has one row
         (50, 1, 4, 3),
         (50, 30, 1, 3),
         (1, 30, 4, 3),
     ],
 )
-def test_blocks_and_groups_do_not_show(monkeypatch, bank, queries, classes, k):
+def test_blocks_and_groups_do_not_change_the_votes(monkeypatch, bank, queries, classes, k):
     monkeypatch.setattr(knn, "_QUERY_BLOCK", 7)
     monkeypatch.setattr(knn, "_BANK_BLOCK", 32)
     monkeypatch.setattr(knn, "_GROUP", 4)
@@ -60,8 +60,8 @@ def test_blocks_and_groups_do_not_show(monkeypatch, bank, queries, classes, k):
     np.testing.assert_allclose(votes, expected, rtol=1e-3)
 
 
-def test_a_bank_of_one_direction_is_searched_by_groups_too():
-    # All cosines are negative: what fills up the last group must not win.
+def test_the_padding_of_the_last_group_is_never_a_neighbour():
+    # All cosines are negative, so a padding of zeros would win.
     bank, bank_labels, _, _ = data(bank=1001)
     queries = -bank.mean(axis=0, keepdims=True) - 10
     votes = knn.class_votes(bank + 10, bank_labels, queries, 4, 5, 0.1)
@@ -69,12 +69,12 @@ def test_a_bank_of_one_direction_is_searched_by_groups_too():
     np.testing.assert_allclose(votes, expected, rtol=1e-3)
 
 
-def test_equal_neighbours_all_count_once():
+def test_each_of_equal_neighbours_votes_once():
     votes = knn.class_votes(np.ones((1000, 3)), np.zeros(1000, int), np.ones((2, 3)), 1, 10, 1.0)
     np.testing.assert_allclose(votes, np.full((2, 1), 10 * np.e), rtol=1e-6)
 
 
-def test_memory_is_set_by_the_blocks_and_not_by_the_bank(program):
+def test_memory_depends_on_the_blocks_and_not_on_the_bank(program):
     code = """
 import resource
 import numpy as np
@@ -90,11 +90,11 @@ knn.class_votes(bank, np.zeros(200_000, int), queries, 1, 10, 0.1)
 print(peak() - before)
 """
     finished = program("-c", code)
-    # All cosines at once would be 780 MB, a block of them is 16.
+    # All cosines at once would take 780 MB; a block of them takes 16 MB.
     assert float(finished.stdout) < 100, finished.stderr
 
 
-def test_a_query_that_is_in_the_bank_is_its_own_nearest_neighbour():
+def test_a_query_from_the_bank_is_its_own_nearest_neighbour():
     bank, bank_labels, _, _ = data()
     votes = knn.class_votes(bank, bank_labels, 3 * bank, 4, 1, 0.1)
     assert knn.top_k_accuracy(votes, bank_labels, 1) == 100

@@ -31,15 +31,15 @@ def test_a_separable_problem_is_learned(colours):
     assert np.argmax(classifier(red_and_blue), axis=1).tolist() == [1, 0]
 
 
-def test_a_batch_larger_than_the_split_is_the_split_and_is_said(colours, caplog):
+def test_a_batch_larger_than_the_split_is_the_split_and_is_logged(colours, caplog):
     caplog.set_level("INFO", logger="absl")
     classifier = train(colours, batch_size=4096, epochs=2)
     assert classifier.kernel.shape == (3, 2)
     assert "whole training split, 40 images" in caplog.text
 
 
-def test_the_classifier_starts_small_and_with_no_bias(colours):
-    # One step at a rate that moves nothing visible.
+def test_the_classifier_starts_with_small_weights_and_no_bias(colours):
+    # One step with a learning rate too small to change the weights visibly.
     classifier = train(colours, epochs=1, base_learning_rate=1e-12)
     assert 0 < np.abs(classifier.kernel.numpy()).max() < 0.05
     np.testing.assert_allclose(classifier.bias.numpy(), 0, atol=1e-9)

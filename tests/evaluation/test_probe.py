@@ -13,7 +13,7 @@ PAIRS = [(0.5, 0.0), (0.1, 0.01), (0.02, 0.1)]
 
 
 def data(count=90, dimension=5, seed=0):
-    """Features of three overlapping classes, each with another mean and scale."""
+    """Features of three overlapping classes; each feature has its own offset and scale."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, count)
     centres = np.random.default_rng(7).standard_normal((CLASSES, dimension))
@@ -26,14 +26,14 @@ def standardized(features):
     return (features - features.mean(axis=0)) / features.std(axis=0)
 
 
-def train(features, labels, pairs=PAIRS, rows=None, classes=CLASSES, **settings):
+def train(features, labels, pairs=PAIRS, classes=CLASSES, **settings):
     config = ProbeConfig(**{"probe_epochs": 10, "probe_batch_size": 1000} | settings)
-    rows = np.arange(len(features)) if rows is None else rows
-    return probe.train_heads(features, labels, rows, classes, pairs, config, seed=0)
+    indices = np.arange(len(features))
+    return probe.train_heads(features, labels, indices, classes, pairs, config, seed=0)
 
 
-def slow_head(features, labels, rate, decay, num_steps):
-    """The definition: a step is a batch of everything."""
+def slow_head(features, labels, learning_rate, weight_decay, num_steps):
+    """The scores by the definition of SGD with momentum; each batch has all images."""
     inputs = standardized(features.astype("float64"))
     target = np.eye(CLASSES)[labels]
     kernel, bias = np.zeros((inputs.shape[1], CLASSES)), np.zeros(CLASSES)
@@ -41,23 +41,24 @@ def slow_head(features, labels, rate, decay, num_steps):
     for step in range(num_steps):
         power = np.exp(inputs @ kernel + bias)
         error = power / power.sum(axis=1, keepdims=True) - target
-        kernel_velocity = 0.9 * kernel_velocity + inputs.T @ error / len(inputs) + decay * kernel
+        kernel_velocity = 0.9 * kernel_velocity + inputs.T @ error / len(inputs)
+        kernel_velocity += weight_decay * kernel
         bias_velocity = 0.9 * bias_velocity + error.mean(axis=0)
-        rate_now = rate * (1 + np.cos(np.pi * step / num_steps)) / 2
-        kernel -= rate_now * kernel_velocity
-        bias -= rate_now * bias_velocity
+        eta = learning_rate * (1 + np.cos(np.pi * step / num_steps)) / 2
+        kernel -= eta * kernel_velocity
+        bias -= eta * bias_velocity
     return inputs @ kernel + bias
 
 
-def test_the_heads_are_those_of_the_definition_for_features_as_they_are():
+def test_the_heads_follow_the_definition_for_raw_features():
     features, labels = data()
     kernels, biases = train(features, labels)
-    for kernel, bias, (rate, decay) in zip(kernels, biases, PAIRS, strict=True):
-        expected = slow_head(features, labels, rate, decay, num_steps=10)
+    for kernel, bias, pair in zip(kernels, biases, PAIRS, strict=True):
+        expected = slow_head(features, labels, *pair, num_steps=10)
         np.testing.assert_allclose(features @ kernel + bias, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_many_heads_at_once_are_each_head_alone():
+def test_heads_trained_at_once_equal_heads_trained_alone():
     features, labels = data()
     kernels, biases = train(features, labels, probe_batch_size=16)
     for head, pair in enumerate(PAIRS):
@@ -66,7 +67,7 @@ def test_many_heads_at_once_are_each_head_alone():
         np.testing.assert_allclose(biases[head], bias[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_head_that_diverges_leaves_the_others_alone():
+def test_a_diverging_head_does_not_change_the_others():
     features, labels = data()
     kernels, _ = train(features, labels, [(1e30, 0.5), *PAIRS], probe_epochs=20)
     assert not np.isfinite(kernels[0]).all()
@@ -75,20 +76,20 @@ def test_a_head_that_diverges_leaves_the_others_alone():
     )
 
 
-def test_trained_to_its_end_a_head_is_scikit_learns_logistic_regression():
+def test_a_converged_head_equals_scikit_learns_logistic_regression():
     features, labels = data(count=300)
-    decay = 0.01
-    kernel, bias = train(features, labels, [(1.0, decay)], probe_epochs=500)
-    # Its penalty is ‖w‖² / 2C beside the sum of the losses.
-    peer = LogisticRegression(C=1 / (decay * len(features)), tol=1e-8, max_iter=1000)
+    weight_decay = 0.01
+    kernel, bias = train(features, labels, [(1.0, weight_decay)], probe_epochs=500)
+    # scikit-learn adds the penalty ‖w‖² / 2C to the sum of the losses, not to their mean.
+    peer = LogisticRegression(C=1 / (weight_decay * len(features)), tol=1e-8, max_iter=1000)
     peer.fit(standardized(features), labels)
     ours = features @ kernel[0] + bias[0]
-    ours -= ours.mean(axis=1, keepdims=True)  # only differences between classes mean anything
+    ours -= ours.mean(axis=1, keepdims=True)  # only differences between classes matter
     expected = peer.decision_function(standardized(features))
     np.testing.assert_allclose(ours, expected, atol=2e-3)
 
 
-def test_a_feature_that_is_constant_but_for_rounding_changes_nothing():
+def test_a_feature_that_is_constant_up_to_rounding_changes_nothing():
     features, labels = data()
     constant = np.full((len(features), 1), 1234.5678, np.float32)
     constant[labels == 0] = np.nextafter(constant[0], np.float32(np.inf))
@@ -104,14 +105,14 @@ def choose(features, labels, seed=0, **settings):
     return probe.train_classifier(features, labels, CLASSES, config, seed)
 
 
-def test_the_best_head_on_the_held_out_part_is_trained_anew_on_everything(monkeypatch):
+def test_the_best_head_on_the_held_out_part_is_trained_again_on_all_images(monkeypatch):
     features, labels = data()
     trained = []
     original = probe.train_heads
 
-    def spy(features, labels, rows, num_classes, pairs, config, seed):
-        heads = original(features, labels, rows, num_classes, pairs, config, seed)
-        trained.append((set(rows.tolist()), pairs, heads))
+    def spy(features, labels, indices, num_classes, pairs, config, seed):
+        heads = original(features, labels, indices, num_classes, pairs, config, seed)
+        trained.append((set(indices.tolist()), pairs, heads))
         return heads
 
     monkeypatch.setattr(probe, "train_heads", spy)
@@ -129,13 +130,13 @@ def test_the_best_head_on_the_held_out_part_is_trained_anew_on_everything(monkey
     assert chosen == [grid[best]]
     top1 = 100 * (scores.argmax(axis=2) == labels[held_out]).mean(axis=1)
     assert classifier.held_out_top1 == pytest.approx(top1[best])
-    assert best != top1.argmax()  # what would have been chosen by that
+    assert best != top1.argmax()  # accuracy would choose another head
     assert chosen == [(classifier.learning_rate, classifier.weight_decay)]
     np.testing.assert_array_equal(classifier(features), features @ kernel[0] + bias[0])
 
 
 @pytest.mark.parametrize("block", [7, 4096])
-def test_heads_are_judged_by_the_scores_of_their_own_of_all_rows(monkeypatch, block):
+def test_each_head_is_judged_by_its_own_scores_on_all_given_images(monkeypatch, block):
     monkeypatch.setattr(probe, "_ROWS_JUDGED_AT_ONCE", block)
     rng = np.random.default_rng(0)
     features = rng.standard_normal((50, 6)).astype("float32")
@@ -144,19 +145,19 @@ def test_heads_are_judged_by_the_scores_of_their_own_of_all_rows(monkeypatch, bl
     biases = rng.standard_normal((3, 1000)).astype("float32")
     biases[0, labels[:25]] += 5
     kernels[2] = np.nan
-    rows = np.arange(0, 50, 2)
-    cross_entropies, top1s = probe.judge_heads(features, labels, rows, kernels, biases)
-    scores = features[rows] @ kernels[:2].astype("float64") + biases[:2, np.newaxis]
+    indices = np.arange(0, 50, 2)
+    cross_entropies, top1s = probe.judge_heads(features, labels, indices, kernels, biases)
+    scores = features[indices] @ kernels[:2].astype("float64") + biases[:2, np.newaxis]
     log_softmax = scores - np.log(np.exp(scores).sum(axis=2, keepdims=True))
-    expected = -log_softmax[:, range(len(rows)), labels[rows]].mean(axis=1)
+    expected = -log_softmax[:, range(len(indices)), labels[indices]].mean(axis=1)
     np.testing.assert_allclose(cross_entropies[:2], expected, rtol=1e-5)
     assert cross_entropies[2] == np.inf
-    expected = 100 * (scores.argmax(axis=2) == labels[rows]).mean(axis=1)
+    expected = 100 * (scores.argmax(axis=2) == labels[indices]).mean(axis=1)
     np.testing.assert_allclose(top1s[:2], expected)
     assert top1s[0] > 0
 
 
-def test_the_scores_of_one_head_alone_are_in_memory():
+def test_memory_holds_the_scores_of_one_head_at_a_time():
     heads, rows, classes = 21, 3000, 1000
     features, labels = np.ones((rows, 4), "float32"), np.zeros(rows, "int32")
     kernels, biases = np.zeros((heads, 4, classes), "float32"), np.zeros((heads, classes))
@@ -164,11 +165,11 @@ def test_the_scores_of_one_head_alone_are_in_memory():
     probe.judge_heads(features, labels, np.arange(rows), kernels, biases.astype("float32"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    of_a_head = rows * classes * 4
-    assert of_a_head < peak < 4 * of_a_head
+    scores_of_one_head = rows * classes * 4
+    assert scores_of_one_head < peak < 4 * scores_of_one_head
 
 
-def test_a_head_that_ran_away_is_not_chosen(monkeypatch):
+def test_a_diverged_head_is_not_chosen(monkeypatch):
     features, labels = data()
     original = probe.train_heads
 
@@ -183,7 +184,7 @@ def test_a_head_that_ran_away_is_not_chosen(monkeypatch):
     assert classifier.weight_decay == probe.WEIGHT_DECAYS[-1]
 
 
-def test_more_steps_than_are_taken_at_once_are_the_same_steps(monkeypatch):
+def test_the_number_of_steps_at_once_does_not_change_the_heads(monkeypatch):
     features, labels = data()
     together = train(features, labels, probe_batch_size=4)
     monkeypatch.setattr(probe, "_STEPS_AT_ONCE", 3)
@@ -192,12 +193,12 @@ def test_more_steps_than_are_taken_at_once_are_the_same_steps(monkeypatch):
         np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-7)
 
 
-def test_a_seed_holds_out_the_same_images_and_another_seed_others(monkeypatch):
+def test_the_held_out_images_depend_on_the_seed(monkeypatch):
     features, labels = data()
     trained = []
 
-    def spy(features, labels, rows, num_classes, pairs, config, seed):
-        trained.append(set(rows.tolist()))
+    def spy(features, labels, indices, num_classes, pairs, config, seed):
+        trained.append(set(indices.tolist()))
         shape = (len(pairs), features.shape[1], num_classes)
         return np.zeros(shape), np.zeros((shape[0], shape[2]))
 
@@ -208,7 +209,7 @@ def test_a_seed_holds_out_the_same_images_and_another_seed_others(monkeypatch):
     assert first == again != other
 
 
-def test_new_images_of_the_classes_are_told_apart():
+def test_new_images_are_classified_as_well_as_by_logistic_regression():
     classifier = choose(*data(count=600), probe_epochs=30)
     features, labels = data(count=600, seed=1)
     peer = LogisticRegression().fit(standardized(data(count=600)[0]), data(count=600)[1])
@@ -216,10 +217,10 @@ def test_new_images_of_the_classes_are_told_apart():
     assert np.mean(classifier(features).argmax(axis=1) == labels) > expected - 0.02
 
 
-def test_one_image_cannot_be_trained_and_chosen_on():
+def test_a_single_training_image_is_refused():
     with pytest.raises(UserError, match=r"two training images or more\. Received: 1"):
         choose(*data(count=1))
 
 
-def test_two_images_can_be():
+def test_two_training_images_are_enough():
     assert choose(*data(count=2))(np.zeros((4, 5))).shape == (4, CLASSES)

@@ -1,4 +1,4 @@
-"""`evaluate.py`, run as a user runs it."""
+"""Tests of `evaluate.py`, most of them run as a user runs it."""
 
 import json
 from types import SimpleNamespace
@@ -25,14 +25,13 @@ from simsiam_tf.schema import UserError
         ("finetune", {"finetune_epochs": 1, "finetune_batch_size": 64}),
     ],
 )
-def test_the_result_is_the_last_line_and_the_output_file(
+def test_the_result_is_the_last_line_of_stdout_and_the_output_file(
     program, tiny_run, tmp_path, protocol, settings
 ):
     output = tmp_path / "results.json"
     finished = program(
         "evaluate.py", f"--encoder={tiny_run / 'encoder'}", f"--protocol={protocol}",
-        f"--output={output}", f"--feature_cache={tmp_path}",
-        *(f"--{name}={value}" for name, value in settings.items()),
+        f"--output={output}", *(f"--{name}={value}" for name, value in settings.items()),
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     result = json.loads(finished.stdout.splitlines()[-1])
@@ -62,7 +61,7 @@ def test_an_encoder_is_fine_tuned_on_a_share_of_the_labels_by_two_replicas(progr
     assert result["top1"] > 60
 
 
-def test_somebody_elses_saved_model_cannot_be_fine_tuned(program, pixels_encoder):
+def test_a_saved_model_of_another_program_cannot_be_fine_tuned(program, pixels_encoder):
     finished = program(
         "evaluate.py", f"--encoder={pixels_encoder}", "--image_size=8", "--protocol=finetune"
     )
@@ -70,7 +69,7 @@ def test_somebody_elses_saved_model_cannot_be_fine_tuned(program, pixels_encoder
     assert "--encoder must be an encoder that this version" in finished.stderr.splitlines()[-1]
 
 
-def test_knn_is_what_the_runs_own_monitor_found_last(program, tiny_run, tmp_path):
+def test_knn_top1_equals_the_last_value_of_the_runs_monitor(program, tiny_run, tmp_path):
     finished = program(
         "evaluate.py", f"--encoder={tiny_run / 'encoder'}", "--knn_k=20",
         f"--feature_cache={tmp_path}",
@@ -83,7 +82,7 @@ def test_knn_is_what_the_runs_own_monitor_found_last(program, tiny_run, tmp_path
 
 @pytest.fixture
 def pixels_encoder(tmp_path):
-    """A SavedModel of somebody else's with the same signature: its features are the pixels."""
+    """A SavedModel of another program with the same signature; its features are the pixels."""
     module = tf.Module()
     module.serve = tf.function(
         lambda images: {"features": tf.reshape(images, [-1, 8 * 8 * 3]) - 100},
@@ -99,13 +98,13 @@ def test_any_saved_model_of_the_signature_is_evaluated(program, pixels_encoder):
         "--knn_k=1",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    # One nearest neighbour on digits' pixels is known to be very good.
+    # One nearest neighbour on the pixels of the digits is known to be accurate.
     assert json.loads(finished.stdout.splitlines()[-1])["top1"] > 95
 
 
 @pytest.fixture
 def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
-    """(**settings) → the result on the digits' pixels, and the sizes of what was encoded."""
+    """(**settings) → the result on the pixels of the digits, and the number of encoded images."""
     settings = {
         "encoder": str(pixels_encoder),
         "data_dir": str(tfds_dir),
@@ -145,7 +144,7 @@ def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
     ],
     ids=lambda settings: settings["protocol"],
 )
-def test_every_protocol_gives_two_replicas_the_result_of_one(
+def test_two_replicas_give_the_result_of_one_for_every_protocol(
     evaluate, two_replicas, monkeypatch, tmp_path, settings
 ):
     settings = {"feature_batch_size": 32} | settings
@@ -153,7 +152,9 @@ def test_every_protocol_gives_two_replicas_the_result_of_one(
     with monkeypatch.context() as patch:
         patch.setattr(run.devices, "build_strategy", lambda config: two_replicas)
         two, encoded_outside_of_replicas = evaluate(**settings, feature_cache=str(tmp_path / "two"))
-    assert encoded_outside_of_replicas < encoded / 2  # a replica counts when it is traced
+    assert (
+        encoded_outside_of_replicas < encoded / 2
+    )  # replicas are counted only when they are traced
     names = [name for name in one if isinstance(one[name], float)]
     assert len(names) >= 2
     assert [two[name] for name in names] == pytest.approx([one[name] for name in names], rel=1e-4)
@@ -196,7 +197,7 @@ def test_an_evaluation_joins_no_cluster(evaluation_config, monkeypatch, strategy
     if strategy == "multi_worker":
         match = "An evaluation is one process.*Received: --strategy=multi_worker"
     else:
-        match = "--encoder must be a folder that exists"  # which is looked for after joining
+        match = "--encoder must be a folder that exists"  # so the strategy was built
     assert_refused(evaluation_config, match, encoder="/nowhere", strategy=strategy)
 
 
@@ -207,23 +208,23 @@ def test_an_image_is_encoded_once_for_all_protocols(evaluate):
         assert evaluate(**settings)[1] == 0
 
 
-def test_features_are_kept_beside_the_encoder_or_where_the_flag_says(evaluate, tmp_path):
+def test_features_are_kept_beside_the_encoder_or_in_the_folder_of_the_flag(evaluate, tmp_path):
     evaluate(train_split="train[:20]")
     assert len(list((tmp_path / "features").iterdir())) == 2
     evaluate(train_split="train[:20]", feature_cache=str(tmp_path / "elsewhere"))
     assert len(list((tmp_path / "elsewhere").iterdir())) == 2
 
 
-def test_other_images_views_or_encoders_are_encoded_anew(evaluate, pixels_encoder):
+def test_other_images_views_or_encoders_are_encoded_again(evaluate, pixels_encoder):
     evaluate()
     assert evaluate(train_split="train[:700]")[1] == 700
     assert evaluate(eval_crop_ratio=0.875)[1] == 1437 + 360
     with open(pixels_encoder / "saved_model.pb", "ab") as file:
-        file.write(b"\x0a\x00")  # an empty part, which changes nothing but the file
+        file.write(b"\x0a\x00")  # an empty field: the file changes, the model does not
     assert evaluate()[1] == 1437 + 360
 
 
-def test_a_folder_whose_images_changed_is_encoded_anew(evaluate, tmp_path):
+def test_a_split_whose_images_changed_is_encoded_again(evaluate, tmp_path):
     paths = [
         f"{split}/{name}/{number}.png"
         for split in ("train", "test")
@@ -238,7 +239,7 @@ def test_a_folder_whose_images_changed_is_encoded_anew(evaluate, tmp_path):
     assert evaluate(**settings)[1] == 6
 
 
-def test_the_test_split_has_no_say_in_the_choice(evaluate):
+def test_the_test_split_does_not_influence_the_choice_of_the_probe(evaluate):
     settings = {"protocol": "probe", "train_split": "train[:600]", "probe_epochs": 5}
     first, _ = evaluate(**settings, eval_split="test")
     second, _ = evaluate(**settings, eval_split="train[600:]")
@@ -247,11 +248,11 @@ def test_the_test_split_has_no_say_in_the_choice(evaluate):
     assert 0 < first["chosen"]["held_out_top1"] <= 100
 
 
-def test_the_spectrum_needs_no_labels_and_takes_a_folder_as_it_is(
+def test_the_spectrum_needs_no_labels_and_takes_a_folder_without_splits_whole(
     evaluation_config, pixels_encoder, tmp_path, capsys
 ):
     folder_of(tmp_path / "data", *(f"{number}.png" for number in range(5)))
-    for number in range(4):  # the fifth stays as dark as the others were
+    for number in range(4):  # the fifth image stays black
         image = np.random.default_rng(number).integers(0, 256, (9, 9, 3), dtype=np.uint8)
         (tmp_path / "data" / f"{number}.png").write_bytes(tf.io.encode_png(image).numpy())
     output = tmp_path / "results.json"
@@ -282,7 +283,7 @@ def test_the_image_size_must_be_known(evaluation_config, pixels_encoder):
 
 @pytest.fixture
 def some_images(tmp_path):
-    """Settings of a folder of four images of their own colour, the second of which is none."""
+    """Settings of a folder of four files: three images of one grey level each, and no image."""
     settings = folder_of(tmp_path / "data", *(f"train/{name}" for name in ("a.png", "c.png")))
     for number, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
         image = np.full((8, 8, 3), 10 * number, np.uint8)
@@ -295,7 +296,7 @@ def some_images(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["npz", "tfrecord"])
-def test_features_of_unlabelled_images_are_a_file_that_says_what_they_are_of(
+def test_the_file_of_unlabelled_features_names_their_images_and_facts(
     evaluation_config, pixels_encoder, some_images, tmp_path, capsys, ending
 ):
     output = tmp_path / f"features.{ending}"
@@ -342,18 +343,18 @@ def test_features_of_a_labelled_split_have_its_labels_and_classes(evaluate, tmp_
         assert len(file["paths"]) == 0
         features, labels = file["features"], file["labels"]
     assert np.bincount(labels).tolist() == np.bincount(load_digits().target[::5]).tolist()
-    # The same features as the other protocols', which need not be extracted again.
+    # The other protocols use the same features, so only the training split is encoded.
     assert evaluate(protocol="knn")[1] == 1437
     assert features.shape == (360, 8 * 8 * 3)
 
 
 @pytest.mark.parametrize("output", ["", "features.h5", "npz"])
-def test_features_need_a_file_of_a_kind_that_is_known(evaluation_config, output):
+def test_features_need_an_npz_or_tfrecord_file(evaluation_config, output):
     with pytest.raises(UserError, match=rf"ends in \.npz or \.tfrecord\. Received: {output}$"):
         evaluation_config(encoder="x", protocol="features", output=output)
 
 
-def test_features_that_cannot_be_written_are_one_line_and_nothing_stays(tmp_path, monkeypatch):
+def test_features_that_cannot_be_written_are_a_user_error_and_leave_no_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -393,9 +394,17 @@ def test_data_that_cannot_be_evaluated_on_is_refused(
     assert_refused(evaluation_config, match, encoder=str(pixels_encoder), **settings)
 
 
-@pytest.mark.parametrize("protocol", ["knn", "probe", "linear"])
-def test_bad_images_are_left_out_of_the_counts_or_named(
-    evaluation_config, pixels_encoder, tmp_path, capsys, protocol
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"protocol": "knn"},
+        {"protocol": "probe"},
+        {"protocol": "linear", "batch_size": 5, "epochs": 1},
+    ],
+    ids=lambda settings: settings["protocol"],
+)
+def test_bad_images_are_left_out_of_the_counts_or_refused_by_name(
+    evaluation_config, pixels_encoder, tmp_path, capsys, settings
 ):
     paths = [
         f"{split}/{name}/{number}.png"
@@ -404,9 +413,7 @@ def test_bad_images_are_left_out_of_the_counts_or_named(
         for number in range(10)
     ]
     folder = tmp_path / "data"
-    settings = folder_of(folder, *paths) | {
-        "encoder": str(pixels_encoder), "protocol": protocol, "batch_size": 5, "epochs": 1,
-    }  # fmt: skip
+    settings = folder_of(folder, *paths) | {"encoder": str(pixels_encoder)} | settings
     for path in ("train/cat/3.png", "test/dog/1.png", "test/dog/2.png"):
         (folder / path).write_bytes(b"no image")
     run.run(evaluation_config(**settings, on_bad_image="skip", max_bad_fraction=0.1))
@@ -415,7 +422,7 @@ def test_bad_images_are_left_out_of_the_counts_or_named(
     assert_refused(evaluation_config, "test/dog/1.png", **settings)
 
 
-def test_a_missing_encoder_is_one_line(program):
+def test_a_missing_encoder_ends_with_one_line(program):
     finished = program("evaluate.py", "--encoder=/nowhere")
     assert finished.returncode == 1
     last = finished.stderr.strip().splitlines()[-1]
@@ -423,7 +430,7 @@ def test_a_missing_encoder_is_one_line(program):
     assert "Traceback" not in finished.stderr
 
 
-def test_an_output_that_cannot_be_written_is_found_before_the_work(evaluation_config):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work_starts(evaluation_config):
     assert_refused(
         evaluation_config,
         "--output must be in a folder",
@@ -432,7 +439,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(evaluation_co
     )
 
 
-def test_features_that_cannot_be_kept_are_found_before_the_work(
+def test_a_cache_that_cannot_be_written_is_refused_before_the_work_starts(
     evaluation_config, pixels_encoder, tmp_path
 ):
     (tmp_path / "file").write_text("")
@@ -441,6 +448,6 @@ def test_features_that_cannot_be_kept_are_found_before_the_work(
         "--feature_cache must be a folder",
         encoder=str(pixels_encoder),
         image_size=8,
-        dataset="no data set is looked for",
+        dataset="never loaded",
         feature_cache=str(tmp_path / "file"),
     )

@@ -9,7 +9,7 @@ from simsiam_tf.evaluation import spectrum
 
 
 def data(count=60, dimension=7, seed=0):
-    """Features of very different scales, away from zero, as those behind a ReLU are."""
+    """Features of very different scales with a mean away from zero, like features after a ReLU."""
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((count, dimension)) * 10.0 ** (-np.arange(dimension) / 2) + 1
     return features.astype("float32")
@@ -25,7 +25,7 @@ def slow_singular_values(features):
 
 
 def slow_rankme(features):
-    """Garrido et al. 2023, equation 1, with their epsilon, as the paper writes it: from an SVD."""
+    """RankMe from an SVD: Garrido et al. 2023, equation 1, with the epsilon of the paper."""
     sigma = np.linalg.svd(features.astype("float64"), compute_uv=False)
     p = sigma / np.sum(np.abs(sigma)) + 1e-7
     return np.exp(-sum(value * np.log(value) for value in p))
@@ -40,13 +40,13 @@ def slow_uniformity(features):
 
 @pytest.fixture(params=[4096, 16, 7])
 def block(request, monkeypatch):
-    """Blocks must not show."""
+    """Block sizes, none of which may change a result."""
     monkeypatch.setattr(spectrum, "_BLOCK", request.param)
 
 
 @pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("shape", [(60, 7), (5, 7), (7, 7), (2, 3)])
-def test_the_singular_values_are_those_of_the_centred_features(shape):
+def test_the_singular_values_equal_those_of_an_svd_of_the_centred_features(shape):
     features = data(*shape)
     _, covariance = spectrum.moments(features)
     found = spectrum.singular_values(covariance, len(features))
@@ -56,7 +56,7 @@ def test_the_singular_values_are_those_of_the_centred_features(shape):
 
 
 @pytest.mark.usefixtures("block")
-def test_the_summary_is_that_of_the_definitions():
+def test_the_summary_follows_the_definitions():
     features = data()
     found = spectrum.summarize(features)
     assert found["rankme"] == pytest.approx(slow_rankme(features), rel=1e-5)
@@ -76,10 +76,10 @@ def test_the_effective_rank_counts_directions_of_equal_weight():
     assert spectrum.effective_rank(np.zeros(3)) == 0
 
 
-def test_partial_collapse_shows_where_the_std_hides_it():
+def test_the_spectrum_shows_partial_collapse_that_the_std_hides():
     rng = np.random.default_rng(0)
     spread = rng.standard_normal((2000, 32)).astype("float32")
-    # A plane, turned into all channels: each varies as much as before.
+    # Features in a plane, rotated into all channels: every channel still varies.
     plane = spread[:, :2] @ np.linalg.qr(rng.standard_normal((32, 32)))[0][:2].astype("float32")
     healthy, collapsed = spectrum.summarize(spread), spectrum.summarize(plane)
     assert healthy["feature_std"] > 0.99
@@ -89,7 +89,7 @@ def test_partial_collapse_shows_where_the_std_hides_it():
     assert healthy["uniformity"] < -3.5 < -2.5 < collapsed["uniformity"]
 
 
-def test_features_that_are_all_one_point_are_said_to_be():
+def test_complete_collapse_is_reported():
     found = spectrum.summarize(np.full((10, 4), 1234.5678, "float32"))
     assert (found["effective_rank"], found["num_constant_channels"]) == (0, 4)
     assert found["rankme"] == pytest.approx(1, rel=1e-3)
@@ -106,7 +106,7 @@ def test_alignment_is_the_mean_squared_distance_of_unit_features():
 
 @pytest.fixture
 def source(tmp_path):
-    """11 images of noise in one flat folder, without labels."""
+    """11 images of noise in a folder without classes."""
     rng = np.random.default_rng(0)
     for number in range(11):
         image = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
@@ -124,21 +124,21 @@ def pixels(images):
     return tf.cast(tf.reshape(images, [len(images), -1]), tf.float32) - 127
 
 
-def test_two_crops_of_an_image_differ_and_are_drawn_from_the_seed(source):
+def test_two_crops_of_an_image_differ_and_depend_on_the_seed(source):
     first, again, other = (crops_alignment(source, pixels, 0.2, seed=seed) for seed in (0, 0, 1))
     assert 0.1 < first < 4
     assert first == again != other
 
 
 def test_crops_of_the_whole_image_are_aligned(source):
-    # The last crop's shape is drawn still: a mean colour hardly tells.
+    # The aspect ratio of a crop is still random; the mean colour hardly depends on it.
     def mean_colour(images):
         return tf.reduce_mean(tf.cast(images, tf.float32), axis=(1, 2))
 
     assert crops_alignment(source, mean_colour, 1.0) < 1e-2
 
 
-def test_whole_batches_of_different_images_are_encoded(source):
+def test_only_complete_batches_are_encoded(source):
     batches = []
 
     def encode(images):
@@ -146,7 +146,7 @@ def test_whole_batches_of_different_images_are_encoded(source):
         return pixels(images)
 
     crops_alignment(source, encode, 0.2)
-    assert [len(images) for images in batches] == [4] * 4  # two views of 8 of the 11
+    assert [len(images) for images in batches] == [4] * 4  # two views of 8 of the 11 images
     batches.clear()
     crops_alignment(source, encode, 0.2, batch_size=100)
     assert [len(images) for images in batches] == [11, 11]

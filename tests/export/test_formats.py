@@ -11,12 +11,12 @@ from simsiam_tf.export import formats
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
-# All kinds of layers: padded and strided convolutions, pooling, cut-away strides.
+# These settings use every kind of layer: padded and strided convolutions, pooling, slices.
 SETTINGS = {"width": 4, "stem": "imagenet", "backbone": "resnet18", "image_size": 32}
 
 
 def encoder_of(config):
-    """An encoder with weights and statistics that are not the initial ones."""
+    """An encoder whose weights and statistics differ from their initial values."""
     encoder = ResNet(config.encoder, seed=0)
     for variable in encoder.weights:
         noise = tf.random.stateless_uniform(variable.shape, [1, 1], 0.5, 1.5, variable.dtype)
@@ -33,7 +33,7 @@ def run_onnx(path, images):
 
 
 def run_litert(path, images):
-    # The runtime's older interface, with the shape set by hand.
+    # The older interface of the runtime, with the shape set explicitly.
     interpreter = Interpreter(path)
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
     interpreter.resize_tensor_input(taken["index"], images.shape)
@@ -47,9 +47,7 @@ RUN = {"savedmodel": run_savedmodel, "onnx": run_onnx, "litert": run_litert}
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
-def test_every_format_takes_the_same_images_and_gives_the_encoders_features(
-    tmp_path, pretrain_config, name
-):
+def test_every_format_reproduces_the_encoders_features(tmp_path, pretrain_config, name):
     config = pretrain_config(**SETTINGS)
     encoder, output = encoder_of(config), tmp_path / "encoder"
     parity = formats.export(encoder, config, name, str(output), {"step": 7})
@@ -63,12 +61,12 @@ def test_every_format_takes_the_same_images_and_gives_the_encoders_features(
     assert {path.name for path in tmp_path.iterdir()} <= {"encoder", "encoder.json"}
 
 
-def test_the_difference_is_the_largest_of_any_feature(pretrain_config):
+def test_parity_is_the_largest_difference_of_any_feature(pretrain_config):
     config = pretrain_config(**SETTINGS)
     encoder = encoder_of(config)
 
     def shifted(images):
-        """Off by 0.25 in a feature of the last image of three."""
+        """Features with an error of 0.25 in the last image of the batch of three."""
         features = encoder(views.normalize(tf.constant(images) / 255), training=False).numpy()
         features[-1, 3] -= 0.25 * (len(images) == 3)
         return features
@@ -78,21 +76,19 @@ def test_the_difference_is_the_largest_of_any_feature(pretrain_config):
     assert 0 < parity.relative < 0.25 / 0.01
 
 
-def test_what_does_not_give_the_features_is_not_written(tmp_path, pretrain_config):
+def test_an_export_with_other_features_is_not_written(tmp_path, pretrain_config):
     config = pretrain_config(**SETTINGS)
     encoder, output = encoder_of(config), tmp_path / "encoder.onnx"
     output.write_bytes(b"an earlier one")
     encoder.weights[0].assign(encoder.weights[0].value * np.nan)
-    with pytest.raises(UserError, match="--format=onnx does not give the encoder's features"):
+    with pytest.raises(UserError, match="--format=onnx does not reproduce the encoder's features"):
         formats.export(encoder, config, "onnx", str(output), {})
     assert output.read_bytes() == b"an earlier one"
     assert list(tmp_path.iterdir()) == [output]
 
 
 @pytest.mark.usefixtures("float64")
-def test_a_float64_encoder_becomes_float32_for_runtimes_that_have_no_other(
-    tmp_path, pretrain_config
-):
+def test_a_float64_encoder_becomes_float32_in_onnx(tmp_path, pretrain_config):
     config = pretrain_config(**SETTINGS, precision="float64")
     parity = formats.export(encoder_of(config), config, "onnx", str(tmp_path / "e.onnx"), {})
     assert 0 < parity.relative < 1e-5

@@ -15,7 +15,7 @@ from simsiam_tf.schema import UserError
 
 @pytest.fixture
 def run(tmp_path, pretrain_config):
-    """A workdir with checkpoints of steps 5 and 10, and the features of each."""
+    """A workdir with checkpoints of steps 5 and 10, and the features of both."""
     workdir = tmp_path / "run"
     workdir.mkdir()
     config = pretrain_config(
@@ -35,7 +35,7 @@ def run(tmp_path, pretrain_config):
 @pytest.mark.parametrize(
     ("checkpoint", "step", "name"),
     [("", 10, "encoder"), ("checkpoints/step-000000005/", 5, "encoder-step-000000005")],
-    ids=["a run: its newest", "a checkpoint"],
+    ids=["newest checkpoint of a run", "named checkpoint"],
 )
 def test_the_encoder_of_a_checkpoint_is_written_into_the_run(run, capsys, checkpoint, step, name):
     from_checkpoint.export(ExportConfig(checkpoint=f"{run.workdir}/{checkpoint}"))
@@ -47,7 +47,7 @@ def test_the_encoder_of_a_checkpoint_is_written_into_the_run(run, capsys, checkp
     assert line.startswith(f"{output}: the encoder of step {step}. Its features differ by at most ")
 
 
-def test_a_damaged_checkpoint_that_was_named_is_refused_another_does_not_take_its_place(run):
+def test_a_named_checkpoint_that_is_damaged_is_refused_and_not_replaced_by_another(run):
     folder = run.workdir / "checkpoints" / "step-000000010"
     (folder / "state.index").write_bytes(b"")
     with pytest.raises(UserError, match=r"--checkpoint must be complete \(state.index changed"):
@@ -63,10 +63,12 @@ def test_a_damaged_checkpoint_that_was_named_is_refused_another_does_not_take_it
         ("empty", "", "--checkpoint must be a run with a checkpoint; train first"),
         ("run", "run", "--output must be a new or an empty folder, or an encoder"),
         ("run", "run/flags.cfg", "--output must be a new or an empty folder, or an encoder"),
-        ("run", "run/flags.cfg/encoder", "--output must be where it can be written"),
+        ("run", "run/flags.cfg/encoder", "--output must be in a folder that can be written to"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_written(run, tmp_path, checkpoint, output, words):
+def test_a_wrong_flag_is_refused_before_anything_is_written(
+    run, tmp_path, checkpoint, output, words
+):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "flags.cfg").write_text("--width=4\n--backbone=resnet18\n")
     before = sorted(tmp_path.rglob("*"))
@@ -78,7 +80,7 @@ def test_a_mistake_is_told_before_anything_is_written(run, tmp_path, checkpoint,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_file_is_not_written_over_a_folder(run, tmp_path):
+def test_a_file_does_not_replace_a_folder(run, tmp_path):
     (tmp_path / "encoder.onnx").mkdir()
     config = ExportConfig(
         checkpoint=str(run.workdir), format="onnx", output=str(tmp_path / "encoder.onnx")
@@ -87,7 +89,7 @@ def test_a_file_is_not_written_over_a_folder(run, tmp_path):
         from_checkpoint.export(config)
 
 
-def test_a_format_has_its_files_name():
+def test_an_output_with_the_suffix_of_another_format_is_refused():
     with pytest.raises(UserError, match=r"--format=litert must end in \.tflite. Received: a.onnx"):
         ExportConfig(checkpoint="run", format="litert", output="a.onnx")
 
@@ -96,8 +98,8 @@ def test_a_format_has_its_files_name():
     ("format_", "package"),
     [("onnx", "tf2onnx"), ("onnx", "onnxruntime"), ("litert", "ai_edge_litert")],
 )
-def test_a_package_that_is_missing_is_named_at_once(program, format_, package):
-    # As where it is not installed; and TensorFlow, which takes seconds to load, is not needed.
+def test_a_missing_package_is_named_before_tensorflow_loads(program, format_, package):
+    # The package and TensorFlow cannot be imported, as if they were not installed.
     code = (
         "import runpy, sys\n"
         f"sys.modules['{package}'] = sys.modules['tensorflow'] = None\n"

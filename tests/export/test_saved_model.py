@@ -18,7 +18,7 @@ def images():
 
 
 def train_a_little(encoder):
-    """Weights and statistics that are not the initial ones."""
+    """Changes all weights and statistics, and returns the encoder."""
     for variable in encoder.weights:
         noise = tf.random.stateless_uniform(variable.shape, [1, 1], 0.5, 1.5, variable.dtype)
         variable.assign(variable.value * noise + 0.1)
@@ -92,9 +92,9 @@ def test_an_encoder_trained_on_two_replicas_is_exported_as_one(
     np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_exporting_again_replaces_what_was_there(tmp_path, pretrain_config):
+def test_exporting_again_replaces_the_earlier_export(tmp_path, pretrain_config):
     config = pretrain_config(**SETTINGS)
-    (tmp_path / "encoder.partial").mkdir()  # left behind by a kill
+    (tmp_path / "encoder.partial").mkdir()  # left by a killed process
     encoder = ResNet(config.encoder, 0)
     for step in (1, 2):
         saved_model.save(encoder, config, str(tmp_path / "encoder"), {"step": step})
@@ -122,5 +122,7 @@ def test_a_saved_model_of_another_signature_is_refused(tmp_path):
     module = tf.Module()
     module.double = tf.function(lambda x: {"y": 2 * x}, [tf.TensorSpec([], tf.float32, "x")])
     tf.saved_model.save(module, str(tmp_path), signatures={"serving_default": module.double})
-    with pytest.raises(UserError, match=r"must take images and give features\. Received: x and y"):
+    with pytest.raises(
+        UserError, match=r"must take images and return features\. Received: x and y"
+    ):
         saved_model.load(str(tmp_path))

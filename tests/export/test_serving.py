@@ -1,7 +1,8 @@
-"""The clients of docs/serving.md against a stand-in for TensorFlow Serving, which pip has not got.
+"""Tests of the clients of docs/serving.md with a substitute for TensorFlow Serving.
 
-The stand-in is our reading of its REST page and of its .proto files: it tells whether the clients
-and the encoder's signatures fit together by these, not whether TensorFlow Serving answers.
+TensorFlow Serving is not on PyPI. The substitute follows its REST documentation and its .proto
+files. It shows that the clients fit the encoder's signatures by these documents, not that
+TensorFlow Serving answers.
 """
 
 import base64
@@ -25,12 +26,12 @@ PREDICT = "/v1/models/encoder:predict"
 
 
 def specs_of(loaded, name):
-    """{name: TensorSpec} of what a signature takes."""
+    """{name: TensorSpec} of the inputs of a signature."""
     return loaded.signatures[name or "serving_default"].structured_input_signature[1]
 
 
 def call(loaded, name, **inputs):
-    """{name: array} of what a signature gives."""
+    """{name: array} of the outputs of a signature."""
     tensors = {
         key: tf.constant(inputs.pop(key), spec.dtype)
         for key, spec in specs_of(loaded, name).items()
@@ -41,7 +42,7 @@ def call(loaded, name, **inputs):
 
 
 def answer_rest(loaded, request):
-    """A predict request in row format, both of one named input and of one named output."""
+    """The answer to a predict request in row format, with one input and one output."""
     assert request.keys() <= {"signature_name", "instances"}
     name = request.get("signature_name")
     (only,) = specs_of(loaded, name)
@@ -86,7 +87,7 @@ def grpc_port(loaded):
         def Predict(self, request, context):  # noqa: N802 (the library's name)
             assert request.model_spec.name == "encoder"
             name = request.model_spec.signature_name
-            # The server takes no other type, not even another kind of float.
+            # The server accepts only the dtypes of the signature, not even another float.
             types = {key: value.dtype for key, value in request.inputs.items()}
             specs = specs_of(loaded, name)
             assert types == {key: spec.dtype.as_datatype_enum for key, spec in specs.items()}
@@ -106,7 +107,7 @@ def grpc_port(loaded):
 
 
 def run_clients(marker, port, folder):
-    """Runs the Python of a section of docs/serving.md in a folder → what it leaves, by name."""
+    """Runs the Python of a section of docs/serving.md in a folder; returns its variables."""
     text = (ROOT / "docs" / "serving.md").read_text()
     (code,) = re.findall(rf"<!-- {marker} -->\n```python\n(.*?)```", text, re.DOTALL)
     default = {"rest": "localhost:8501", "grpc": "localhost:8500"}[marker]
@@ -119,7 +120,7 @@ def run_clients(marker, port, folder):
 
 
 @pytest.mark.parametrize("marker", ["rest", "grpc"])
-def test_the_documented_clients_get_the_features_of_files_and_of_pixels(
+def test_the_documented_clients_receive_the_features_of_files_and_pixels(
     tmp_path, loaded, request, marker
 ):
     image = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -133,7 +134,7 @@ def test_the_documented_clients_get_the_features_of_files_and_of_pixels(
     assert of_pixels.shape == (2, 32)
 
 
-def test_no_part_of_a_signature_needs_python(loaded):
+def test_no_signature_calls_python(loaded):
     for name, inner in (("serving_default", "Conv2D"), ("serve_encoded", "DecodeJpeg")):
         graph = loaded.signatures[name].graph.as_graph_def()
         nodes = [*graph.node, *(node for one in graph.library.function for node in one.node_def)]

@@ -1,4 +1,4 @@
-"""Weights that travel from PyTorch to here and back, through the programs' own functions."""
+"""Import from PyTorch and export to PyTorch and Detectron2, by the programs' own functions."""
 
 import json
 import pickle
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-import torch_twin
+import torch_copy
 from safetensors.torch import load_file
 
 from simsiam_tf.data import views
@@ -23,7 +23,7 @@ from simsiam_tf.schema import UserError
 
 
 def random_tensors(shapes, seed=0):
-    """Random weights and random statistics, float32, in the order of `shapes`."""
+    """Returns random float32 weights and statistics, in the order of `shapes`."""
     rng = np.random.default_rng(seed)
 
     def tensor(name, shape):
@@ -64,15 +64,15 @@ def assert_same_tensors(got, expected):
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-def test_pool_features_are_pytorchs_and_the_way_back_is_the_identity(tmp_path, backbone):
-    state = random_tensors(torch_twin.encoder_shapes(backbone))
+def test_imported_features_equal_pytorchs_and_the_export_restores_the_file(tmp_path, backbone):
+    state = random_tensors(torch_copy.encoder_shapes(backbone))
     encoder = import_file(tmp_path, state)
     images = np.random.default_rng(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
 
     encode, description = saved_model.load(encoder)
     normalized = (images / 255 - views.MEAN) / views.STD
     nchw = torch.from_numpy(normalized.transpose(0, 3, 1, 2).astype(np.float32))
-    expected = torch_twin.features(state, nchw).numpy()
+    expected = torch_copy.features(state, nchw).numpy()
     got = encode(tf.constant(images)).numpy()
     np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
     assert description["backbone"] == backbone
@@ -82,8 +82,8 @@ def test_pool_features_are_pytorchs_and_the_way_back_is_the_identity(tmp_path, b
 
 
 def authors_checkpoint(backbone="resnet18"):
-    """What the authors' main_simsiam.py saves, after one step of their optimizer."""
-    shapes = torch_twin.simsiam_shapes(backbone, dim=32, prediction_hidden_dim=8)
+    """Returns a checkpoint like that of the authors' main_simsiam.py after one optimizer step."""
+    shapes = torch_copy.simsiam_shapes(backbone, dim=32, prediction_hidden_dim=8)
     state = random_tensors(shapes)
     parameters = [name for name in state if "running" not in name]
     momenta = random_tensors({name: shapes[name] for name in parameters}, seed=1)
@@ -104,7 +104,7 @@ def authors_checkpoint(backbone="resnet18"):
     }
 
 
-def test_a_whole_checkpoint_with_its_momentum_comes_back_bit_for_bit(tmp_path):
+def test_a_whole_checkpoint_with_momentum_survives_a_round_trip_bit_for_bit(tmp_path):
     checkpoint, workdir = authors_checkpoint(), str(tmp_path / "run")
     import_file(tmp_path, checkpoint, workdir=workdir, step=44)
     assert int(convert.load_run(workdir)[1].iterations) == 44
@@ -120,7 +120,7 @@ def test_a_whole_checkpoint_with_its_momentum_comes_back_bit_for_bit(tmp_path):
     ]
 
 
-def test_pytorchs_sgd_takes_the_exported_optimizer(tmp_path):
+def test_pytorchs_sgd_loads_the_exported_optimizer(tmp_path):
     workdir = str(tmp_path / "run")
     import_file(tmp_path, authors_checkpoint(), workdir=workdir)
     back = export_file({"workdir": workdir}, tmp_path / "out.pth", whole=True)
@@ -139,7 +139,7 @@ def test_pytorchs_sgd_takes_the_exported_optimizer(tmp_path):
     assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
-def test_training_goes_on_from_an_imported_checkpoint(program, tmp_path):
+def test_training_resumes_from_an_imported_checkpoint(program, tmp_path):
     workdir = tmp_path / "run"
     import_file(tmp_path, authors_checkpoint(), workdir=str(workdir), step=2)
     finished = program(
@@ -160,22 +160,22 @@ def test_training_goes_on_from_an_imported_checkpoint(program, tmp_path):
     assert [line["step"] for line in lines] == [3, 4]
 
 
-def test_training_with_another_network_than_the_imported_one_is_refused(program, tmp_path):
+def test_training_with_another_network_than_the_imported_one_is_rejected(program, tmp_path):
     import_file(tmp_path, authors_checkpoint(), workdir=str(tmp_path / "run"))
     finished = program("train.py", f"--workdir={tmp_path / 'run'}")
     assert finished.returncode == 1
     assert "--backbone=resnet18 there, resnet50 here" in finished.stderr
 
 
-def test_safetensors_and_pth_hold_the_same_and_a_run_gives_its_encoder(tmp_path, tiny_run):
+def test_exports_of_a_run_and_of_its_encoder_are_equal_in_both_formats(tmp_path, tiny_run):
     of_run = export_file({"workdir": str(tiny_run)}, tmp_path / "run.safetensors")
     of_encoder = export_file({"encoder": str(tiny_run / "encoder")}, tmp_path / "encoder.pth")
     assert_same_tensors(of_run, of_encoder)
     assert of_run["conv1.weight"].shape == (16, 3, 3, 3)
 
 
-def test_detectron2_finds_every_tensor_under_its_own_name(tmp_path):
-    state = random_tensors(torch_twin.encoder_shapes("resnet50"))
+def test_every_tensor_has_detectron2s_name(tmp_path):
+    state = random_tensors(torch_copy.encoder_shapes("resnet50"))
     encoder = import_file(tmp_path, state)
     path = tmp_path / "out.pkl"
     convert.export_detectron2(
@@ -185,7 +185,7 @@ def test_detectron2_finds_every_tensor_under_its_own_name(tmp_path):
     assert content["matching_heuristics"] is True
     model = content["model"]
     assert len(model) == len(state)
-    # detectron2/modeling/backbone/resnet.py: stem, res2 to res5, shortcut, norm inside a conv.
+    # Names from detectron2/modeling/backbone/resnet.py: stem, res2 to res5, shortcut, conv.norm.
     for theirs, ours in {
         "stem.conv1.weight": "conv1.weight",
         "stem.conv1.norm.running_var": "bn1.running_var",
@@ -199,7 +199,7 @@ def test_detectron2_finds_every_tensor_under_its_own_name(tmp_path):
     assert stages == {"stem", "res2", "res3", "res4", "res5"}
 
 
-def test_detectron2_has_no_cifar_stem(tmp_path, tiny_run):
+def test_a_cifar_stem_is_not_exported_to_detectron2(tmp_path, tiny_run):
     config = Detectron2ExportConfig(
         source=SourceConfig(encoder=str(tiny_run / "encoder")), output=str(tmp_path / "out.pkl")
     )
@@ -212,33 +212,33 @@ def test_detectron2_has_no_cifar_stem(tmp_path, tiny_run):
     ("change", "message"),
     [
         ({"layer1.0.conv1.weight": torch.ones(64, 64, 1, 1)}, r"expected|\[64, 64, 3, 3\]"),
-        ({"bn1.bias": None}, r"must hold the tensor bn1.bias of shape \[64\]"),
+        ({"bn1.bias": None}, r"must contain the tensor bn1.bias of shape \[64\]"),
     ],
 )
-def test_a_wrong_file_writes_nothing(tmp_path, change, message):
-    state = random_tensors(torch_twin.encoder_shapes("resnet18")) | change
+def test_a_wrong_file_is_rejected_before_anything_is_written(tmp_path, change, message):
+    state = random_tensors(torch_copy.encoder_shapes("resnet18")) | change
     state = {name: value for name, value in state.items() if value is not None}
     with pytest.raises(UserError, match=message):
         import_file(tmp_path, state)
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
 
 
-def test_an_encoder_alone_is_no_run_to_go_on_with(tmp_path):
-    state = random_tensors(torch_twin.encoder_shapes("resnet18"))
+def test_an_encoder_without_heads_does_not_become_a_run(tmp_path):
+    state = random_tensors(torch_copy.encoder_shapes("resnet18"))
     with pytest.raises(UserError, match="--workdir needs a checkpoint with the projector"):
         import_file(tmp_path, state, workdir=str(tmp_path / "run"))
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
 
 
-def test_a_folder_that_is_not_empty_is_kept(tmp_path):
+def test_an_output_folder_with_files_is_rejected_and_kept(tmp_path):
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "thesis.txt").write_text("")
     with pytest.raises(UserError, match="--output must be a new or an empty folder"):
-        import_file(tmp_path, random_tensors(torch_twin.encoder_shapes("resnet18")))
+        import_file(tmp_path, random_tensors(torch_copy.encoder_shapes("resnet18")))
     assert (tmp_path / "encoder" / "thesis.txt").exists()
 
 
-def test_the_programs_answer_a_wrong_flag_in_one_line(program):
+def test_the_programs_report_a_wrong_flag_in_one_line(program):
     for module, line in {
         "import_torch": "import_torch.py: --checkpoint must be a file that exists",
         "export_torch": "export_torch.py: --encoder or --workdir must be given",

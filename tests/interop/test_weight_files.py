@@ -1,4 +1,4 @@
-"""Reading files of every kind that PyTorch writes, and of the kinds that do harm."""
+"""Valid files in PyTorch's formats are read; damaged and hostile files are rejected."""
 
 import os
 import pickle
@@ -40,7 +40,7 @@ def refuse_nothing(shapes):
     ids=["plain", "authors"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_state_dict_is_read_without_module_counters_and_classifier(tmp_path, wrap, zipped):
+def test_a_state_dict_is_read_without_module_prefix_counters_and_classifier(tmp_path, wrap, zipped):
     path, state = str(tmp_path / "file.pth"), state_dict()
     torch.save(wrap(state), path, _use_new_zipfile_serialization=zipped)
     checkpoint = weight_files.read(path, accept)
@@ -49,7 +49,7 @@ def test_a_state_dict_is_read_without_module_counters_and_classifier(tmp_path, w
     assert checkpoint.epoch == (7 if "epoch" in wrap(state) else None)
 
 
-def test_safetensors_are_read_likewise(tmp_path):
+def test_a_safetensors_file_is_read_in_the_same_way(tmp_path):
     path, state = str(tmp_path / "file.safetensors"), state_dict()
     save_file({name: value.numpy() for name, value in state.items()}, path)
     checkpoint = weight_files.read(path, accept)
@@ -57,7 +57,7 @@ def test_safetensors_are_read_likewise(tmp_path):
         np.testing.assert_array_equal(checkpoint.tensors[name], state[f"module.{name}"].numpy())
 
 
-def test_momentum_is_named_in_the_order_of_parameters_and_a_frozen_one_has_none(tmp_path):
+def test_momentum_is_named_in_parameter_order_and_frozen_parameters_have_none(tmp_path):
     parameters = [torch.nn.Parameter(torch.randn(size)) for size in (2, 3, 4)]
     parameters[1].requires_grad = False
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
@@ -71,16 +71,16 @@ def test_momentum_is_named_in_the_order_of_parameters_and_a_frozen_one_has_none(
     np.testing.assert_array_equal(momenta["c.weight"], np.full(4, 5, np.float32))
 
 
-def test_nothing_is_read_before_the_shapes_are_accepted(tmp_path):
+def test_no_tensor_is_read_before_the_shapes_are_accepted(tmp_path):
     path = str(tmp_path / "file.pth")
     torch.save(state_dict(), path)
-    # The tensors' bytes are gone; what describes them is whole.
+    # The bytes of the tensors are removed; their descriptions stay complete.
     with zipfile.ZipFile(path) as archive:
         entries = {item: archive.read(item) for item in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
         for item, data in entries.items():
             archive.writestr(item, data if "/data/" not in item.filename else b"")
-        archive.writestr("file/padding", bytes(10_000))  # as large as it says
+        archive.writestr("file/padding", bytes(10_000))  # restores the claimed size
 
     def refuse(shapes):
         assert shapes == WANTED
@@ -99,15 +99,15 @@ class Harmful:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path, zipped):
+def test_a_file_that_would_run_code_is_rejected_and_runs_nothing(tmp_path, zipped):
     path, folder = str(tmp_path / "file.pth"), str(tmp_path / "harm")
     torch.save(state_dict() | {"x": Harmful(folder)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"tensors and plain values: .*Received: .*file.pth"):
+    with pytest.raises(UserError, match=r"only tensors and plain values\. Received: .*file.pth"):
         weight_files.read(path, refuse_nothing)
     assert not os.path.exists(folder)
 
 
-def test_a_plain_pickle_is_refused_and_runs_nothing(tmp_path):
+def test_a_plain_pickle_is_rejected_and_runs_nothing(tmp_path):
     path, folder = tmp_path / "file.pth", str(tmp_path / "harm")
     path.write_bytes(pickle.dumps(Harmful(folder)))
     with pytest.raises(UserError, match="--checkpoint"):
@@ -117,7 +117,7 @@ def test_a_plain_pickle_is_refused_and_runs_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
-def test_a_truncated_file_is_one_line_with_its_path(tmp_path, name, share):
+def test_a_truncated_file_is_reported_in_one_line_with_its_path(tmp_path, name, share):
     path, state = tmp_path / name, state_dict()
     if name.endswith(".pth"):
         torch.save(state, path)
@@ -130,14 +130,14 @@ def test_a_truncated_file_is_one_line_with_its_path(tmp_path, name, share):
     assert "\n" not in str(error.value)
 
 
-def test_one_number_that_is_shown_as_many_is_refused(tmp_path):
+def test_a_tensor_that_expands_one_number_to_many_is_rejected(tmp_path):
     path = str(tmp_path / "file.pth")
     torch.save({"conv1.weight": torch.ones(1).expand(10_000_000)}, path)
     with pytest.raises(UserError, match="as large as its tensors, 40000000 bytes"):
         weight_files.read(path, refuse_nothing)
 
 
-def test_a_compressed_heap_of_zeros_is_refused_wherever_it_hides(tmp_path):
+def test_a_compressed_tensor_of_zeros_is_rejected_even_outside_the_state_dict(tmp_path):
     path = str(tmp_path / "file.pth")
     torch.save({"state_dict": state_dict(), "more": [torch.zeros(10_000_000)[:1]]}, path)
     with zipfile.ZipFile(path) as archive:
@@ -158,9 +158,12 @@ def test_tensors_that_share_memory_count_once(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "must hold a state dict. Received: a list"),
+        ([1, 2], "must contain a state dict. Received: a list"),
         ({"conv1.weight": torch.ones(3, dtype=torch.int8)}, "Received: torch.int8"),
-        ({"a": torch.ones(2), "optimizer": {"state": {}}}, "optimizer must be PyTorch's SGD"),
+        (
+            {"a": torch.ones(2), "optimizer": {"state": {}}},
+            "optimizer in --checkpoint must be PyTorch's SGD",
+        ),
         (
             {
                 "a": torch.ones(2),
@@ -169,11 +172,11 @@ def test_tensors_that_share_memory_count_once(tmp_path):
                     "param_groups": [{"params": [0]}],
                 },
             },
-            r"momentum of a must have the shape \[2\]. Received: \[3\]",
+            r"momentum of a in --checkpoint must have the shape \[2\]. Received: \[3\]",
         ),
     ],
 )
-def test_what_is_no_state_dict_of_floats_is_refused(tmp_path, content, message):
+def test_content_other_than_a_state_dict_of_floats_is_rejected(tmp_path, content, message):
     path = str(tmp_path / "file.pth")
     torch.save(content, path)
     with pytest.raises(UserError, match=message):
@@ -181,7 +184,7 @@ def test_what_is_no_state_dict_of_floats_is_refused(tmp_path, content, message):
 
 
 @pytest.mark.parametrize("name", ["file.pth", "file.safetensors"])
-def test_a_missing_package_is_one_line_with_its_cure(tmp_path, monkeypatch, name):
+def test_a_missing_package_is_reported_with_its_installation(tmp_path, monkeypatch, name):
     package = "torch" if name.endswith(".pth") else "safetensors"
     (tmp_path / name).write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, package, None)
@@ -189,12 +192,12 @@ def test_a_missing_package_is_one_line_with_its_cure(tmp_path, monkeypatch, name
         weight_files.read(str(tmp_path / name), refuse_nothing)
 
 
-def test_a_missing_file_is_named():
+def test_a_missing_file_is_reported_with_its_path():
     with pytest.raises(UserError, match=r"--checkpoint must be a file.*Received: nowhere.pth"):
         weight_files.read("nowhere.pth", refuse_nothing)
 
 
-def test_an_output_below_a_missing_folder_is_refused_before_work(tmp_path):
+def test_an_output_in_a_missing_folder_is_rejected_at_once(tmp_path):
     path = str(tmp_path / "missing" / "file.pth")
     with pytest.raises(UserError, match=f"--output .*Received: {path}"):
         weight_files.check_output(path)

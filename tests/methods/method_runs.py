@@ -1,4 +1,4 @@
-"""A method's steps on fixed batches, for the tests of this folder."""
+"""Steps of a method on fixed batches, for the tests of the methods."""
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +25,7 @@ SMALL = {
 
 
 class Run:
-    """A small model of these settings on a strategy, and its steps on fixed batches."""
+    """A small model with the given settings on a strategy, and its steps on fixed batches."""
 
     def __init__(self, strategy=None, **settings):
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -34,7 +34,7 @@ class Run:
         self.model, self.optimizer = build_model(config, self.strategy, PLAN)
 
     def batch(self, step):
-        """The batch of a step: {name: array}, the same whoever asks."""
+        """Returns the global batch of a step, {name: tensor}; every call gives the same."""
         rng = np.random.default_rng(step % 3)
         shape = (self.model.num_views, BATCH, 8, 8, 3)
         return {
@@ -44,10 +44,13 @@ class Run:
         }
 
     def share(self, batch):
+        """Returns this replica's share of a global batch."""
         context = tf.distribute.get_replica_context()
         count = self.strategy.num_replicas_in_sync
-        number = context.replica_id_in_sync_group
-        return tf.nest.map_structure(lambda rows: tf.stack(tf.split(rows, count))[number], batch)
+        replica_id = context.replica_id_in_sync_group
+        return tf.nest.map_structure(
+            lambda tensor: tf.stack(tf.split(tensor, count))[replica_id], batch
+        )
 
     @tf.function
     def _step(self, batch):
@@ -71,7 +74,7 @@ class Run:
         return Checkpoints(str(folder), self.model, self.optimizer, bank=self.model.bank)
 
     def state(self):
-        """Every number that training goes on from, but for the count of steps."""
+        """Returns every array that training continues from, except the step counter."""
         count, *velocities = self.optimizer.variables
         assert count.name == "iteration"
         bank = list(self.model.bank.parts()) if self.model.bank else []

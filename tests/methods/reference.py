@@ -1,4 +1,4 @@
-"""The fixtures of the authors' PyTorch code: their formula of weights and views, their numbers."""
+"""Fixtures from the authors' PyTorch code: the formula of weights and views, and the results."""
 
 import json
 import zlib
@@ -12,14 +12,14 @@ FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 
 class Reference:
-    """One `official_simsiam_*.npz`, and the inputs that its numbers were computed from."""
+    """The results in one `official_simsiam_*.npz`, and the inputs that they were computed from."""
 
     def __init__(self, backbone):
         self.numbers = np.load(FIXTURES / f"official_simsiam_{backbone}.npz")
         self.settings = json.loads(str(self.numbers["settings"]))
 
     def weight(self, name, shape):
-        """The tensor of a PyTorch state dict's name and shape, float64."""
+        """Returns the float64 tensor with this name and shape in the PyTorch state dict."""
         rng = np.random.default_rng([zlib.crc32(name.encode()), self.settings["seed"]])
         x = rng.standard_normal(shape)
         if name.endswith("running_var"):
@@ -35,7 +35,7 @@ class Reference:
         return x.astype(np.float32).astype(np.float64)
 
     def views(self):
-        """`[steps, 2, batch, size, size, 3]` float64."""
+        """Returns the views of all steps, `[steps, 2, batch, size, size, 3] float64`."""
         size, batch = self.settings["size"], self.settings["batch"]
         rng = np.random.default_rng([20201120, self.settings["seed"]])
         shape = (len(self.settings["learning_rates"]), 2, batch, size, size, 3)
@@ -43,7 +43,7 @@ class Reference:
 
 
 def load_weights(model, reference):
-    """Gives a model the weights of the reference's formula."""
+    """Sets a model's weights to those of the reference's formula."""
     for name, variable in naming.model_variables(model).items():
         shape = naming.to_torch(np.empty(variable.shape)).shape
         variable.assign(naming.to_keras(reference.weight(name, shape)))

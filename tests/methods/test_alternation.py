@@ -1,4 +1,4 @@
-"""The EM view: targets that are held, targets that are averaged."""
+"""Alternating optimization (section 5): frozen targets, and averaged targets."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from method_runs import BATCH, Run
 from simsiam_tf.schema import UserError
 
 
-def assert_same(ours, theirs):
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(one, other)
+def assert_same(actual, expected):
+    for value, expected_value in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(value, expected_value)
 
 
 @pytest.mark.usefixtures("float64")
-def test_one_inner_step_is_simsiam_step_for_step():
+def test_one_inner_step_equals_simsiam_in_every_step():
     simsiam, alternation = Run(), Run(method="alternation", inner_steps="1")
     for step in range(5):
         expected, metrics = simsiam.step(step), alternation.step(step)
@@ -23,11 +23,11 @@ def test_one_inner_step_is_simsiam_step_for_step():
 
 
 def projections(model, views):
-    """z of each view by the network as it is, whose statistics stay."""
+    """Returns z of each view by the current network, and leaves its statistics unchanged."""
     before = model.get_weights()
     z = model.project(views, model.encoder, model.projector)
     model.set_weights(before)
-    return [one.numpy() for one in z]
+    return [view_z.numpy() for view_z in z]
 
 
 def similarity(p, z):
@@ -39,26 +39,26 @@ def similarity(p, z):
 @pytest.mark.parametrize(("inner_steps", "starts"), [("2", (0, 0, 2, 3)), ("epoch", (0, 0, 0, 3))])
 def test_targets_are_those_of_the_network_at_the_start_of_the_inner_steps(inner_steps, starts):
     run = Run(method="alternation", inner_steps=inner_steps)
-    model, held = run.model, {}
-    for step, start in enumerate(starts):  # an epoch is three steps
+    model, frozen = run.model, {}
+    for step, start in enumerate(starts):  # an epoch has three steps
         if step == start:
             for ahead in range(step, 6):
-                held[ahead] = projections(model, run.batch(ahead)["views"])
-        # The loss by hand: predictions of now, targets of then.
+                frozen[ahead] = projections(model, run.batch(ahead)["views"])
+        # The expected loss has the current predictions and the frozen targets.
         before = model.get_weights()
         z = model.project(run.batch(step)["views"], model.encoder, model.projector)
         p = model.predictor(tf.concat(z, 0), training=True, num_views=2).numpy()
         model.set_weights(before)
-        eta1, eta2 = held[step]
+        eta1, eta2 = frozen[step]
         expected = (similarity(p[:BATCH], eta2) + similarity(p[BATCH:], eta1)) / 2
         assert float(run.step(step)["loss"]) == pytest.approx(expected, rel=1e-9), step
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_average_moves_by_a_fifth_of_the_newest_views_and_begins_with_the_first():
+def test_the_average_starts_with_the_first_views_and_takes_a_fifth_of_each_later_one():
     run = Run(method="alternation", eta_momentum=0.8, predictor="none")
     model, bank = run.model, np.zeros([24, 16])
-    for step in range(5):  # each image is seen in every third step
+    for step in range(5):  # each image occurs in every third step
         batch = run.batch(step)
         index = batch["index"].numpy()
         z1, z2 = projections(model, batch["views"])
@@ -73,23 +73,23 @@ def test_the_average_moves_by_a_fifth_of_the_newest_views_and_begins_with_the_fi
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("settings", [{"eta_momentum": 0.8}, {"inner_steps": "2"}])
-def test_a_step_that_xla_compiles_whole_leaves_the_same_targets_and_weights(settings):
+def test_a_step_compiled_whole_by_xla_gives_the_same_targets_and_weights(settings):
     plain, compiled = (Run(method="alternation", **settings) for _ in range(2))
     step_of = compiled.model.train_step
     compiled.model.train_step = tf.function(step_of, jit_compile=True)
     for step in range(5):
-        expected, found = plain.step(step), compiled.step(step)
-        assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-7)
-    for one, other in zip(compiled.state(), plain.state(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-9)
+        expected, metrics = plain.step(step), compiled.step(step)
+        assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-7)
+    for value, expected_value in zip(compiled.state(), plain.state(), strict=True):
+        np.testing.assert_allclose(value, expected_value, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "often", "1.5"])
-def test_inner_steps_are_a_number_or_an_epoch(value):
+def test_inner_steps_other_than_a_positive_number_or_epoch_are_rejected(value):
     with pytest.raises(UserError, match="--inner_steps must be"):
         Run(method="alternation", inner_steps=value)
 
 
-def test_an_average_with_held_targets_is_refused():
+def test_averaged_targets_reject_more_than_one_inner_step():
     with pytest.raises(UserError, match="--inner_steps must be 1"):
         Run(method="alternation", inner_steps="3", eta_momentum=0.8)

@@ -1,4 +1,4 @@
-"""The one training step: skipped steps, accumulation, mixed precision."""
+"""The training step that all methods share: skipped steps, accumulation, mixed precision."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from simsiam_tf.methods.base import LossScale, SelfSupervisedModel, feature_mome
 
 
 def state_of(model):
-    """Every weight, statistic and velocity; not the count of steps, which goes on."""
+    """Returns every weight, statistic and velocity, but not the step counter."""
     count, *velocities = model.optimizer.variables
     assert count.name == "iteration"
     return [variable.numpy() for variable in [*model.weights, *velocities]]
@@ -22,9 +22,9 @@ def assert_same_state(before, after):
 
 
 def share_of(views, count):
-    """This replica's share of whole views."""
-    number = tf.distribute.get_replica_context().replica_id_in_sync_group
-    return tuple(tf.stack(tf.split(view, count))[number] for view in views)
+    """Returns this replica's share of views of the global batch."""
+    replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return tuple(tf.stack(tf.split(view, count))[replica_id] for view in views)
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
@@ -49,8 +49,8 @@ def test_a_step_with_nan_on_one_replica_changes_nothing_and_the_next_one_trains(
     x1, x2 = random_views()
     assert step(x1, x2)["skipped"] == 0
     before = state_of(model)
-    spoilt = tf.tensor_scatter_nd_update(x2, [[7, 0, 0, 0]], [float("nan")])  # the last image
-    metrics = step(x1, spoilt)
+    with_nan = tf.tensor_scatter_nd_update(x2, [[7, 0, 0, 0]], [float("nan")])  # the last image
+    metrics = step(x1, with_nan)
     assert metrics["skipped"] > 0
     assert np.isnan(metrics["loss"])
     assert_same_state(before, state_of(model))
@@ -61,8 +61,8 @@ def test_a_step_with_nan_on_one_replica_changes_nothing_and_the_next_one_trains(
     assert sum(changed) > 0.9 * len(changed)
 
 
-class Bottomless(SelfSupervisedModel):
-    """A finite loss whose gradient is not: the root's at zero."""
+class InfiniteGradient(SelfSupervisedModel):
+    """A finite loss with an infinite gradient: a square root at zero."""
 
     def __init__(self):
         super().__init__(encoder=None)
@@ -73,8 +73,8 @@ class Bottomless(SelfSupervisedModel):
         return loss, {"feature_moments": feature_moments([tf.ones([2, 2])])}
 
 
-def test_a_gradient_that_is_not_finite_is_enough_for_a_skipped_step():
-    model = Bottomless()
+def test_a_gradient_that_is_not_finite_is_enough_to_skip_the_step():
+    model = InfiniteGradient()
     add_optimizer(model)
     metrics = model.train_step({"views": random_views()})
     assert metrics["loss"] == 0
@@ -83,14 +83,14 @@ def test_a_gradient_that_is_not_finite_is_enough_for_a_skipped_step():
 
 
 @pytest.mark.usefixtures("float64")
-def test_accumulation_is_the_mean_gradient_of_its_parts_with_statistics_of_each():
+def test_accumulation_takes_the_mean_gradient_of_the_parts_and_the_statistics_of_each():
     views = [tf.cast(view, tf.float64) for view in random_views(batch=12)]
     whole = build_model()
     whole.accumulate_steps = 3
     add_optimizer(whole)
     metrics = tf.function(whole.train_step)({"views": tuple(views)})
 
-    # By hand: three passes, three gradients, one update.
+    # The expected weights come from three passes, three gradients and one update.
     parts = build_model()
     add_optimizer(parts)
     gradients, losses = [], []
@@ -101,23 +101,23 @@ def test_accumulation_is_the_mean_gradient_of_its_parts_with_statistics_of_each(
             )
         gradients.append(tape.gradient(loss, parts.learned_variables))
         losses.append(loss)
-    means = [sum(found) / 3 for found in zip(*gradients, strict=True)]
+    means = [sum(of_parts) / 3 for of_parts in zip(*gradients, strict=True)]
     parts.optimizer.apply(means, parts.learned_variables)
     assert float(metrics["loss"]) == pytest.approx(float(sum(losses) / 3), rel=1e-12)
-    for ours, theirs in zip(whole.get_weights(), parts.get_weights(), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+    for value, expected in zip(whole.get_weights(), parts.get_weights(), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.fixture
 def mixed(request):
-    """Everything that is built meanwhile has the policy of the parameter."""
+    """Sets the dtype policy of the parameter for all layers that a test builds."""
     keras.config.set_dtype_policy(request.param)
     yield
     keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.parametrize("mixed", ["mixed_bfloat16", "mixed_float16"], indirect=True)
-def test_mixed_precision_computes_in_half_and_keeps_weights_heads_and_loss_whole(mixed):
+def test_mixed_precision_convolves_in_16_bits_and_keeps_weights_heads_and_loss_in_float32(mixed):
     model = build_model(width=8)
     add_optimizer(model, rates=(0.1,))
     views = random_views(batch=16)
@@ -125,33 +125,33 @@ def test_mixed_precision_computes_in_half_and_keeps_weights_heads_and_loss_whole
     convolution = model.encoder.stem.conv(views[0])
     assert convolution.dtype in (tf.bfloat16, tf.float16)
     features = model.encoder(views[0], training=True)
-    assert features.dtype == tf.float32  # a mean over positions, taken of whole numbers
+    assert features.dtype == tf.float32  # the mean over positions is computed in float32
     assert model.projector(features, training=True).dtype == tf.float32
     loss, _ = model.compute_views_loss({"views": views})
     assert loss.dtype == tf.float32
 
     keras.config.set_dtype_policy("float32")
-    whole = build_model(width=8)
-    add_optimizer(whole, rates=(0.1,))
+    full = build_model(width=8)
+    add_optimizer(full, rates=(0.1,))
     for _ in range(3):
-        for _ in range(10):  # float16 looks for its scale first
+        for _ in range(10):  # the first steps of float16 may be skipped until the scale fits
             metrics = model.train_step({"views": views})
             if metrics["skipped"] == 0:
                 break
-        half_loss = metrics["loss"]
-        whole_loss = whole.train_step({"views": views})["loss"]
-    assert float(half_loss) == pytest.approx(float(whole_loss), abs=0.02)
-    assert float(half_loss) != float(whole_loss)
+        mixed_loss = metrics["loss"]
+        full_loss = full.train_step({"views": views})["loss"]
+    assert float(mixed_loss) == pytest.approx(float(full_loss), abs=0.02)
+    assert float(mixed_loss) != float(full_loss)
 
 
 @pytest.mark.parametrize("mixed", ["mixed_float16"], indirect=True)
-def test_float16_scales_its_loss_by_the_same_factor_that_gradients_are_divided_by(mixed):
+def test_float16_divides_gradients_by_the_factor_that_scales_the_loss(mixed):
     model, views = build_model(width=8), random_views(batch=16)
-    found = {}
+    gradients = {}
     for scale in (2.0**3, 2.0**15):
         model.loss_scale.value.assign(scale)
-        found[scale], _ = model._accumulate_gradients({"views": tuple(views)})
-    norms = {scale: float(tf.linalg.global_norm(value)) for scale, value in found.items()}
+        gradients[scale], _ = model._accumulate_gradients({"views": tuple(views)})
+    norms = {scale: float(tf.linalg.global_norm(value)) for scale, value in gradients.items()}
     assert norms[2.0**15] == pytest.approx(norms[2.0**3], rel=0.05)
 
 
@@ -166,6 +166,6 @@ def test_the_loss_scale_halves_with_a_skipped_step_and_doubles_after_2000_others
     scale.update(tf.constant(False))
     assert float(scale.value) == 2**15
     scale.good_steps.assign(1999)
-    scale.update(tf.constant(True))  # the count begins anew
+    scale.update(tf.constant(True))  # the count starts again at 0
     scale.update(tf.constant(False))
     assert float(scale.value) == 2**14

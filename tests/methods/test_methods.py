@@ -1,4 +1,4 @@
-"""What holds for every method: replicas, resuming, skipped steps."""
+"""Tests that every method passes: replicas, resuming, skipped steps."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def build_run(name, strategy=None):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", SETTINGS)
-def test_two_replicas_train_as_one_and_a_resumed_run_as_one_that_went_on(
+def test_two_replicas_train_like_one_and_a_resumed_run_like_an_uninterrupted_one(
     name, two_replicas, tmp_path
 ):
     one, two = build_run(name), build_run(name, two_replicas)
@@ -36,28 +36,28 @@ def test_two_replicas_train_as_one_and_a_resumed_run_as_one_that_went_on(
         assert 0 < float(expected["feature_std"]) < 1.3
         if step == 1:
             one.checkpoints(tmp_path).save(2)
-    for ours, theirs in zip(two.state(), one.state(), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)
+    for value, expected_value in zip(two.state(), one.state(), strict=True):
+        np.testing.assert_allclose(value, expected_value, rtol=1e-7, atol=1e-9)
 
     end = one.state()
     assert one.checkpoints(tmp_path).restore() == 2
     for step in (2, 3):
         metrics = one.step(step)
     assert float(metrics["loss"]) == float(expected["loss"])
-    for ours, theirs in zip(one.state(), end, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for value, expected_value in zip(one.state(), end, strict=True):
+        np.testing.assert_array_equal(value, expected_value)
 
-    spoilt = one.batch(0)
-    spoilt["views"] = tuple(view + float("nan") for view in spoilt["views"])
+    with_nan = one.batch(0)
+    with_nan["views"] = tuple(view + float("nan") for view in with_nan["views"])
     before = one.state()
-    assert float(one._step(spoilt)["skipped"]) == 1
-    for ours, theirs in zip(one.state(), before, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert float(one._step(with_nan)["skipped"]) == 1
+    for value, expected_value in zip(one.state(), before, strict=True):
+        np.testing.assert_array_equal(value, expected_value)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_the_encoders_weights_are_the_first(name):
-    # `train.py --export` restores no more of a checkpoint.
+def test_the_encoders_weights_come_first(name):
+    # `train.py --export` restores only these weights of a checkpoint.
     model = build_run(name).model
     encoder = model.encoder.weights
     assert [id(weight) for weight in model.weights[: len(encoder)]] == [*map(id, encoder)]

@@ -1,4 +1,4 @@
-"""SimCLR, MoCo v2, BYOL, SwAV and supervised: their losses by hand, where gradients stop."""
+"""SimCLR, MoCo v2, BYOL, SwAV, supervised: losses transcribed in NumPy, and stopped gradients."""
 
 import numpy as np
 import pytest
@@ -21,15 +21,15 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-def project(model, views, part=None):
-    """z of each view by f, or by the momentum encoder."""
-    part = part or model
-    return [z.numpy() for z in model.project(views, part.encoder, part.projector)]
+def project(model, views, target=None):
+    """Returns z of each view by f, or by the momentum encoder `target`."""
+    network = target or model
+    return [z.numpy() for z in model.project(views, network.encoder, network.projector)]
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("predictor", ["none", "mlp"])
-def test_simclr_tells_each_view_from_all_other_images(predictor):
+def test_simclr_contrasts_each_view_with_all_other_images(predictor):
     run = Run(method="simclr", predictor=predictor, stop_gradient=False, temperature=0.2)
     model, batch = run.model, run.batch(0)
     z = np.concatenate(project(model, batch["views"]))
@@ -44,25 +44,26 @@ def test_simclr_tells_each_view_from_all_other_images(predictor):
 
 
 def gradient_at(run, variables):
+    """Returns the largest gradient of the loss in these variables."""
     with tf.GradientTape() as tape:
         loss, _ = run.model.compute_views_loss(run.model.with_positions(run.batch(0)))
     gradients = tape.gradient(loss, variables)
-    return max(0 if found is None else np.abs(found).max() for found in gradients)
+    return max(0 if gradient is None else np.abs(gradient).max() for gradient in gradients)
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("method", ["simclr", "swav"])
 @pytest.mark.parametrize("stop_gradient", [True, False])
-def test_stop_gradient_stops_it_at_the_targets(method, stop_gradient):
+def test_stop_gradient_decides_whether_a_gradient_reaches_the_targets(method, stop_gradient):
     run = Run(method=method, stop_gradient=stop_gradient)
-    # With a constant prediction, nothing but the targets' branch carries a gradient.
+    # The prediction is constant, so a gradient can only come through the target branch.
     run.model.predictor.linears[-1].kernel.assign(tf.zeros([8, 16], tf.float64))
-    found = gradient_at(run, run.model.projector.trainable_variables)
-    assert (found == 0) if stop_gradient else (found > 1e-6)
+    largest = gradient_at(run, run.model.projector.trainable_variables)
+    assert (largest == 0) if stop_gradient else (largest > 1e-6)
 
 
 @pytest.mark.usefixtures("float64")
-def test_mocos_queries_are_told_from_the_queue_which_both_views_keys_enter():
+def test_mocos_queries_are_contrasted_with_the_queue_which_both_views_keys_enter():
     run = Run(method="mocov2", queue_size=20, temperature=0.2, target_momentum=0.9)
     model, batch = run.model, run.batch(0)
     q = [unit(z) for z in project(model, batch["views"])]
@@ -82,7 +83,7 @@ def test_mocos_queries_are_told_from_the_queue_which_both_views_keys_enter():
 def test_byols_loss_is_the_squared_distance_of_unit_vectors():
     run = Run(method="byol", projection_bn="hidden")
     model, batch = run.model, run.batch(0)
-    for weight in model.target.projector.linears:  # so that f' is not f
+    for weight in model.target.projector.linears:  # f' and f must differ
         weight.kernel.assign(weight.kernel * 1.5 + 0.1)
     z = np.concatenate(project(model, batch["views"]))
     p1, p2 = np.split(model.predictor(tf.constant(z), training=True, num_views=2).numpy(), 2)
@@ -96,7 +97,7 @@ def test_byols_loss_is_the_squared_distance_of_unit_vectors():
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("method", ["mocov2", "byol"])
-def test_no_gradient_reaches_the_momentum_encoder_and_the_optimizer_does_not_know_it(method):
+def test_no_gradient_reaches_the_momentum_encoder_and_it_is_not_learned(method):
     run = Run(method=method)
     target = run.model.target.trainable_variables
     assert gradient_at(run, target) == 0
@@ -126,7 +127,7 @@ def test_swavs_views_predict_each_others_codes():
     assert float(loss) == pytest.approx(np.mean(expected), rel=1e-9)
 
 
-def test_swavs_prototypes_keep_their_length_and_stay_for_the_first_epoch():
+def test_swavs_prototypes_keep_length_1_and_are_frozen_in_the_first_epoch():
     run = Run(method="swav", predictor="none", num_prototypes=6, weight_decay=0.0)
     start = run.model.prototypes.vectors.numpy()
     for step in range(4):
@@ -153,7 +154,7 @@ def test_supervised_training_is_softmax_regression_on_the_features_of_one_view()
     assert float(outputs["accuracy"]) == np.mean(logits.argmax(axis=1) == labels)
 
 
-def test_supervised_training_without_labels_is_refused():
+def test_supervised_training_without_labels_is_rejected():
     encoder = ResNet(EncoderConfig(backbone="resnet10", width=4, stem="cifar"), seed=0)
     plan = Plan(num_examples=24, num_classes=0, batch_size=8, epochs=1)
     with pytest.raises(UserError, match="--method=supervised needs a data set with labels"):

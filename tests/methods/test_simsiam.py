@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import torch
-import torch_twin
+import torch_copy
 from reference import Reference, load_weights
 
 from simsiam_tf import objectives
@@ -48,7 +48,7 @@ def build_reference_model(reference):
 
 
 def first_step(model, views):
-    """z1, z2, p1, p2 of the first pair of views, and the gradient of every learned variable."""
+    """Returns z1, z2, p1, p2 of a pair of views, and the gradient of every learned variable."""
 
     @tf.function
     def step(x1, x2):
@@ -73,8 +73,8 @@ def first_step(model, views):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-def test_outputs_and_every_gradient_are_the_references(backbone):
-    # The authors' PyTorch code, in float64.
+def test_outputs_and_every_gradient_equal_the_references(backbone):
+    # The reference is the authors' PyTorch code, in float64.
     reference = Reference(backbone)
     model = build_reference_model(reference)
     outputs, gradients = first_step(model, reference.views()[0])
@@ -88,7 +88,7 @@ def test_outputs_and_every_gradient_are_the_references(backbone):
         assert float(tf.norm(gradient)) == pytest.approx(expected, rel=1e-6, abs=1e-12), name
 
 
-def test_outputs_in_float32_are_near_the_references():
+def test_outputs_in_float32_are_close_to_the_references():
     reference = Reference("resnet18")
     outputs, _ = first_step(build_reference_model(reference), reference.views()[0])
     for name, value in outputs.items():
@@ -97,9 +97,9 @@ def test_outputs_in_float32_are_near_the_references():
 
 
 @pytest.mark.usefixtures("float64")
-def test_each_of_five_steps_of_resnet50_is_pytorchs():
+def test_each_of_five_steps_of_resnet50_equals_pytorchs():
     # Five steps of this network amplify a difference of 1e-15 to 1e-3 (docs/parity.md), in PyTorch
-    # as here. So each step starts where PyTorch's last one ended: weights and momentum.
+    # as well as here. So each step starts with the weights and momenta of PyTorch's previous step.
     reference = Reference("resnet50")
     settings = reference.settings
     model = build_reference_model(reference)
@@ -113,7 +113,7 @@ def test_each_of_five_steps_of_resnet50_is_pytorchs():
     }
     train_step = tf.function(model.train_step)
     views = reference.views()
-    steps = torch_twin.train(
+    steps = torch_copy.train(
         state,
         torch.from_numpy(views.transpose(0, 1, 2, 5, 3, 4).copy()),
         settings["learning_rates"],
@@ -131,15 +131,16 @@ def test_each_of_five_steps_of_resnet50_is_pytorchs():
             variable.assign(expected)
             if name in momenta:
                 velocities[id(variable)].assign(naming.to_keras(momenta[name].numpy()))
-    # The twin is the reference, as far as two runs of PyTorch are each other.
+    # The PyTorch copy of the network reproduces the reference, within the difference between two
+    # runs of PyTorch.
     np.testing.assert_allclose(losses[:3], reference.numbers["losses"][:3], rtol=1e-6)
 
 
-def test_the_loss_is_the_papers_algorithm_1():
+def test_the_loss_equals_the_papers_algorithm_1():
     model, (x1, x2) = build_model(), random_views()
     loss, _ = model.compute_views_loss({"views": [x1, x2]})
 
-    # Algorithm 1, each view by itself.
+    # Algorithm 1, with a separate pass for each view.
     def f(x):
         return model.projector(model.encoder(x, training=True), training=True).numpy()
 
@@ -163,14 +164,14 @@ def test_the_loss_is_the_papers_algorithm_1():
     ],
 )
 @pytest.mark.parametrize("similarity", ["cosine", "cross_entropy"])
-def test_pairs_and_similarity_are_those_of_sections_4_5_and_4_6(symmetry, pairs, similarity):
+def test_pairs_and_similarity_follow_sections_4_5_and_4_6(symmetry, pairs, similarity):
     config = MethodConfig(
         projection_dim=16, prediction_hidden_dim=8, loss_symmetry=symmetry, similarity=similarity
     )
     model = build_model(config)
     views = tf.unstack(tf.random.stateless_normal([model.num_views, 8, 16, 16, 3], [0, 0]))
     z = [model.projector(model.encoder(x, training=True), training=True) for x in views]
-    p = [model.predictor(one, training=True) for one in z]
+    p = [model.predictor(view_z, training=True) for view_z in z]
     similarity = objectives.SIMILARITIES[similarity]
     expected = np.mean([similarity(p[i], z[j]) for i, j in pairs])
     loss, _ = model.compute_views_loss({"views": views})
@@ -178,10 +179,10 @@ def test_pairs_and_similarity_are_those_of_sections_4_5_and_4_6(symmetry, pairs,
 
 
 def gradient_at_the_target(stop_gradient):
-    """The largest gradient that reaches the target z through the loss alone."""
+    """Returns the largest gradient that reaches the projector through the target z."""
     config = MethodConfig(projection_dim=16, prediction_hidden_dim=8, stop_gradient=stop_gradient)
     model = build_model(config)
-    # With a predictor whose output is a constant, only the target branch carries a gradient.
+    # The predictor's output is constant, so a gradient can only come through the target branch.
     model.predictor.linears[-1].kernel.assign(tf.zeros([8, 16]))
     with tf.GradientTape() as tape:
         loss, _ = model.compute_views_loss({"views": random_views()})
@@ -197,7 +198,7 @@ def test_without_stop_gradient_the_target_branch_is_trained():
     assert gradient_at_the_target(stop_gradient=False) > 1e-4
 
 
-def test_feature_std_is_that_of_both_views_projections():
+def test_feature_std_is_the_mean_over_both_views_projections():
     model, views = build_model(), random_views()
     add_optimizer(model)
     stds = []
@@ -209,7 +210,7 @@ def test_feature_std_is_that_of_both_views_projections():
     assert float(metrics["feature_std"]) == pytest.approx(np.mean(stds), abs=1e-5)
 
 
-def test_the_frozen_bias_is_not_learned_and_everything_else_is():
+def test_everything_except_the_projectors_last_bias_is_learned():
     model = build_model()
     learned = {id(variable) for variable in model.learned_variables}
     frozen = [
@@ -220,6 +221,6 @@ def test_the_frozen_bias_is_not_learned_and_everything_else_is():
     assert sorted(name for name in frozen if "running" not in name) == ["encoder.fc.6.bias"]
 
 
-def test_call_gives_pool_features_in_inference_mode():
+def test_call_returns_pooled_features_in_inference_mode():
     model, (x1, _) = build_model(), random_views()
     np.testing.assert_array_equal(model(x1), model.encoder(x1, training=False))

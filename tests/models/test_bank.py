@@ -6,45 +6,43 @@ from simsiam_tf.models.bank import Bank
 
 
 def on_replicas(strategy, function, *columns, xla=False):
-    """Runs `function` with each replica's row of the columns; results by replica."""
+    """Runs `function` on each replica with its row of every column; returns their results."""
 
     @tf.function
     def run(*columns):
         @tf.function(jit_compile=True if xla else None)
         def replica():
-            number = tf.distribute.get_replica_context().replica_id_in_sync_group
-            return function(*(column[number] for column in columns))
+            replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return function(*(column[replica_id] for column in columns))
 
         return strategy.run(replica)
 
     results = run(*map(tf.constant, columns))
     if results is not None:
-        return [one.numpy() for one in strategy.experimental_local_results(results)]
+        return [result.numpy() for result in strategy.experimental_local_results(results)]
     return None
 
 
 @pytest.mark.parametrize(("num_replicas", "xla"), [(1, False), (1, True), (2, False)])
-def test_rows_are_found_again_whichever_replica_holds_or_asks_for_them(
-    num_replicas, xla, two_replicas
-):
+def test_every_replica_reads_the_rows_that_any_replica_has_set(num_replicas, xla, two_replicas):
     strategy = two_replicas if num_replicas == 2 else tf.distribute.get_strategy()
     with strategy.scope():
         bank = Bank(7, [2, 3], "float32")
-    slow = np.zeros([7, 2, 3], "float32")
+    expected = np.zeros([7, 2, 3], "float32")
     rng = np.random.default_rng(0)
-    for rows in ([[0, 6, 3], [5, 1, 2]], [[4, 5, 6], [-1, 0, -1]]):
+    for indices in ([[0, 6, 3], [5, 1, 2]], [[4, 5, 6], [-1, 0, -1]]):
         values = rng.standard_normal((2, 3, 2, 3)).astype("float32")
-        for of_replica, new in list(zip(np.array(rows), values, strict=True))[:num_replicas]:
-            for row, value in zip(of_replica, new, strict=True):
-                if row >= 0:
-                    slow[row] = value
-        on_replicas(strategy, bank.update, np.array(rows, "int64"), values, xla=xla)
-        asked = np.array([[6, 0, 5], [1, 4, 6]])
-        found = on_replicas(strategy, bank.lookup, asked, xla=xla)
-        assert len(found) == num_replicas
-        for one, wanted in zip(found, asked, strict=False):
-            np.testing.assert_array_equal(one, slow[wanted])
-    np.testing.assert_array_equal(np.concatenate(list(bank.parts())), slow)
+        for replica in range(num_replicas):
+            for index, value in zip(indices[replica], values[replica], strict=True):
+                if index >= 0:
+                    expected[index] = value
+        on_replicas(strategy, bank.update, np.array(indices, "int64"), values, xla=xla)
+        requested = np.array([[6, 0, 5], [1, 4, 6]])
+        results = on_replicas(strategy, bank.lookup, requested, xla=xla)
+        assert len(results) == num_replicas
+        for result, wanted in zip(results, requested, strict=False):
+            np.testing.assert_array_equal(result, expected[wanted])
+    np.testing.assert_array_equal(np.concatenate(list(bank.parts())), expected)
 
 
 def test_a_bank_of_one_replica_is_restored_on_two(two_replicas):
@@ -54,12 +52,13 @@ def test_a_bank_of_one_replica_is_restored_on_two(two_replicas):
     with two_replicas.scope():
         two = Bank(2500, [3], "float32")
     two.restore(np.concatenate(list(one.parts())))
-    assert two.rows_each == 1250
+    assert two.rows_per_replica == 1250
     np.testing.assert_array_equal(np.concatenate(list(two.parts())), values)
 
 
-def test_rows_are_set_by_xla_alone():
-    # TensorFlow's operation has no deterministic kernel for GPUs: the bank would visit the host.
+def test_only_xla_sets_rows():
+    # TensorFlow's operation has no deterministic kernel for GPUs: it would copy the bank to the
+    # host.
     bank = Bank(7, [3], "float32")
 
     @tf.function
@@ -78,7 +77,7 @@ def test_rows_are_set_by_xla_alone():
     assert scattering[0].attr["_XlaMustCompile"].b
 
 
-def test_the_size_and_the_place_of_a_bank_are_said_before_it_is_there(caplog, monkeypatch):
+def test_the_size_and_device_of_a_bank_are_logged_before_its_allocation(caplog, monkeypatch):
     def no_memory(*_, **__):
         raise MemoryError
 

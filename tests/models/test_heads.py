@@ -31,7 +31,7 @@ def test_the_predictor_is_a_bottleneck_without_bn_at_its_end():
     assert [linear.use_bias for linear in predictor.linears] == [False, True]
 
 
-def test_the_projectors_last_bias_is_there_and_frozen():
+def test_the_projectors_last_layer_has_a_bias_that_is_not_trained():
     projector = heads.build_projector(MethodConfig(projection_dim=32), input_dim=16, seed=0)
     bias = projector.linears[-1].bias
     assert np.abs(bias.numpy()).max() > 0
@@ -40,7 +40,7 @@ def test_the_projectors_last_bias_is_there_and_frozen():
 
 @pytest.mark.parametrize("name", ["kernel", "bias"])
 def test_linear_layers_start_uniform_within_one_over_root_fan_in(name):
-    # torch.nn.Linear's law, for the weight and the bias alike.
+    # torch.nn.Linear draws both its weight and its bias from this distribution.
     predictor = heads.build_predictor(
         MethodConfig(projection_dim=4096, prediction_hidden_dim=64), seed=1
     )
@@ -70,25 +70,25 @@ def test_hidden_layers_end_in_relu_and_the_output_does_not():
         ("all_affine", [True, True, True], [False, False, True]),
     ],
 )
-def test_batch_normalization_in_the_projector_is_where_table_3_has_it(norm, affine, biases):
+def test_batch_normalization_in_the_projector_follows_table_3(norm, affine, biases):
     config = MethodConfig(projection_dim=32, projection_bn=norm)
     projector = heads.build_projector(config, input_dim=16, seed=0)
     assert [layer.affine for layer in projector.norms] == affine
     assert [linear.use_bias for linear in projector.linears] == biases
-    # A bias that BN cancels does not move.
+    # A bias that BN cancels is not trained.
     assert projector.linears[-1].bias.trainable == (len(affine) < 3)
 
 
 @pytest.mark.parametrize(
     ("norm", "affine"), [("none", []), ("hidden", [True]), ("all", [True] * 2)]
 )
-def test_batch_normalization_in_the_predictor_is_where_table_3_has_it(norm, affine):
+def test_batch_normalization_in_the_predictor_follows_table_3(norm, affine):
     config = MethodConfig(projection_dim=32, prediction_hidden_dim=8, prediction_bn=norm)
     predictor = heads.build_predictor(config, seed=0)
     assert [layer.affine for layer in predictor.norms] == affine
 
 
-def test_no_predictor_is_the_identity():
+def test_predictor_none_is_the_identity():
     predictor = heads.build_predictor(MethodConfig(predictor="none"), seed=0)
     z = tf.random.stateless_normal([6, 8], [0, 0])
     np.testing.assert_array_equal(predictor(z, training=True, num_views=2), z)

@@ -19,15 +19,15 @@ def followed():
     return encoder, MomentumEncoder(encoder, CONFIG, seed=3, num_steps=10)
 
 
-def test_a_momentum_encoder_begins_with_the_weights_that_it_follows(followed):
+def test_a_momentum_encoder_starts_with_the_weights_that_it_follows(followed):
     encoder, target = followed
-    for ours, theirs in zip(target.encoder.get_weights(), encoder.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for value, expected in zip(target.encoder.get_weights(), encoder.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
     assert target.encoder.weights[0] is not encoder.weights[0]
 
 
 @pytest.mark.parametrize("skipped", [False, True])
-def test_it_moves_by_one_minus_the_momentum_and_not_at_all_in_a_skipped_step(followed, skipped):
+def test_weights_move_by_one_minus_the_momentum_unless_the_step_is_skipped(followed, skipped):
     _, target = followed
     averages = [*target.encoder.trainable_variables, *target.projector.trainable_variables]
     goals = [keras.Variable(average + 1.0) for average in averages]
@@ -46,7 +46,7 @@ def test_the_cosine_schedule_is_byols():
     assert float(new_share(0.99, "constant", 70, 100)) == pytest.approx(0.01, rel=1e-12)
 
 
-def test_the_schedule_keeps_its_digits_in_float32():
-    # Near the end 1 - m is far below float32's resolution of m.
+def test_the_schedule_keeps_its_precision_in_float32():
+    # Near the end of a run, 1 - m is far below the resolution of m in float32.
     got = float(new_share(0.996, "cosine", 499_000, 500_000))
     assert got == pytest.approx(0.004 * np.cos(np.pi / 2 * 0.998) ** 2, rel=1e-4)

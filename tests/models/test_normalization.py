@@ -16,13 +16,13 @@ def views(num_views=2, batch=6, seed=0):
 
 
 def slow_normalize(x):
-    """One view by itself, torch.nn.BatchNorm2d in training mode."""
+    """Normalises one view like torch.nn.BatchNorm2d in training mode."""
     mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
     return (x - mean) / np.sqrt(variance + 1e-5) * GAMMA + BETA
 
 
 def slow_running(x):
-    """PyTorch's running statistics after each view in turn: unbiased variance, momentum 0.1."""
+    """Returns PyTorch's running statistics after all views: unbiased variance, momentum 0.1."""
     mean, variance = np.zeros(CHANNELS), np.ones(CHANNELS)
     for view in x:
         mean = 0.9 * mean + 0.1 * view.mean(axis=(0, 1, 2))
@@ -53,7 +53,7 @@ def test_each_view_is_normalised_by_its_own_statistics(num_views):
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("num_views", [1, 2])
-def test_running_statistics_move_once_per_view_with_the_unbiased_variance(num_views):
+def test_running_statistics_are_updated_once_per_view_with_the_unbiased_variance(num_views):
     x, layer = views(num_views), build_layer()
     layer(concatenate(x), training=True, num_views=num_views)
     mean, variance = slow_running(x)
@@ -62,7 +62,7 @@ def test_running_statistics_move_once_per_view_with_the_unbiased_variance(num_vi
 
 
 @pytest.mark.usefixtures("float64")
-def test_inference_uses_the_running_statistics_and_moves_nothing():
+def test_inference_uses_the_running_statistics_and_does_not_update_them():
     x, layer = views(), build_layer()
     layer.running_mean.assign([1, 2, 3])
     layer.running_variance.assign([4, 5, 6])
@@ -73,7 +73,7 @@ def test_inference_uses_the_running_statistics_and_moves_nothing():
 
 
 def loss_and_gradients(layer, x, weights, num_views):
-    """Of a loss that is not symmetric, by the layer's own gradient."""
+    """Returns the gradients of an asymmetric loss, by the layer's own gradient."""
     variables = [layer.gamma.value, layer.beta.value]
     with tf.GradientTape() as tape:
         tape.watch(x)
@@ -83,7 +83,7 @@ def loss_and_gradients(layer, x, weights, num_views):
 
 
 def derived_gradients(x, weights):
-    """The same by TensorFlow's differentiation of the definition, view by view."""
+    """Returns the same gradients by automatic differentiation of the definition, per view."""
     gamma, beta = tf.constant(GAMMA), tf.constant(BETA)
     with tf.GradientTape() as tape:
         tape.watch([x, gamma, beta])
@@ -96,12 +96,12 @@ def derived_gradients(x, weights):
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_written_gradient_is_the_derived_one():
+def test_the_handwritten_gradient_equals_automatic_differentiation():
     x = concatenate(views())
     weights = tf.constant(np.random.default_rng(1).standard_normal(x.shape))
     got = loss_and_gradients(build_layer(), x, weights, 2)
-    for ours, expected in zip(got, derived_gradients(x, weights), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
+    for gradient, expected in zip(got, derived_gradients(x, weights), strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.usefixtures("float64")
@@ -113,7 +113,7 @@ def test_two_replicas_normalise_and_differentiate_as_one(two_replicas):
     expected = single(whole, training=True, num_views=2)
     gradients = loss_and_gradients(build_layer(), whole, concatenate(weights), 2)
 
-    def halves(array):  # each replica has half of each view
+    def halves(array):  # each replica gets half of each view
         return tf.constant(np.stack([array[:, :3], array[:, 3:]]).reshape(2, 6, 4, 4, CHANNELS))
 
     with two_replicas.scope():
@@ -122,8 +122,8 @@ def test_two_replicas_normalise_and_differentiate_as_one(two_replicas):
     @tf.function
     def run(x_halves, weight_halves):
         def replica():
-            number = tf.distribute.get_replica_context().replica_id_in_sync_group
-            x_half, weight_half = x_halves[number], weight_halves[number]
+            replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
+            x_half, weight_half = x_halves[replica_id], weight_halves[replica_id]
             with tf.GradientTape() as tape:
                 tape.watch(x_half)
                 y = layer(x_half, training=True, num_views=2)
@@ -137,7 +137,7 @@ def test_two_replicas_normalise_and_differentiate_as_one(two_replicas):
         for value in run(halves(x), halves(weights))
     )
 
-    def whole_of(parts):  # back to view by view
+    def whole_of(parts):  # restores the order of the views
         stacked = np.stack(parts).reshape(2, 2, 3, 4, 4, CHANNELS)
         return stacked.transpose(1, 0, 2, 3, 4, 5).reshape(whole.shape)
 
@@ -188,5 +188,5 @@ def test_there_is_one_collective_forward_and_one_backward_for_both_views(two_rep
         return gradients
 
     run.get_concrete_function(tf.zeros([4, 5, 5, CHANNELS]))
-    assert max(forward) == 2  # of two replicas
+    assert max(forward) == 2  # one on each of two replicas
     assert after == [4]

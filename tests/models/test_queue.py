@@ -4,7 +4,7 @@ import tensorflow as tf
 from simsiam_tf.models.queue import KeyQueue
 
 
-def test_the_queue_begins_with_random_keys_of_length_1():
+def test_the_queue_starts_with_random_keys_of_length_1():
     keys = KeyQueue(50, 8, seed=1).keys.numpy()
     np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1, rtol=1e-6)
     assert np.abs(keys @ keys.T - np.eye(50)).max() < 0.95
@@ -22,7 +22,7 @@ def test_new_keys_enter_and_the_oldest_leave():
     np.testing.assert_array_equal(queue.keys, [*second, *first, start[0]])
 
 
-def test_more_keys_than_have_room_leave_the_first_of_them():
+def test_only_the_first_keys_enter_if_there_are_more_than_the_queue_size():
     queue = KeyQueue(3, 1, seed=0)
     queue.enter(tf.constant([[1.0], [2.0], [3.0], [4.0]]), tf.constant(False))
     np.testing.assert_array_equal(queue.keys, [[1], [2], [3]])

@@ -5,7 +5,7 @@ import tensorflow as tf
 from simsiam_tf.config import EncoderConfig
 from simsiam_tf.models.resnet import ConvNorm, ResNet
 
-# torchvision 0.20: parameters of each model without its last layer (fc).
+# Numbers of parameters in torchvision 0.20, without the last layer (fc).
 TORCHVISION_PARAMETERS = {
     "resnet18": 11_176_512,
     "resnet34": 21_284_672,
@@ -16,7 +16,7 @@ TORCHVISION_PARAMETERS = {
 
 
 @pytest.mark.parametrize("backbone", TORCHVISION_PARAMETERS)
-def test_the_number_of_parameters_is_torchvisions(backbone):
+def test_the_number_of_parameters_equals_torchvisions(backbone):
     encoder = ResNet(EncoderConfig(backbone=backbone), seed=0)
     count = sum(np.prod(variable.shape) for variable in encoder.trainable_variables)
     assert count == TORCHVISION_PARAMETERS[backbone]
@@ -45,7 +45,7 @@ def test_features_have_the_stated_size_and_the_strides_of_the_stem(
 
 
 def test_stride_two_pads_symmetrically():
-    # Keras' "same" would pad only right and below; then a left-right flip would not commute.
+    # The padding "same" of Keras pads only right and below, so it would not commute with a flip.
     encoder = ResNet(EncoderConfig(backbone="resnet18", width=4), seed=0)
     kernel = encoder.stem.conv.kernel
     kernel.assign((kernel.value + kernel.value[:, ::-1]) / 2)
@@ -64,7 +64,8 @@ def test_convolutions_start_he_normal_by_fan_out_and_untruncated():
         expected = np.sqrt(2 / (height * width * channels))
         assert kernel.std() == pytest.approx(expected, rel=0.02)
         assert abs(kernel.mean()) < 0.02 * expected
-    # A normal law has 4.55 % beyond two standard deviations; Keras' truncated one has none.
+    # A normal distribution has 4.55 % of its mass beyond two standard deviations. The truncated
+    # one of Keras has none there.
     largest = kernels[-1] / kernels[-1].std()
     assert np.mean(np.abs(largest) > 2) == pytest.approx(0.0455, abs=0.002)
 
@@ -91,7 +92,7 @@ def test_weights_are_a_function_of_the_seed_and_differ_between_layers():
 
 @pytest.mark.parametrize(("channels", "size"), [(2, 8), (4, 8), (7, 16), (15, 16)])
 def test_the_gradient_of_a_narrow_strided_1x1_convolution_is_right_and_repeatable(channels, size):
-    # oneDNN's own is neither (github.com/uxlfoundation/oneDNN/issues/6035).
+    # oneDNN's gradient is neither (github.com/uxlfoundation/oneDNN/issues/6035).
     rng = np.random.default_rng(0)
     x = tf.constant(rng.standard_normal((128, size, size, channels)), tf.float32)
     layer = ConvNorm(channels, 2 * channels, 1, 2, seed=0, name="downsample", relu=False)
@@ -100,12 +101,13 @@ def test_the_gradient_of_a_narrow_strided_1x1_convolution_is_right_and_repeatabl
     @tf.function
     def gradient():
         with tf.GradientTape() as tape:
-            loss = tf.reduce_sum(layer(x) * dy)  # inference mode: a factor of 1 but for epsilon
+            # In inference mode, the normalization only divides by √(1 + epsilon).
+            loss = tf.reduce_sum(layer(x) * dy)
         return tape.gradient(loss, layer.conv.kernel)
 
     got = [gradient().numpy() for _ in range(20)]
     for again in got[1:]:
         np.testing.assert_array_equal(again, got[0])
-    kept = np.float64(x)[:, ::2, ::2]
-    expected = np.einsum("nhwi,nhwo->io", kept, np.float64(dy)) / np.sqrt(1 + 1e-5)
+    strided = np.float64(x)[:, ::2, ::2]
+    expected = np.einsum("nhwi,nhwo->io", strided, np.float64(dy)) / np.sqrt(1 + 1e-5)
     np.testing.assert_allclose(got[0][0, 0], expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""SGD and LARS against slow twins in NumPy."""
+"""SGD and LARS against slow transcriptions in NumPy."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ def train(optimizer, start):
 
 
 def slow_sgd(start, rates_of, direction=lambda gradient, weight: gradient + DECAY * weight):
-    """torch.optim.SGD: v = momentum * v + d; w = w - rate * v."""
+    """Returns the weights after torch.optim.SGD: v = momentum * v + d; w = w - rate * v."""
     weights = [value.copy() for value in start]
     velocities = [np.zeros(5), np.zeros(5)]
     for step, pair in enumerate(gradients()):
@@ -44,7 +44,7 @@ START = [np.linspace(-1, 1, 5), np.linspace(2, 3, 5)]
 
 
 @pytest.mark.usefixtures("float64")
-def test_sgd_is_pytorchs_over_a_changing_rate():
+def test_sgd_equals_pytorchs_with_a_changing_learning_rate():
     rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
     got = train(optimizers.SGD(rates, MOMENTUM, DECAY), START)
     expected = slow_sgd(START, lambda index, step: rate(step))
@@ -52,7 +52,7 @@ def test_sgd_is_pytorchs_over_a_changing_rate():
 
 
 @pytest.mark.usefixtures("float64")
-def test_variables_of_a_constant_rate_keep_it_and_are_still_decayed():
+def test_variables_with_a_constant_learning_rate_keep_it_and_have_weight_decay():
     rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
     variables = [keras.Variable(value) for value in START]
     optimizer = optimizers.SGD(
@@ -66,7 +66,7 @@ def test_variables_of_a_constant_rate_keep_it_and_are_still_decayed():
 
 
 @pytest.mark.usefixtures("float64")
-def test_lars_scales_each_tensor_and_leaves_an_all_zero_one_alone():
+def test_lars_scales_each_tensor_except_one_that_is_all_zero():
     # Apex's LARC with clip=False: trust * |w| / (|g| + decay * |w| + eps).
     def direction(gradient, weight):
         weight_norm, gradient_norm = np.linalg.norm(weight), np.linalg.norm(gradient)
@@ -83,7 +83,7 @@ def test_lars_scales_each_tensor_and_leaves_an_all_zero_one_alone():
     )
 
 
-def test_the_rate_is_that_of_the_steps_epoch_and_the_last_holds():
+def test_the_learning_rate_depends_on_the_epoch_and_stays_at_the_last_one():
     rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
     got = [float(rates(step)) for step in (0, 3, 4, 11, 12, 99)]
     np.testing.assert_allclose(got, [0.5, 0.5, 0.2, 0.05, 0.05, 0.05])
@@ -91,7 +91,7 @@ def test_the_rate_is_that_of_the_steps_epoch_and_the_last_holds():
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("kind", ["sgd", "lars"])
-def test_excluded_variables_have_neither_l2_nor_a_scaled_rate(kind):
+def test_excluded_variables_have_neither_l2_penalty_nor_lars_scaling(kind):
     rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
     variables = [keras.Variable(value) for value in START]
     excluded = {"excluded_variables": variables[1:]}
@@ -108,13 +108,13 @@ def test_excluded_variables_have_neither_l2_nor_a_scaled_rate(kind):
 
 
 @pytest.mark.parametrize("exclude", [False, True])
-def test_biases_and_normalization_may_go_without_l2(exclude):
+def test_biases_and_normalization_can_be_excluded_from_l2(exclude):
     run = Run(exclude_norm_and_bias=exclude, weight_decay=0.1)
     variables = run.model.learned_variables
     before = [variable.numpy() for variable in variables]
     run.optimizer.apply([np.zeros_like(value) for value in before], variables)
-    stayed = [(old == new.numpy()).all() for old, new in zip(before, variables, strict=True)]
-    # All zero at the start is what stays without being left out.
-    left_out = [(exclude and value.ndim == 1) or not value.any() for value in before]
-    assert stayed == left_out
+    is_unchanged = [(old == new.numpy()).all() for old, new in zip(before, variables, strict=True)]
+    # A variable that is all zero at the start does not change, even if it is not excluded.
+    is_excluded = [(exclude and value.ndim == 1) or not value.any() for value in before]
+    assert is_unchanged == is_excluded
     assert any(value.ndim == 1 and value.any() for value in before)

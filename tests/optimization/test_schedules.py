@@ -5,7 +5,7 @@ from simsiam_tf.config import OptimizationConfig
 from simsiam_tf.optimization import schedules
 
 
-def test_rates_are_the_references_cosine_of_the_epoch():
+def test_learning_rates_follow_the_references_cosine_of_the_epoch():
     # init * 0.5 * (1 + cos(pi * epoch / epochs)), init = base * batch / 256
     config = OptimizationConfig(base_learning_rate=0.05, batch_size=512, epochs=100)
     epochs = np.arange(100)
@@ -23,20 +23,20 @@ def test_warm_up_rises_by_equal_steps_to_the_full_rate_and_the_cosine_follows():
     np.testing.assert_allclose(rates[4:], 0.1 * (1 + np.cos(np.pi * np.arange(10) / 10)))
 
 
-def test_a_run_shorter_than_its_warm_up_is_cut_off_in_it():
+def test_a_run_shorter_than_its_warm_up_ends_in_it():
     short, long = (OptimizationConfig(warmup_epochs=4, epochs=epochs) for epochs in (1, 40))
     assert schedules.learning_rates(short) == schedules.learning_rates(long)[:1]
 
 
-def test_the_predictors_rate_is_held_at_the_full_one_or_decays_like_the_others():
+def test_the_predictors_learning_rate_is_constant_or_decays_like_the_others():
     settings = {"batch_size": 256, "epochs": 5, "warmup_epochs": 2}
-    held = OptimizationConfig(**settings)
+    constant = OptimizationConfig(**settings)
     decayed = OptimizationConfig(**settings, fix_predictor_learning_rate=False)
-    assert schedules.predictor_learning_rates(held) == [0.05] * 5
+    assert schedules.predictor_learning_rates(constant) == [0.05] * 5
     assert schedules.predictor_learning_rates(decayed) == schedules.learning_rates(decayed)
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(64, 0.0125), (256, 0.05), (4096, 0.8)])
-def test_the_rate_grows_linearly_with_the_batch(batch_size, expected):
+def test_the_learning_rate_is_proportional_to_the_batch_size(batch_size, expected):
     config = OptimizationConfig(base_learning_rate=0.05, batch_size=batch_size)
     assert schedules.initial_learning_rate(config) == pytest.approx(expected)

@@ -7,7 +7,6 @@ import pytest
 
 from simsiam_tf.optimization import optimizers
 from simsiam_tf.runs.checkpoints import Checkpoints
-from simsiam_tf.runs.run_folder import check_workdir, write_flags
 from simsiam_tf.schema import UserError
 
 
@@ -153,26 +152,3 @@ def test_a_run_does_not_begin_anew_where_every_checkpoint_is_damaged(tmp_path):
     _, _, checkpoints = build(tmp_path)
     with pytest.raises(UserError, match=f"{tmp_path / 'checkpoints'}, all 2 damaged"):
         checkpoints.restore()
-
-
-def test_a_workdir_of_another_configuration_is_refused_by_flag_name(tmp_path, pretrain_config):
-    write_flags(pretrain_config(workdir=str(tmp_path), epochs=100, seed=1))
-    with pytest.raises(UserError) as error:
-        check_workdir(pretrain_config(workdir=str(tmp_path), epochs=200, seed=2))
-    message = str(error.value)
-    assert "--epochs=100 there, 200 here" in message
-    assert "--seed=1 there, 2 here" in message
-    assert "--momentum" not in message
-
-
-def test_how_a_run_is_executed_or_watched_may_change(tmp_path, pretrain_config):
-    write_flags(pretrain_config(workdir=str(tmp_path)))
-    changed = pretrain_config(workdir=str(tmp_path), log_every_steps=1, cpu_replicas=2)
-    assert check_workdir(changed) is None
-
-
-def test_a_workdir_below_a_file_is_refused(tmp_path, pretrain_config):
-    (tmp_path / "file").write_text("")
-    workdir = str(tmp_path / "file" / "run")
-    with pytest.raises(UserError, match=f"--workdir .* Received: {workdir}"):
-        check_workdir(pretrain_config(workdir=workdir))

@@ -25,55 +25,43 @@ DIGITS_RUN = [
 ]
 
 
-def train_digits(program, workdir, *flags):
-    finished = program("train.py", *DIGITS_RUN, f"--workdir={workdir}", *flags)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stderr
-
-
-@pytest.fixture(scope="module")
-def one_replica(program, tmp_path_factory):
-    """The workdir of a run of 66 steps in float64."""
-    workdir = tmp_path_factory.mktemp("replicas") / "one"
-    train_digits(program, workdir, *LONG_RUN)
-    return workdir
-
-
-LONG_RUN = ["--precision=float64", "--epochs=3", "--checkpoint_every_steps=22"]
-
-
 def test_four_replicas_have_the_losses_and_weights_of_one_over_66_steps(
-    program, one_replica, tmp_path
+    program, train_here, tmp_path
 ):
-    log = train_digits(program, tmp_path, *LONG_RUN, "--cpu_replicas=4")
-    assert "on 4 replica(s)" in log
-    assert_same_training(tmp_path, one_replica, rtol=1e-7)
+    flags = [*DIGITS_RUN, "--precision=float64", "--epochs=3", "--checkpoint_every_steps=22"]
+    four = tmp_path / "four"
+    finished = program("train.py", *flags, f"--workdir={four}", "--cpu_replicas=4")
+    assert finished.returncode == 0, finished.stderr
+    assert "on 4 replica(s)" in finished.stderr
+    train_here(tmp_path / "one", *flags)
+    assert_same_training(four, tmp_path / "one", rtol=1e-7)
 
 
-def test_a_run_goes_on_amid_held_targets_with_two_replicas_and_ends_with_the_same_weights(
-    program, tmp_path
+def test_a_run_resumes_amid_frozen_targets_on_two_replicas_and_ends_with_the_same_weights(
+    train_here, tmp_path, caplog
 ):
-    # Targets are held at steps 0, 5, 10, ...; step 8 needs those of step 5.
+    # Targets are frozen at steps 0, 5, 10, ...; step 8 needs those of step 5.
     flags = ["--precision=float64", "--method=alternation", "--inner_steps=5"]
     flags.append("--checkpoint_every_steps=8")
-    train_digits(program, tmp_path / "one", *flags)
+    train_here(tmp_path / "one", *DIGITS_RUN, *flags)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     (tmp_path / "two" / "summary.json").unlink()
     for newer in ("step-000000016", "step-000000022"):
         shutil.rmtree(tmp_path / "two" / "checkpoints" / newer)
-    log = train_digits(program, tmp_path / "two", *flags, "--cpu_replicas=2")
-    assert "Targets of 320 images: " in log
-    assert "on each of 2 replica(s), in the memory of the CPU" in log
-    assert "checkpoints/step-000000008" in log
+    caplog.set_level("INFO", logger="absl")
+    train_here(tmp_path / "two", *DIGITS_RUN, *flags, replicas=2)
+    assert "Targets of 320 images: " in caplog.text
+    assert "on each of 2 replica(s), in the memory of the CPU" in caplog.text
+    assert "checkpoints/step-000000008" in caplog.text
     assert_same_training(tmp_path / "two", tmp_path / "one", rtol=1e-7)
 
 
 def test_two_replicas_have_the_losses_and_the_knn_of_one_over_five_steps_in_float32(
-    program, tmp_path
+    train_here, tmp_path
 ):
     for replicas in (1, 2):
-        flags = [f"--cpu_replicas={replicas}", "--knn_every_epochs=1"]
-        train_digits(program, tmp_path / str(replicas), *flags)
+        flags = [*DIGITS_RUN, "--knn_every_epochs=1"]
+        train_here(tmp_path / str(replicas), *flags, replicas=replicas)
     one, two = losses_of(tmp_path / "1"), losses_of(tmp_path / "2")
     assert len(one) == len(two) == 22
     assert np.abs(one - two)[:5].max() < 1e-4

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from conftest import ROOT, TINY_RUN
 from run_results import (
     assert_ends_with_one_line,
@@ -16,6 +17,8 @@ from run_results import (
     wait_for_checkpoint,
     weights_of,
 )
+
+from simsiam_tf.schema import UserError
 
 
 def stop(number, flags, workdir, tfds_dir):
@@ -52,12 +55,12 @@ def test_control_c_stops_a_run_of_two_replicas(tmp_path, tfds_dir):
     assert "SIGINT: saved step" in stderr.splitlines()[-1]
 
 
-def test_a_run_whose_loss_is_not_finite_stops_with_good_checkpoints(program, tmp_path):
-    finished = program(
-        "train.py", *TINY_RUN, "--base_learning_rate=1e30", "--checkpoint_every_steps=2",
-        "--knn_every_epochs=0", "--max_nonfinite_steps=4", f"--workdir={tmp_path}",
-    )  # fmt: skip
-    assert_ends_with_one_line(finished, "of 4 steps in a row was not finite", "--max_nonfinite")
+def test_a_run_whose_loss_is_not_finite_stops_with_good_checkpoints(train_here, tmp_path):
+    with pytest.raises(UserError, match=r"of 4 steps in a row was not finite.* --max_nonfinite"):
+        train_here(
+            tmp_path, *TINY_RUN, "--base_learning_rate=1e30", "--checkpoint_every_steps=2",
+            "--knn_every_epochs=0", "--max_nonfinite_steps=4",
+        )  # fmt: skip
     skipped = [line for line in lines_of(tmp_path) if line.get("nonfinite")]
     assert [line["step"] - skipped[0]["step"] for line in skipped] == [0, 1, 2, 3]
     assert all(len(line["indices"]) == 64 for line in skipped)

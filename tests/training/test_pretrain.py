@@ -25,7 +25,7 @@ from simsiam_tf.training import pretrain
 def test_a_run_leaves_flags_checkpoint_metrics_tensorboard_encoder_and_summary(tiny_run):
     assert {path.name for path in tiny_run.iterdir()} == {
         "flags.cfg", "checkpoints", "metrics.jsonl", "tensorboard", "encoder", "summary.json",
-        "logs",
+        "logs", "images.json",
     }  # fmt: skip
     summary = json.loads((tiny_run / "summary.json").read_text())
     assert summary["steps"] == 44

@@ -1,7 +1,8 @@
-"""The reference network written again in PyTorch, for tests: functions of a state dict.
+"""A PyTorch copy of the reference network for tests, as functions of a state dict.
 
-A transcription of section 3 of the paper over torchvision's names, with PyTorch's own convolution,
-batch normalization and SGD: what the package computes in TensorFlow is held against it.
+The copy transcribes section 3 of the paper with torchvision's tensor names. It uses PyTorch's own
+convolution, batch normalization and SGD. Tests compare the TensorFlow results of this project with
+it.
 """
 
 import torch
@@ -18,7 +19,7 @@ DEPTHS = {
 
 
 def encoder_shapes(arch, width=64, kernel_size=7):
-    """{name: shape} of a torchvision ResNet's tensors, without `fc`."""
+    """Returns {name: shape} of the tensors of a torchvision ResNet, without `fc`."""
     shapes = {"conv1.weight": (width, 3, kernel_size, kernel_size)} | _norm_shapes("bn1", width)
     channels = width
     for stage, depth in enumerate(DEPTHS[arch]):
@@ -41,7 +42,7 @@ def encoder_shapes(arch, width=64, kernel_size=7):
 
 
 def simsiam_shapes(arch, dim=2048, prediction_hidden_dim=512):
-    """{name: shape} of a SimSiam state dict: the projector is `encoder.fc`."""
+    """Returns {name: shape} of a SimSiam state dict, in which the projector is `encoder.fc`."""
     shapes = {f"encoder.{name}": shape for name, shape in encoder_shapes(arch).items()}
     feature_dim = next(reversed(encoder_shapes(arch).values()))[0]
     for index, output in ((0, feature_dim), (3, feature_dim), (6, dim)):
@@ -65,7 +66,7 @@ def _norm_shapes(name, channels):
 
 
 def features(state, images, training=False, prefix=""):
-    """Pool features `[N, F]` of NCHW `images`; in training, running statistics move in place."""
+    """Returns pool features `[N, F]` of NCHW images; training updates statistics in place."""
 
     def conv_norm(x, conv, norm, stride=1):
         kernel = state[f"{prefix}{conv}.weight"]
@@ -84,7 +85,7 @@ def features(state, images, training=False, prefix=""):
             convs = 3 if f"{prefix}{block}.conv3.weight" in state else 2
             y = x
             for number in range(1, convs + 1):
-                # The stride is on the 3x3 convolution: the first of two, the second of three.
+                # The 3x3 convolution has the stride: the first of two, or the second of three.
                 y = conv_norm(
                     y,
                     f"{block}.conv{number}",
@@ -113,7 +114,7 @@ def batch_norm(state, x, name, training):
 
 
 def project_and_predict(state, images):
-    """z and p of one view, in training mode."""
+    """Returns z and p of one view, in training mode."""
     x = features(state, images, training=True, prefix="encoder.")
     for index in (0, 3):
         x = functional.linear(x, state[f"encoder.fc.{index}.weight"])
@@ -126,7 +127,7 @@ def project_and_predict(state, images):
 
 
 def initial_state(arch, stem="imagenet", seed=0):
-    """Random weights of a SimSiam state dict, and the statistics of an untrained network."""
+    """Returns a SimSiam state dict of random weights and the statistics of a new network."""
     shapes = simsiam_shapes(arch)
     if stem == "cifar":
         shapes["encoder.conv1.weight"] = (*shapes["encoder.conv1.weight"][:2], 3, 3)
@@ -144,7 +145,10 @@ def initial_state(arch, stem="imagenet", seed=0):
 
 
 def channels_last(state):
-    """The same tensors, those of rank 4 in memory as NHWC: on most devices PyTorch's fastest."""
+    """Returns the same tensors with those of rank 4 as NHWC in memory.
+
+    On most devices this is PyTorch's fastest layout.
+    """
     return {
         name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
         for name, value in state.items()
@@ -152,18 +156,22 @@ def channels_last(state):
 
 
 def views_loss(state, first, second):
-    """SimSiam's symmetric loss of two views, NCHW; running statistics move in place."""
+    """Returns SimSiam's symmetric loss of two NCHW views; updates running statistics in place."""
     (z1, p1), (z2, p2) = project_and_predict(state, first), project_and_predict(state, second)
     loss = -functional.cosine_similarity(p1, z2.detach()).mean() / 2
     return loss - functional.cosine_similarity(p2, z1.detach()).mean() / 2
 
 
-def train(state, views, rates, predictor_rate, loss_of=views_loss):
-    """SimSiam's loss and PyTorch's SGD over `views` `[steps, 2, B, C, H, W]`.
+def train(state, views, learning_rates, predictor_learning_rate, loss_of=views_loss):
+    """Trains with SimSiam's loss and PyTorch's SGD; yields each step's loss and {name: momentum}.
 
-    Yields each step's loss and {name: momentum}; `state` is changed in place. The projector's last
-    bias is frozen, as the reference has it. `loss_of` may be `views_loss` compiled, or under
-    autocast.
+    Args:
+      state: a state dict, which is changed in place. The projector's last bias is frozen, as in the
+        reference.
+      views: `[steps, 2, B, C, H, W]`.
+      learning_rates: for each step, the learning rate of all weights except the predictor's.
+      predictor_learning_rate: the constant learning rate of the predictor.
+      loss_of: `views_loss`, also in compiled form or under autocast.
     """
     frozen = [name for name in state if "running" in name or name == "encoder.fc.6.bias"]
     learned = {name: value for name, value in state.items() if name not in frozen}
@@ -174,8 +182,9 @@ def train(state, views, rates, predictor_rate, loss_of=views_loss):
     optimizer = torch.optim.SGD(
         [{"params": group} for group in groups], lr=0.1, momentum=0.9, weight_decay=1e-4
     )
-    for (first, second), rate in zip(views, rates, strict=True):
-        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, predictor_rate
+    for (first, second), learning_rate in zip(views, learning_rates, strict=True):
+        optimizer.param_groups[0]["lr"] = learning_rate
+        optimizer.param_groups[1]["lr"] = predictor_learning_rate
         for value in learned.values():
             value.requires_grad_()
         loss = loss_of(state, first, second)

@@ -1,0 +1,92 @@
+import json
+
+import keras
+import pytest
+
+from simsiam_tf.runs import run_folder
+from simsiam_tf.schema import UserError
+from simsiam_tf.training import pretrain
+
+
+def test_a_workdir_of_another_configuration_is_refused_by_flag_name(tmp_path, pretrain_config):
+    run_folder.write_flags(pretrain_config(workdir=str(tmp_path), epochs=100, seed=1))
+    with pytest.raises(UserError) as error:
+        run_folder.check_workdir(pretrain_config(workdir=str(tmp_path), epochs=200, seed=2))
+    message = str(error.value)
+    assert "--epochs=100 there, 200 here" in message
+    assert "--seed=1 there, 2 here" in message
+    assert "--momentum" not in message
+
+
+def test_settings_that_only_execute_or_watch_a_run_may_change(tmp_path, pretrain_config):
+    run_folder.write_flags(pretrain_config(workdir=str(tmp_path)))
+    changed = pretrain_config(
+        workdir=str(tmp_path), log_every_steps=1, cpu_replicas=2, knn_every_epochs=0, knn_k=5,
+        knn_dataset="digits", knn_bank_size=9, eval_split="validation", data_dir="elsewhere",
+    )  # fmt: skip
+    assert run_folder.check_workdir(changed) is None
+
+
+def test_a_workdir_below_a_file_is_refused(tmp_path, pretrain_config):
+    (tmp_path / "file").write_text("")
+    workdir = str(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match=f"--workdir .* Received: {workdir}"):
+        run_folder.check_workdir(pretrain_config(workdir=workdir))
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "class_names", "words"),
+    [(41, ("a", "b"), r"other images \(40\).* Received: 41"), (40, ("a", "c"), "other classes")],
+)
+def test_a_run_resumes_only_on_as_many_images_of_the_same_classes(
+    tmp_path, num_examples, class_names, words
+):
+    run_folder.check_images(str(tmp_path), 40, ("a", "b"))  # an earlier version wrote nothing
+    run_folder.write_images(str(tmp_path), 40, ("a", "b"))
+    run_folder.check_images(str(tmp_path), 40, ("a", "b"))
+    with pytest.raises(UserError, match=words):
+        run_folder.check_images(str(tmp_path), num_examples, class_names)
+
+
+def test_a_run_resumes_from_a_moved_folder_without_its_knn_monitor(
+    red_and_blue, pretrain_config, tmp_path
+):
+    red_and_blue(noise=100, tint=40)
+    settings = {
+        "dataset": "folder", "workdir": str(tmp_path / "run"), "eval_split": "train",
+        "image_size": 8, "backbone": "resnet10", "width": 4, "stem": "cifar", "projection_dim": 8,
+        "prediction_hidden_dim": 8, "batch_size": 8, "epochs": 2, "knn_k": 5,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="A callback stopped the training: saved step 3 of 10"):
+        pretrain.run(pretrain_config(**settings, data_dir=str(tmp_path)), [StopAtStep(2)])
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "train").rename(moved / "train")
+    pretrain.run(pretrain_config(**settings, data_dir=str(moved), knn_every_epochs=0))
+    lines = run_folder.read_metrics(settings["workdir"])
+    assert [line["step"] for line in lines if "knn_top1" in line] == [0]
+    assert lines[-1]["step"] == 10
+    assert f"--data_dir={moved}" in (tmp_path / "run" / "flags.cfg").read_text()
+
+
+class StopAtStep(keras.callbacks.Callback):
+    """Stops the training after a step, as `keras.callbacks.EarlyStopping` does after an epoch."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if logs.number == self.step:
+            self.model.stop_training = True
+
+
+def test_a_damaged_line_is_named_and_a_line_that_is_being_written_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    line = json.dumps({"step": 1, "epoch": 0.5, "loss": -0.25})
+    path.write_text(f'{line}\n{{"step": 2}}\n[]\n{line}\n{{"step": 3, "ep')
+    damage = []
+    assert run_folder.read_metrics(str(tmp_path), damage.append) == [json.loads(line)] * 2
+    assert [text.split(",")[1] for text in damage] == [" line 2", " line 3"]
+    with pytest.raises(UserError, match="mend or remove line 2"):
+        run_folder.read_metrics(str(tmp_path))
