@@ -1,4 +1,4 @@
-"""Writes one HTML page on a run, which opens anywhere, without a network.
+"""Writes a report on one run: an HTML page that opens on any device without a network.
 
 python -m simsiam_tf.report RUN [--output=FILE]
 """
@@ -14,11 +14,12 @@ class ReportConfig(schema.Config):
     """Report"""
 
     run: str = setting("", "Workdir of the run.", filled=True, positional=True)
-    output: str = setting("", "The page's file; empty: report.html in the run's folder.")
+    output: str = setting("", "Path of the page; empty: report.html in the folder of the run.")
 
 
-def main(config):
-    # TensorFlow loads only now, after the flags are checked.
+def main(config: ReportConfig) -> None:
+    """Writes the report."""
+    # TensorFlow loads only after the flags are checked, so that a wrong flag fails at once.
     from simsiam_tf.reporting import page
 
     page.write(config.run, config.output)

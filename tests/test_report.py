@@ -1,4 +1,4 @@
-"""The page on a run: what it says, and that a real browser shows it."""
+"""The report on a run: its content, and how a real browser shows it."""
 
 import html
 import json
@@ -12,6 +12,8 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.summary.summary_iterator import summary_iterator
 
+from simsiam_tf.paper import report as paper_report
+from simsiam_tf.paper.reproduce import ReproduceConfig
 from simsiam_tf.reporting import page, pictures, record
 
 LONG = "a_folder_whose_name_has_no_end_" * 8
@@ -48,7 +50,7 @@ def set_flags(workdir, **settings):
 
 
 def sections_of(text):
-    """{title: its HTML} of a page."""
+    """Returns the HTML of each section of a page, by title."""
     parts = text.split("<section><h2>")[1:]
     return dict(part.split("</section>")[0].split("</h2>", 1) for part in parts)
 
@@ -57,7 +59,7 @@ def render(workdir):
     return sections_of(page.render(record.read(str(workdir))))
 
 
-def test_the_page_has_every_part(report, run):
+def test_a_finished_run_has_all_sections(report, run):
     text = report.read_text()
     sections = sections_of(text)
     assert list(sections) == [
@@ -71,15 +73,16 @@ def test_the_page_has_every_part(report, run):
     assert "Finished: 2 epochs, 44 steps, 1437 images." in text
     assert html.escape(summary["limit"]) in sections["Speed"]
     assert sections["Curves"].count('class="curve"') == 5
-    assert "collapsed under 0.3" in sections["Curves"]
+    assert "collapsed below 0.3" in sections["Curves"]
     assert "<td>98.25\N{NO-BREAK SPACE}%</td>" in sections["Evaluation"]
     assert sections["View pairs"].count("<img") == 2 * 8
     assert sections["Nearest neighbours"].count("<img") == 8 * 6
     assert "digits/1.0.0 test" in sections["Nearest neighbours"]
-    assert sections["Map of the features"].count("<circle") == 360 + 10  # and the legend's
+    assert sections["Map of the features"].count("<circle") == 360
+    assert sections["Map of the features"].count("●") == 10
 
 
-def test_what_differs_from_the_defaults_comes_first(report):
+def test_flags_that_differ_from_their_defaults_come_first(report):
     changed, same = sections_of(report.read_text())["Configuration"].split("<details>")
     assert "<td>width</td><td>16</td><td>64</td>" in changed
     assert ">momentum<" not in changed
@@ -87,13 +90,13 @@ def test_what_differs_from_the_defaults_comes_first(report):
     assert ">width<" not in same
 
 
-def test_what_a_run_is_called_and_says_is_no_html(report):
+def test_the_name_and_the_warnings_of_a_run_are_escaped(report):
     text = report.read_text()
     assert "<h1>&lt;i&gt;&amp;run</h1>" in text
     assert f"Lost &lt;b&gt;{LONG}&lt;/b&gt;" in text
 
 
-def test_the_view_pairs_are_those_that_the_run_showed_at_its_first_step(run):
+def test_the_view_pairs_equal_those_that_the_run_logged_at_its_first_step(run):
     first, second = pictures.view_pairs(record.read(str(run)).config)
     (path,) = (run / "tensorboard").glob("events*")
     (shown,) = [
@@ -121,13 +124,15 @@ def tab(tmp_path_factory):
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_a_browser_shows_the_page_without_asking_for_anything_else(tab, report, width, dark):
+def test_a_browser_shows_the_report_without_a_network_and_within_the_screen(
+    tab, report, width, dark
+):
     asked, complaints = tab.open(report.as_uri(), width, dark)
     assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
     assert complaints == []
     assert tab.value("innerWidth") == width
     assert tab.value("document.documentElement.scrollWidth") <= width
-    # Nothing is cut off either: every element ends within the screen.
+    # No element is cut off at the right edge of the screen.
     right = (
         "Math.max(...[...document.querySelectorAll('*')].map(e => e.getBoundingClientRect().right))"
     )
@@ -140,7 +145,27 @@ def test_a_browser_shows_the_page_without_asking_for_anything_else(tab, report, 
     assert tab.value("getComputedStyle(document.querySelector('.verdict strong')).fontWeight") > "5"
 
 
-def test_the_browser_sees_what_the_page_must_not_have(tab, tmp_path):
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_the_papers_report_without_a_network(tab, tmp_path, width, dark):
+    for run in ("simsiam_decayed", "no_stop_gradient"):
+        folder = tmp_path / run / "seed-0"
+        folder.mkdir(parents=True)
+        line = {"step": 1, "epoch": 1, "loss": -0.5, "feature_std": 0.9, "knn_top1": 50.0}
+        (folder / "metrics.jsonl").write_text(f"{json.dumps(line)}\n")
+    paper_report.write(ReproduceConfig(workdir=str(tmp_path)))
+    url = (tmp_path / "report.html").as_uri()
+    asked, complaints = tab.open(url, width, dark)
+    assert asked == [url]
+    assert complaints == []
+    assert tab.value("document.documentElement.scrollWidth") <= width
+    assert tab.value("document.querySelectorAll('svg').length") == 3
+    background = tab.value("getComputedStyle(document.body).backgroundColor")
+    shade = np.mean([int(part) for part in re.findall(r"\d+", background)])
+    assert shade < 60 if dark else shade > 200
+
+
+def test_the_browser_detects_a_request_and_a_line_that_is_too_wide(tab, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(
         "<!doctype html><img src='https://example.invalid/a.png'><pre style='width: 500px'>x</pre>"
@@ -151,7 +176,7 @@ def test_the_browser_sees_what_the_page_must_not_have(tab, tmp_path):
     assert tab.value("document.documentElement.scrollWidth") > 390
 
 
-def test_a_run_that_is_not_finished_has_a_page(run, tmp_path):
+def test_an_unfinished_run_has_a_report(run, tmp_path):
     workdir = tmp_path / "unfinished"
     shutil.copytree(run, workdir, ignore=shutil.ignore_patterns("encoder", "*.json", "logs"))
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -167,14 +192,14 @@ def test_a_run_that_is_not_finished_has_a_page(run, tmp_path):
     assert sections["View pairs"].count("<img") == 2 * 8
 
 
-def test_a_run_without_a_step_has_a_page(tmp_path, run):
+def test_a_run_without_a_step_has_a_report(tmp_path, run):
     shutil.copy(run / "flags.cfg", tmp_path)
     sections = render(tmp_path)
     assert "No step is logged yet" in sections["Curves"]
     assert "Nothing is measured yet" in sections["Speed"]
 
 
-def test_a_run_whose_data_set_is_gone_has_a_page_that_says_so(run, tmp_path):
+def test_a_run_whose_data_set_is_missing_has_a_report_that_says_so(run, tmp_path):
     workdir = tmp_path / "gone"
     shutil.copytree(run, workdir)
     set_flags(workdir, dataset="folder", data_dir=tmp_path / "no_images")
@@ -184,7 +209,7 @@ def test_a_run_whose_data_set_is_gone_has_a_page_that_says_so(run, tmp_path):
     assert sections["Curves"].count('class="curve"') == 5
 
 
-def test_a_run_on_unlabelled_images_has_neighbours_and_a_map(run, tmp_path):
+def test_a_run_on_images_without_labels_has_neighbours_and_a_map(run, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for number in range(12):
@@ -206,12 +231,12 @@ def test_a_run_on_unlabelled_images_has_neighbours_and_a_map(run, tmp_path):
     ("arguments", "status", "words"),
     [
         ([], 2, ["--run must be non-empty"]),
-        (["no/run"], 1, ["--run must be the workdir of a run", "Received: no/run"]),
+        (["no/run"], 1, ["--run must be", "of a run", "Received: no/run"]),
         (["one", "two"], 2, ["Received: two"]),
         (["--run=one", "two"], 2, ["Received: two"]),
     ],
 )
-def test_a_wrong_run_is_one_line(program, arguments, status, words):
+def test_a_wrong_run_ends_the_program_with_one_line(program, arguments, status, words):
     finished = program("-m", "simsiam_tf.report", *arguments)
     assert finished.returncode == status, finished.stderr
     line = finished.stderr.splitlines()[-1]
@@ -220,7 +245,7 @@ def test_a_wrong_run_is_one_line(program, arguments, status, words):
         assert word in line
 
 
-def test_a_page_that_cannot_be_written_is_one_line(program, run, tmp_path):
+def test_an_output_that_cannot_be_written_ends_the_program_with_one_line(program, run, tmp_path):
     output = tmp_path / "missing" / "page.html"
     finished = program("-m", "simsiam_tf.report", f"--run={run}", f"--output={output}")
     assert finished.returncode == 1

@@ -1,4 +1,4 @@
-"""Writes configs/paper/<scale>/<run>.cfg, a flagfile for each run of the paper's tables.
+"""Writes the flagfile of each run of the paper's tables, configs/paper/<scale>/<run>.cfg.
 
 python -m simsiam_tf.paper.flagfiles
 """
@@ -13,20 +13,21 @@ class FlagfilesConfig(schema.Config):
     """Flagfiles"""
 
 
-def main(_):
+def main(_: FlagfilesConfig) -> None:
+    """Writes all flagfiles."""
     for path, text in build_flagfiles().items():
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
 
 
-def path_of(scale_name, run):
-    """The flagfile of a run, from the root of the repository."""
+def path_of(scale_name: str, run: str) -> str:
+    """Returns the path of a run's flagfile, relative to the root of the repository."""
     return f"configs/paper/{scale_name}/{run}.cfg"
 
 
-def build_flagfiles():
-    """All flagfiles: {path from the root of the repository: text}."""
+def build_flagfiles() -> dict[str, str]:
+    """Returns the text of all flagfiles, by path relative to the root of the repository."""
     return {
         path_of(scale_name, run): _text(scale_name, run, recipe, settings)
         for scale_name in tables.SCALES
@@ -34,7 +35,7 @@ def build_flagfiles():
     }
 
 
-def _text(scale_name, run, recipe, settings):
+def _text(scale_name: str, run: str, recipe: str, settings: dict[str, object]) -> str:
     scale = tables.SCALES[scale_name]
     shown = [
         (table, row)
@@ -50,7 +51,7 @@ def _text(scale_name, run, recipe, settings):
         "Time:      python -m simsiam_tf.paper.reproduce --dry_run estimates it",
     ]
     lines += [
-        f"{head:<11}{_paper_says(row)} ({table.section}); ImageNet, ResNet-50"
+        f"{head:<11}{_paper_result(row)} ({table.section}); ImageNet, ResNet-50"
         for head, (table, row) in zip(["Expect:", *[""] * len(shown)], shown, strict=False)
     ]
     lines += [
@@ -63,7 +64,7 @@ def _text(scale_name, run, recipe, settings):
     return comments + schema.to_flagfile(settings)
 
 
-def _paper_says(row):
+def _paper_result(row: tables.Row) -> str:
     if row.number is not None:
         return f"the paper: linear top-1 {row.number} %"
     return f"the paper: {row.remark or 'no number'}"

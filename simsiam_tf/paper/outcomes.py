@@ -1,4 +1,4 @@
-"""What a run of the tables came to, as the files in its folder say."""
+"""Reads the outcome of a run of the tables from the files in its folder."""
 
 import dataclasses
 import json
@@ -6,57 +6,59 @@ import math
 import os
 import statistics
 
+from simsiam_tf.export import saved_model
 from simsiam_tf.objectives import COLLAPSED_STD
 from simsiam_tf.runs import run_folder
-from simsiam_tf.runs.run_folder import SUMMARY
 
 PROTOCOLS = ("knn", "probe")
-STARTS = "starts.jsonl"  # a line for each start of a program: its name, seconds and error
-_LAST = 10  # a collapse is told from the last tenth of the lines
+STARTS = "starts.jsonl"  # one line for each start of a program: its name, seconds and error
+_TAIL = 10  # the std is the mean over one part in so many of the lines, at the end
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One seed of a run. Accuracies are top-1 in percent; what is not known is None."""
+    """The outcome of one seed of a run. Accuracies are top-1 in percent; None: unknown."""
 
-    state: str = "not started"  # or stopped, failed, diverged, trained, finished (and evaluated)
-    error: str | None = None  # the last line of a run that failed or diverged
-    loss: float | None = None  # of the last line of metrics, as are
-    epoch: float | None = None
-    std: float | None = None  # the mean over the last tenth of the lines
+    # "not started", "stopped", "failed", "diverged", "trained", or "finished": evaluated as well.
+    state: str = "not started"
+    error: str | None = None  # the last line that a failed or diverged run logged
+    loss: float | None = None  # of the last step that the metrics have
+    epoch: float | None = None  # of the last line of the metrics
+    std: float | None = None  # the mean over the last tenth of the logged steps
     knn: float | None = None
     knn_before_training: float | None = None
     probe: float | None = None
-    seconds: float = 0.0  # all starts and evaluations together
+    seconds: float = 0.0  # the sum over all starts and evaluations
 
     @property
-    def is_over(self):
+    def is_over(self) -> bool:
+        """Whether the run needs no further start: it is finished or has diverged."""
         return self.state in ("finished", "diverged")
 
     @property
-    def collapsed(self):
-        """A std that is not known, NaN for one, counts as a collapse."""
+    def collapsed(self) -> bool:
+        """Whether the features have collapsed; an unknown or NaN std counts as a collapse."""
         return self.std is None or not self.std >= COLLAPSED_STD
 
 
-def folder_of(workdir, run, seed):
-    """The folder of one seed of a run."""
+def folder_of(workdir: str, run: str, seed: int) -> str:
+    """Returns the folder of one seed of a run."""
     return os.path.join(workdir, run, f"seed-{seed}")
 
 
-def results_path(folder, protocol):
-    """Where the result of an evaluation is."""
+def results_path(folder: str, protocol: str) -> str:
+    """Returns the path of an evaluation's result."""
     return os.path.join(folder, f"results_{protocol}.json")
 
 
-def read_outcome(folder):
-    """The `Outcome` of the run in a folder, which need not exist."""
+def read_outcome(folder: str) -> Outcome:
+    """Reads the outcome of the run in a folder; a missing folder is a run that has not started."""
     starts = run_folder.read_lines(os.path.join(folder, STARTS))
     lines = run_folder.read_metrics(folder)
     results = {name: read_result(folder, name) for name in PROTOCOLS}
     steps = [line for line in lines if "loss" in line]
     knn = [line["knn_top1"] for line in lines if "knn_top1" in line]
-    tail = steps[-math.ceil(len(steps) / _LAST) :]
+    tail = steps[-math.ceil(len(steps) / _TAIL) :]
     values = {
         "loss": steps[-1]["loss"] if steps else None,
         "epoch": lines[-1]["epoch"] if lines else None,
@@ -74,17 +76,17 @@ def read_outcome(folder):
         state = "diverged"
     elif error:
         state = "failed"
-    elif os.path.exists(os.path.join(folder, SUMMARY)):
+    elif os.path.exists(os.path.join(folder, run_folder.SUMMARY)):
         state = "trained"
     else:
         state = "stopped" if starts else "not started"
     return Outcome(state, error, **values)
 
 
-def read_result(folder, protocol):
-    """The top-1 of an evaluation; None where it is not done, or was of another encoder."""
+def read_result(folder: str, protocol: str) -> float | None:
+    """Reads the top-1 of an evaluation; None: not evaluated, or the encoder is newer."""
     path = results_path(folder, protocol)
-    encoder = os.path.join(folder, "encoder", "encoder.json")
+    encoder = os.path.join(folder, run_folder.ENCODER, saved_model.DESCRIPTION)
     try:
         if os.path.getmtime(path) < os.path.getmtime(encoder):
             return None

@@ -1,131 +1,109 @@
-"""report.html: the report as a page for people, which needs no network."""
+"""Builds report.html: the report as a page for people, which needs no network."""
 
-import html
-import io
-
-import matplotlib
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from simsiam_tf.paper import outcomes
+from simsiam_tf.reporting import charts, html_page, panels
+from simsiam_tf.reporting.html_page import escape
 from simsiam_tf.runs import run_folder
 
-_PANELS = {"loss": "loss", "feature_std": "std of z/‖z‖, times √d", "knn_top1": "kNN top-1 (%)"}
-_MOST_POINTS = 200  # of a curve
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 0 auto;
-  padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .4rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
-th { font-weight: 600; border-color: #999; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.curves { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0; }
-.curves svg { flex: 1 1 16rem; width: 100%; max-width: 24rem; height: auto; }
-.note, footer { color: #555; font-size: .9rem; }
-.yes { color: #17692f; } .no { color: #a11d1d; } .open { color: #666; }
-"""
-_CLASSES = {"reproduced": "yes", "not reproduced": "no", "not decided": "open"}
+_KINDS = {"reproduced": "good", "not reproduced": "bad", "not decided": "open"}
+_COLUMNS = ["", "paper, linear", "probe", "kNN", "untrained", "std", "loss", "time", "state"]
 
 
-def build_html(report, workdir):
-    """The page of what report.json holds, without references to anything outside of it."""
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>SimSiam: the paper's tables on {_text(report['scale'])}</title>",
-        f"<style>{_STYLE}</style></head><body>",
-        "<h1>The paper's tables, run again</h1>",
-        f"<p>Chen &amp; He, <i>Exploring Simple Siamese Representation Learning</i>, CVPR 2021. "
-        f"Scale: <b>{_text(report['scale'])}</b>, {_text(report['what'])}. "
-        f"{report['epochs_for_100']} epochs stand for the paper's 100. "
-        f"Seeds of each row: {report['seeds']}.{_run_flags_note(report)}</p>",
-        "<h2>The paper's findings</h2>",
-        _findings(report),
-    ]
-    for name, table in report["tables"].items():
-        parts.append(_section(name, table, report, workdir))
-    parts.append(_footer(report))
-    parts.append("</body></html>")
-    return "\n".join(parts) + "\n"
+def build_html(report: dict, workdir: str) -> str:
+    """Returns the page as text.
 
-
-def _run_flags_note(report):
-    return f" Every run with {_text(report['run_flags'])}." if report["run_flags"] else ""
-
-
-def _text(value):
-    return html.escape(str(value))
-
-
-def _findings(report):
-    return "\n".join(
-        f'<p><a href="#{name}">{_text(table["title"])}</a>: '
-        f'<b class="{_CLASSES[table["verdict"]]}">{table["verdict"]}</b><br>'
-        f"{_text(table['finding'])}</p>"
-        for name, table in report["tables"].items()
-    )
-
-
-def _section(name, table, report, workdir):
-    colors = _colors(len(table["rows"]))
-    heads = "".join(
-        f"<th>{head}</th>"
-        for head in (
-            "", "paper, linear", "probe", "kNN", "untrained", "std", "loss", "time", "state"
-        )
-    )  # fmt: skip
-    rows = "".join(_html_row(row, color) for row, color in zip(table["rows"], colors, strict=True))
-    errors = [
-        f"<li>{_text(row['label'])}, seed {seed}, {one['state']}: {_text(one['error'])}</li>"
-        for row in table["rows"]
-        for seed, one in enumerate(row["seeds"])
-        if one["error"]
-    ]
-    return "\n".join(
+    Args:
+      report: the content of report.json.
+      workdir: folder of the runs, whose metrics the charts show.
+    """
+    tables = report["tables"]
+    return html_page.build_page(
+        f"SimSiam: the paper's tables on {report['scale']}",
+        _header(report),
         [
-            f'<h2 id="{name}">{_text(table["title"])} '
-            f'<span class="note">{_text(table["section"])}</span></h2>',
-            f"<p>{_text(table['finding'])} "
-            f'<b class="{_CLASSES[table["verdict"]]}">{table["verdict"].capitalize()}</b>: '
-            f"{_text(table['reason'])}.</p>",
-            f'<div class="scroll"><table><tr>{heads}</tr>{rows}</table></div>',
-            f"<ul>{''.join(errors)}</ul>" if errors else "",
-            f'<div class="curves">{"".join(_curves(name, table, colors, workdir))}</div>',
-            f'<p class="note">Rule: {_text(table["rule"])}</p>',
-        ]
+            html_page.section("The paper's findings", _findings(tables)),
+            *(_section(name, table, workdir) for name, table in tables.items()),
+        ],
+        _footer(report),
     )
 
 
-def _html_row(row, color):
-    paper = _text(row["paper"] if row["paper"] is not None else row["paper_remark"] or "–")
-    cells = [
-        paper,
-        *(_spread(row[name], 1) for name in ("probe", "knn", "knn_before_training")),
-        *(_spread(row[name], 2) for name in ("std", "loss")),
-        tqdm.format_interval(row["seconds"]["mean"]) if row["seconds"]["mean"] else "–",
+def _header(report: dict) -> str:
+    run_flags = f" All runs have the flags {report['run_flags']}." if report["run_flags"] else ""
+    return (
+        "<h1>Reproduction of the paper's tables</h1>"
+        "<p>Chen &amp; He, <i>Exploring Simple Siamese Representation Learning</i>, CVPR 2021. "
+        f"Scale: <b>{escape(report['scale'])}</b>, {escape(report['what'])}. "
+        f"{report['epochs_for_100']} epochs stand for the paper's 100. "
+        f"Seeds per row: {report['seeds']}.{escape(run_flags)}</p>"
+    )
+
+
+def _verdict(word: str) -> str:
+    return html_page.state(word, _KINDS[word.lower()])
+
+
+def _findings(tables: dict[str, dict]) -> str:
+    return "".join(
+        f'<p><a href="#{name}">{escape(table["title"])}</a>: {_verdict(table["verdict"])}<br>'
+        f"{escape(table['finding'])}</p>"
+        for name, table in tables.items()
+    )
+
+
+def _section(name: str, table: dict, workdir: str) -> str:
+    rows = table["rows"]
+    colors = charts.colors(len(rows))
+    errors = [
+        f"{row['label']}, seed {seed}, {outcome['state']}: {outcome['error']}"
+        for row in rows
+        for seed, outcome in enumerate(row["seeds"])
+        if outcome["error"]
+    ]
+    lines = {
+        row["label"]: run_folder.read_metrics(outcomes.folder_of(workdir, row["run"], 0))
+        for row in rows
+    }
+    content = [
+        f"<p>{escape(table['finding'])} {_verdict(table['verdict'].capitalize())}: "
+        f"{escape(table['reason'])}.</p>",
+        html_page.table(_COLUMNS, [_cells(row) for row in rows], colors=colors, numeric=True),
+        html_page.bullets(errors) if errors else "",
+        panels.figures(panels.FIGURE_2, lines, colors),
+        html_page.note(f"Rule: {table['rule']}"),
+    ]
+    return html_page.section(
+        table["title"], "".join(content), subtitle=table["section"], anchor=name
+    )
+
+
+def _cells(row: dict) -> list[str]:
+    paper = row["paper"] if row["paper"] is not None else row["paper_remark"] or "–"
+    seconds = row["seconds"]["mean"]
+    return [
+        row["label"],
+        str(paper),
+        *(_mean_and_spread(row[name], 1) for name in ("probe", "knn", "knn_before_training")),
+        *(_mean_and_spread(row[name], 2) for name in ("std", "loss")),
+        tqdm.format_interval(seconds) if seconds else "–",
         _states(row["seeds"]),
     ]
-    dot = f'<span style="color:{color}">●</span>'
-    cells = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f"<tr><td>{dot} {_text(row['label'])}</td>{cells}</tr>"
 
 
-def _states(seeds):
-    """How the seeds of a row ended, counted where there are several."""
+def _states(seeds: list[dict]) -> str:
+    """Returns the final state of a row's seeds, with counts if there are several seeds."""
     states = [
-        "collapsed" if one["state"] == "finished" and one["collapsed"] else one["state"]
-        for one in seeds
+        "collapsed" if seed["state"] == "finished" and seed["collapsed"] else seed["state"]
+        for seed in seeds
     ]
     if len(states) == 1:
         return states[0]
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
-def _spread(value, digits):
+def _mean_and_spread(value: dict | None, digits: int) -> str:
     if value is None:
         return "–"
     text = f"{value['mean']:.{digits}f}"
@@ -134,54 +112,18 @@ def _spread(value, digits):
     return text
 
 
-def _footer(report):
-    versions = [", ".join(f"{name} {of}" for name, of in one.items()) for one in report["versions"]]
-    return (
-        "<footer><p>probe: a linear classifier on the frozen features, whose rate and weight decay "
-        "a held-out part of the training images chooses; the paper's numbers are of its own linear "
-        "protocol on ImageNet. untrained: kNN of the random network. std, loss: at the end of the "
-        "training, std as the mean over its last tenth; healthy is about 1. time: of one seed, "
-        "training and evaluations. ±: standard deviation over seeds; curves: of the first.</p>"
-        f"<p>Computing time of all runs: {tqdm.format_interval(report['seconds'])}. "
-        f"{_text('; '.join(versions))}. Report written on: {_text(report['machine'])}.</p></footer>"
+def _footer(report: dict) -> str:
+    versions = "; ".join(
+        ", ".join(f"{name} {version}" for name, version in versions.items())
+        for versions in report["versions"]
     )
-
-
-def _colors(count):
-    names = matplotlib.colormaps["tab10"].colors
-    if count > len(names):
-        names = matplotlib.colormaps["turbo"]([place / (count - 1) for place in range(count)])
-    return [matplotlib.colors.to_hex(color) for color in names[:count]]
-
-
-def _curves(name, table, colors, workdir):
-    """A picture for each of the paper's Figure 2: loss, std and kNN of every row's first seed."""
-    lines = {
-        row["run"]: run_folder.read_metrics(outcomes.folder_of(workdir, row["run"], 0))
-        for row in table["rows"]
-    }
-    if not any(lines.values()):
-        return
-    for key, title in _PANELS.items():
-        figure = Figure(figsize=(3.6, 2.7), layout="constrained")
-        axis = figure.add_subplot()
-        for row, color in zip(table["rows"], colors, strict=True):
-            points = [(line["epoch"], line[key]) for line in lines[row["run"]] if key in line]
-            points = points[:: len(points) // _MOST_POINTS + 1]
-            marker = "." if key == "knn_top1" else None
-            if points:
-                axis.plot(*zip(*points, strict=True), color=color, marker=marker)
-        axis.set(title=title, xlabel="epoch")
-        if key == "feature_std":
-            axis.set_ylim(0, 1.05)
-        axis.grid(alpha=0.3)
-        yield _svg(figure, f"{name}.{key}")
-
-
-def _svg(figure, salt):
-    """A figure as an SVG element; the salt keeps its names apart from those of others."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return (
+        "<p><b>probe</b>: a linear classifier on the frozen features. A held-out part of the "
+        "training images chooses its learning rate and weight decay; the paper's numbers come from "
+        "its own linear protocol on ImageNet. <b>untrained</b>: kNN of the random network. "
+        "<b>std</b> and <b>loss</b>: values at the end of the training, std as the mean over the "
+        "last tenth; about 1 is healthy. <b>time</b>: training and evaluations of one seed. "
+        "<b>±</b>: standard deviation over seeds. The curves show the first seed.</p>"
+        f"<p>Computing time of all runs: {tqdm.format_interval(report['seconds'])}. "
+        f"{escape(versions)}. Report written on: {escape(report['machine'])}.</p>"
+    )

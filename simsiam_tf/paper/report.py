@@ -1,27 +1,30 @@
-"""The report: report.json for programs, report.html for people, which needs no network."""
+"""Writes the report: report.json for programs and report.html for people."""
 
 import dataclasses
 import json
 import os
 import platform
 import statistics
+from collections.abc import Iterable, Sequence
 
 from simsiam_tf import files
 from simsiam_tf.paper import findings, outcomes, page, tables
+from simsiam_tf.paper.outcomes import Outcome
+from simsiam_tf.paper.reproduce import ReproduceConfig
 from simsiam_tf.runs.run_folder import SUMMARY
 
 HTML, JSON = "report.html", "report.json"
 
 
-def write(config):
-    """Writes the report on what a `ReproduceConfig` asks for, as far as it is done."""
+def write(config: ReproduceConfig) -> None:
+    """Writes both files into the workdir; rows without a finished run are shown as such."""
     report = build_report(config)
     files.write_text(os.path.join(config.workdir, JSON), json.dumps(report, indent=2))
     files.write_text(os.path.join(config.workdir, HTML), page.build_html(report, config.workdir))
 
 
-def build_report(config):
-    """What report.json holds, a dict."""
+def build_report(config: ReproduceConfig) -> dict:
+    """Returns the content of report.json."""
     chosen = tables.choose_tables(config.scale, config.table)
     runs = dict.fromkeys(row.run for table in chosen.values() for row in table.rows)
     found = {
@@ -39,13 +42,13 @@ def build_report(config):
         "seeds": config.seeds,
         "run_flags": config.run_flags,
         "tables": {name: _describe(table, found) for name, table in chosen.items()},
-        "seconds": sum(one.seconds for of_run in found.values() for one in of_run),
+        "seconds": sum(seed.seconds for seeds in found.values() for seed in seeds),
         "versions": _versions(config, runs),
         "machine": _machine(),
     }
 
 
-def _describe(table, found):
+def _describe(table: tables.Table, found: findings.Outcomes) -> dict:
     verdict = findings.judge(table, found)
     return {
         "title": table.title,
@@ -58,9 +61,9 @@ def _describe(table, found):
     }
 
 
-def _describe_row(row, found):
+def _describe_row(row: tables.Row, seeds: Sequence[Outcome]) -> dict:
     values = {
-        name: summarize([getattr(one, name) for one in found])
+        name: summarize([getattr(seed, name) for seed in seeds])
         for name in ("probe", "knn", "knn_before_training", "std", "loss", "seconds")
     }
     return {
@@ -69,12 +72,15 @@ def _describe_row(row, found):
         "paper": row.number,
         "paper_remark": row.remark,
         **values,
-        "seeds": [dataclasses.asdict(one) | {"collapsed": one.collapsed} for one in found],
+        "seeds": [dataclasses.asdict(seed) | {"collapsed": seed.collapsed} for seed in seeds],
     }
 
 
-def summarize(values):
-    """Mean and spread, the sample's standard deviation, of the values that are known."""
+def summarize(values: Sequence[float | None]) -> dict | None:
+    """Summarizes the values that are not None: mean, spread and count; None: there are none.
+
+    The spread is the sample's standard deviation; None for a single value.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -82,9 +88,9 @@ def summarize(values):
     return {"mean": statistics.fmean(known), "spread": spread, "count": len(known)}
 
 
-def _versions(config, runs):
-    """The versions that the finished runs were made with, each once."""
-    found = []
+def _versions(config: ReproduceConfig, runs: Iterable[str]) -> list[dict]:
+    """Returns the package versions of the finished runs, without duplicates."""
+    found: list[dict] = []
     for run in runs:
         for seed in range(config.seeds):
             path = os.path.join(outcomes.folder_of(config.workdir, run, seed), SUMMARY)
@@ -96,7 +102,7 @@ def _versions(config, runs):
     return found
 
 
-def _machine():
+def _machine() -> str:
     names = []
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""Runs the rows of the paper's tables at a scale, and reports them beside the paper's numbers.
+"""Trains and evaluates the rows of the paper's tables, and reports the results beside the paper's.
 
     python -m simsiam_tf.paper.reproduce --table=stop_gradient --scale=digits --workdir=runs/paper
 
-The same command again goes on where it stopped; report.html and report.json are in the workdir.
+It writes report.html and report.json into the workdir. Run the same command again to resume.
 """
 
 import dataclasses
@@ -21,23 +21,26 @@ class ReproduceConfig(schema.Config):
     table: str = setting("stop_gradient", "Table to reproduce.", choices=(*_NAMES, "all"))
     scale: str = setting(
         "digits",
-        "What stands for the paper's ImageNet with 100 epochs: imagenet, cifar10 or digits.",
+        "Stand-in for the paper's ImageNet with 100 epochs: imagenet, cifar10 or digits.",
         choices=tuple(tables.SCALES),
     )
     workdir: str = setting(
-        "runs/paper", "Folder of the report and of the runs, <run>/seed-<n>.", filled=True
+        "runs/paper",
+        "Folder of the report and of the runs, which are in <run>/seed-<n>.",
+        filled=True,
     )
-    seeds: int = setting(1, "Seeds that each row is run with: 0, 1, and so on.", at_least=1)
+    seeds: int = setting(1, "Number of seeds for each row: 0, 1, and so on.", at_least=1)
     run_flags: str = setting(
         "",
-        "More flags of train.py for every run, as this machine asks for: "
+        "Flags of train.py that this machine needs in every run, such as "
         "'--data_dir=/data --strategy=mirrored'.",
     )
-    dry_run: bool = setting(False, "Print the rows and what they cost, and stop.")
+    dry_run: bool = setting(False, "Print the runs and their cost, and stop.")
 
 
-def main(config):
-    # TensorFlow loads only now, after the flags are checked.
+def main(config: ReproduceConfig) -> None:
+    """Runs the rows, or prints their cost."""
+    # TensorFlow loads only after the flags are checked, so that a wrong flag fails at once.
     from simsiam_tf.paper import runner
 
     if config.dry_run:

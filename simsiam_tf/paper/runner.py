@@ -1,7 +1,7 @@
-"""What `reproduce` does: each row of the tables by `train.py`, then by `evaluate.py`.
+"""Trains each row of the tables by `train.py` and evaluates it by `evaluate.py`.
 
-Every program is a process of its own: one that crashes takes no other along, and none holds the
-memory of a GPU for another.
+Each program runs in its own process, so that a crash does not end the other programs and the memory
+of a GPU is free again after each program.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 from absl import logging
 from tqdm import tqdm
@@ -22,13 +23,16 @@ from simsiam_tf import files, flags, schema
 from simsiam_tf.config import DataConfig, KnnConfig, PretrainConfig
 from simsiam_tf.paper import outcomes, report, tables
 from simsiam_tf.paper.flagfiles import path_of
-from simsiam_tf.runs.run_folder import FLAGFILE, check_workdir
+from simsiam_tf.paper.reproduce import ReproduceConfig
+from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import StoppedError, UserError
 from simsiam_tf.training import interruption
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _LOG = "programs.log"
-_SECONDS_BETWEEN_LOOKS = 0.2
+_POLL_SECONDS = 0.2
+
+Received = Callable[[], signal.Signals | None]  # of `interruption.noted`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +42,23 @@ class Job:
     run: str
     seed: int
     folder: str
-    arguments: list  # of train.py
-    steps: int
-    num_images: int  # that they take
+    arguments: list[str]  # of train.py
+    num_steps: int
+    num_images: int  # over all steps
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """The run and the seed as messages write them."""
         return f"{self.run}, seed {self.seed}"
 
 
-def run(config):
-    """Runs and evaluates what a `ReproduceConfig` asks for and is not there yet."""
+def run(config: ReproduceConfig) -> None:
+    """Trains and evaluates all runs that are not over yet, and writes the report after each.
+
+    Raises:
+      UserError: runs failed; the other runs are finished.
+      StoppedError: a signal stopped a run, which was saved.
+    """
     jobs = list_jobs(config)
     with interruption.noted() as received, files.writing_to(config.workdir):
         os.makedirs(config.workdir, exist_ok=True)
@@ -57,43 +67,47 @@ def run(config):
             if outcomes.read_outcome(job.folder).is_over:
                 continue
             _, left = _estimate(jobs)
-            logging.info("%d of %d: %s, %s left", number, len(jobs), job.name, left)
+            logging.info("Run %d of %d: %s; time left: %s", number, len(jobs), job.name, left)
             try:
                 _complete(job, received)
             finally:
                 report.write(config)
             _log_outcome(job)
     path = os.path.join(config.workdir, report.HTML)
-    logging.info("The report is %s", path)
+    logging.info("Wrote the report to %s", path)
     failed = [job.name for job in jobs if outcomes.read_outcome(job.folder).state == "failed"]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(jobs)} runs failed, {failed[0]} for one; {path} says why. The "
-            "same command tries them again"
+            f"{len(failed)} of {len(jobs)} runs failed, the first of them {failed[0]}; {path} has "
+            "the errors. Run the same command again to retry them"
         )
 
 
-def print_costs(config):
-    """Prints the runs of a `ReproduceConfig` and what they cost."""
+def print_costs(config: ReproduceConfig) -> None:
+    """Prints the steps, the images, the time and the state of each run."""
     jobs = list_jobs(config)
     width = max(len(job.name) for job in jobs)
     seconds, left = _estimate(jobs)
     for job in jobs:
         outcome = outcomes.read_outcome(job.folder)
-        took = outcome.seconds if outcome.is_over else seconds[job.name]
-        cost = f"{job.steps:>9,} steps {job.num_images:>13,} images {_interval(took):>9}"
+        duration = outcome.seconds if outcome.is_over else seconds[job.name]
+        cost = f"{job.num_steps:>9,} steps {job.num_images:>13,} images {_interval(duration):>9}"
         print(f"{job.name:<{width}} {cost}  {outcome.state}")
     total = sum(job.num_images for job in jobs)
-    print(f"{len(jobs)} runs, {total:,} images; {left} left")
+    print(f"{len(jobs)} runs, {total:,} images; time left: {left}")
 
 
-def list_jobs(config):
-    """The `Job`s of a `ReproduceConfig`: each run once, all runs of a seed before the next."""
+def list_jobs(config: ReproduceConfig) -> list[Job]:
+    """Returns each run of the chosen tables once for each seed, all runs of a seed together.
+
+    Raises:
+      UserError: a flag is wrong, or a run's folder holds a run of another configuration.
+    """
     try:
         run_flags = shlex.split(config.run_flags)
     except ValueError as error:
         raise UserError(
-            f"--run_flags must be flags as a shell takes them ({error}). "
+            f"--run_flags must be flags in the syntax of a shell ({error}). "
             f"Received: {config.run_flags}"
         ) from error
     chosen = tables.choose_tables(config.scale, config.table)
@@ -102,7 +116,7 @@ def list_jobs(config):
     return [_job(config, name, seed, run_flags) for seed in range(config.seeds) for name in runs]
 
 
-def _job(config, name, seed, run_flags):
+def _job(config: ReproduceConfig, name: str, seed: int, run_flags: Sequence[str]) -> Job:
     folder = outcomes.folder_of(os.path.abspath(config.workdir), name, seed)
     arguments = [
         f"--flagfile={path_of(config.scale, name)}",
@@ -110,33 +124,39 @@ def _job(config, name, seed, run_flags):
         f"--seed={seed}",
         f"--workdir={folder}",
     ]
-    with contextlib.chdir(_ROOT):  # where the paths in flagfiles start
+    with contextlib.chdir(_ROOT):  # the paths in flagfiles are relative to it
         settings = flags.read(arguments, PretrainConfig)
-    if os.path.exists(os.path.join(folder, FLAGFILE)):
-        check_workdir(settings)  # of another scale, for one
+    if os.path.exists(os.path.join(folder, run_folder.FLAGFILE)):
+        run_folder.check_workdir(settings)  # it may hold a run of another scale
     batch_size, epochs = settings.optimization.batch_size, settings.optimization.epochs
-    steps = tables.SCALES[config.scale].num_images // batch_size * epochs
-    return Job(name, seed, folder, arguments, steps, steps * batch_size)
+    num_steps = tables.SCALES[config.scale].num_images // batch_size * epochs
+    return Job(name, seed, folder, arguments, num_steps, num_steps * batch_size)
 
 
-def _estimate(jobs):
-    """{name of a job: seconds}, by what an image took in those that are over; and what is left."""
+def _estimate(jobs: Sequence[Job]) -> tuple[dict[str, float | None], str]:
+    """Estimates durations from the time that the finished runs took for each image.
+
+    Returns:
+      The seconds of each job by name, None where unknown, and the time left in words.
+    """
     found = {job.name: outcomes.read_outcome(job.folder) for job in jobs}
     over = [job for job in jobs if found[job.name].state == "finished"]
     if not over:
-        return dict.fromkeys(found), "unknown time"
-    seconds = sum(found[job.name].seconds for job in over) / sum(job.num_images for job in over)
-    estimates = {job.name: seconds * job.num_images for job in jobs}
-    left = sum(estimates[job.name] for job in jobs if not found[job.name].is_over)
-    return estimates, f"about {_interval(left)}"
+        return dict.fromkeys(found), "unknown"
+    seconds_per_image = sum(found[job.name].seconds for job in over) / sum(
+        job.num_images for job in over
+    )
+    num_left = sum(job.num_images for job in jobs if not found[job.name].is_over)
+    left = f"about {_interval(seconds_per_image * num_left)}"
+    return {job.name: seconds_per_image * job.num_images for job in jobs}, left
 
 
-def _interval(seconds):
+def _interval(seconds: float | None) -> str:
     return "unknown" if seconds is None else tqdm.format_interval(seconds)
 
 
-def _complete(job, received):
-    """Trains and evaluates; what fails is in the job's folder, and the next one may go on."""
+def _complete(job: Job, received: Received) -> None:
+    """Trains and evaluates; an error is noted in the job's folder, so that the next job can run."""
     os.makedirs(job.folder, exist_ok=True)
     if not _call(job, ["train.py", *job.arguments], received):
         return
@@ -144,31 +164,33 @@ def _complete(job, received):
         is_there = outcomes.read_result(job.folder, protocol) is not None
         if not is_there and not _call(job, _evaluation(job, protocol), received):
             return
-    # As large as the data set, and of no more use.
+    # The feature cache may be as large as the data set, and no later program reads it.
     shutil.rmtree(os.path.join(job.folder, "features"), ignore_errors=True)
 
 
-def _evaluation(job, protocol):
-    """The command that evaluates: data and neighbours are those of the run's own flags."""
-    with open(os.path.join(job.folder, FLAGFILE), encoding="utf-8") as file:
-        there = schema.read_flagfile(file.read())
+def _evaluation(job: Job, protocol: str) -> list[str]:
+    """Returns the command that evaluates, with the run's own flags for the data and for kNN."""
+    there, _ = run_folder.read_settings(job.folder, "workdir")
     settings = schema.defaults(DataConfig)
     if protocol == "knn":
         settings |= schema.defaults(KnnConfig)
     return [
         "evaluate.py",
         *(f"--{name}={there[name]}" for name in settings),
-        f"--encoder={os.path.join(job.folder, 'encoder')}",
+        f"--encoder={os.path.join(job.folder, run_folder.ENCODER)}",
         f"--protocol={protocol}",
         f"--seed={job.seed}",
         f"--output={outcomes.results_path(job.folder, protocol)}",
     ]
 
 
-def _call(job, command, received):
-    """Whether a program came to its end; a line of starts.jsonl says how it went.
+def _call(job: Job, command: Sequence[str], received: Received) -> bool:
+    """Runs a program, adds a line to starts.jsonl, and returns whether the program succeeded.
 
-    A signal to this program goes on to that one, which saves what it has.
+    A signal to this process is passed on to the program, which then saves its state.
+
+    Raises:
+      StoppedError: this process received a signal.
     """
     started = time.perf_counter()
     with open(os.path.join(job.folder, _LOG), "a+", encoding="utf-8") as log:
@@ -178,16 +200,17 @@ def _call(job, command, received):
             cwd=_ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches it once, from here
+            start_new_session=True,  # so that Ctrl-C reaches it only once, from here
         ) as process:
             while process.poll() is None and not received():
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-            if received():
-                process.send_signal(received())
+                time.sleep(_POLL_SECONDS)
+            stopped_by = received()
+            if stopped_by:
+                process.send_signal(stopped_by)
         log.seek(start)
         last = ([line for line in log.read().splitlines() if line.strip()] or [""])[-1]
     status = process.returncode
-    if received() or status == 0:
+    if stopped_by or status == 0:
         error = None
     elif status < 0:
         error = f"{command[0]} was ended by {signal.Signals(-status).name}"
@@ -197,15 +220,15 @@ def _call(job, command, received):
     line = {"program": command[0], "seconds": seconds, "error": error}
     with open(os.path.join(job.folder, outcomes.STARTS), "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-    if received():
+    if stopped_by:
         raise StoppedError(
-            f"{received().name}: stopped at {job.name}; the same command goes on from there",
-            received(),
+            f"{stopped_by.name}: stopped at {job.name}; run the same command again to resume",
+            stopped_by,
         )
     return status == 0
 
 
-def _log_outcome(job):
+def _log_outcome(job: Job) -> None:
     outcome = outcomes.read_outcome(job.folder)
     if outcome.error:
         logging.warning("%s %s: %s", job.name, outcome.state, outcome.error)

@@ -1,15 +1,16 @@
 """The tables of the paper (Chen & He, CVPR 2021) as data: their rows, numbers and findings.
 
-A run is what `train.py` does with one flagfile, `configs/paper/<scale>/<run>.cfg`; several tables
-may show the same run.
+A run is `train.py` with one flagfile, `configs/paper/<scale>/<run>.cfg`. Several tables may show
+the same run.
 """
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What stands for the paper's ImageNet with 100 epochs."""
+    """A stand-in for the paper's ImageNet with 100 epochs."""
 
     what: str
     hardware: str
@@ -17,16 +18,16 @@ class Scale:
     suffix: str  # of the other methods' recipes, configs/<method>_<suffix>.cfg
     num_images: int
     epochs: tuple[int, ...]  # for the paper's 100, 200, 400 and 800
-    warms_up: bool  # whether every run does, a tenth of its epochs, not large batches alone
-    batch_divisor: int  # the paper's batch sizes, divided by it
-    dim_divisor: int  # its dimensions of z likewise
-    inner_steps: tuple[str, ...]  # for its 1, 10, 100 and epoch
+    warms_up: bool  # all runs warm up for a tenth of their epochs; False: only large batches do
+    batch_divisor: int  # the paper's batch sizes are divided by it
+    dim_divisor: int  # the paper's dimensions of z are divided by it
+    inner_steps: tuple[str, ...]  # for the paper's 1, 10, 100 and epoch
 
 
 SCALES = {
     "imagenet": Scale(
         what="ImageNet, ResNet-50, as in the paper",
-        hardware="the paper: 8 GPUs (--strategy=auto uses all that there are); not run by us",
+        hardware="8 GPUs in the paper (--strategy=auto uses all of them); we have not run it",
         simsiam="configs/r50.cfg",
         suffix="r50",
         num_images=1_281_167,
@@ -38,7 +39,7 @@ SCALES = {
     ),
     "cifar10": Scale(
         what="CIFAR-10, ResNet-18 with the CIFAR stem",
-        hardware="meant for one GPU; not run to the end by us, which has none",
+        hardware="designed for one GPU; we have none and have not run it to completion",
         simsiam="configs/cifar10.cfg",
         suffix="cifar10",
         num_images=50_000,
@@ -58,7 +59,7 @@ SCALES = {
         warms_up=True,
         batch_divisor=4,
         dim_divisor=16,
-        inner_steps=("1", "2", "5", "epoch"),  # an epoch has 11
+        inner_steps=("1", "2", "5", "epoch"),  # an epoch has 11 steps
     ),
 }
 _BUDGETS = (100, 200, 400, 800)  # the paper's epochs
@@ -67,7 +68,7 @@ _BATCH_SIZES = {64: 66.1, 128: 67.3, 256: 68.1, 512: 68.1, 1024: 68.0, 2048: 67.
 _DIM = 2048  # the default
 _DIMS = {256: 65.3, 512: 67.2, 1024: 67.5, 2048: 68.1}
 _ALTERNATION = {"1": 68.1, "10": 68.7, "100": 68.9, "epoch": 67.0}
-_METHODS = {  # of Table 4, after each of the budgets
+_METHODS = {  # the numbers of Table 4 after each of the budgets
     "simclr": (66.5, 68.3, 69.8, 70.4),
     "mocov2": (67.4, 69.9, 71.0, 72.2),
     "byol": (66.5, 70.6, 73.2, 74.3),
@@ -86,21 +87,21 @@ _TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of a table."""
+    """A row of a table."""
 
     label: str
     run: str
     number: float | None = None  # the paper's linear top-1 in percent
-    expected: str = ""  # one of `findings.EXPECTATIONS`; empty: none
-    remark: str = ""  # what the paper has in place of a number
+    expected: str = ""  # a key of `findings.EXPECTATIONS`; empty: none
+    remark: str = ""  # the paper's words in place of a number
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table, or a comparison in the text, of the paper.
+    """A table of the paper, or a comparison in its text.
 
-    Where rows have expectations, the finding is reproduced where all of them hold; elsewhere,
-    where the rows have the paper's order.
+    If rows have expectations, the finding is reproduced when all of them are met. Otherwise it is
+    reproduced when the rows have the paper's order.
     """
 
     title: str
@@ -109,17 +110,19 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def build_runs(scale_name):
-    """The runs at a scale: {name: (flagfile of the recipe, {flag: value} that differ from it)}."""
+def build_runs(scale_name: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Returns the runs at a scale by name: the recipe's flagfile, and the flags that differ."""
     scale = SCALES[scale_name]
 
-    def run(recipe="simsiam", budget=_BUDGETS[0], **flags):
+    def run(
+        recipe: str = "simsiam", budget: int = _BUDGETS[0], **flags: Any
+    ) -> tuple[str, dict[str, Any]]:
         epochs = scale.epochs[_BUDGETS.index(budget)]
         warmup = {"warmup_epochs": epochs // 10} if scale.warms_up else {}
         base = scale.simsiam if recipe == "simsiam" else f"configs/{recipe}_{scale.suffix}.cfg"
         return base, {"epochs": epochs} | warmup | flags
 
-    decayed = {"fix_predictor_learning_rate": "false"}
+    decayed: dict[str, Any] = {"fix_predictor_learning_rate": "false"}
     runs = {
         "simsiam": run(),
         "simsiam_decayed": run(**decayed),
@@ -135,6 +138,7 @@ def build_runs(scale_name):
         "asymmetric_2x": run(loss_symmetry="asymmetric_2x"),
         "expectation_average": run(method="alternation", predictor="none", eta_momentum=0.8),
     }
+    warmup: dict[str, Any]
     for size in _BATCH_SIZES:
         if size != _BATCH_SIZE:
             warmup = {"warmup_epochs": scale.epochs[0] // 10} if size >= _LARGE_BATCH else {}
@@ -146,7 +150,7 @@ def build_runs(scale_name):
         runs[f"alternation_{paper_steps}"] = run(method="alternation", inner_steps=steps)
 
     for method in _METHODS:
-        # The paper has SimSiam at batch 256 here, whose 100 epochs are a row of Table 2.
+        # In Table 4 the paper trains SimSiam at batch 256; its 100 epochs are a row of Table 2.
         is_simsiam = method == "simsiam"
         flags = {"batch_size": 256} if is_simsiam and scale_name == "imagenet" else {}
         for budget in _BUDGETS[1:] if is_simsiam else _BUDGETS:
@@ -159,26 +163,26 @@ def build_runs(scale_name):
     return runs
 
 
-def build_tables(scale_name):
-    """The tables at a scale, {name: `Table`}; labels say where a setting is not the paper's."""
+def build_tables(scale_name: str) -> dict[str, Table]:
+    """Returns the tables at a scale by name; a label says if a setting is not the paper's."""
     scale = SCALES[scale_name]
 
-    def label(text, here, paper):
+    def label(text: str, here: object, paper: object) -> str:
         return text if str(here) == str(paper) else f"{text} (here {here})"
 
-    def batch_row(size, number):
+    def batch_row(size: int, number: float) -> Row:
         name = "simsiam" if size == _BATCH_SIZE else f"batch_{size}"
         return Row(label(f"batch {size}", size // scale.batch_divisor, size), name, number)
 
-    def dim_row(dim, number):
+    def dim_row(dim: int, number: float) -> Row:
         name = "simsiam" if dim == _DIM else f"projection_dim_{dim}"
         return Row(label(f"d = {dim}", dim // scale.dim_divisor, dim), name, number)
 
-    def alternation_row(paper_steps, number, steps):
+    def alternation_row(paper_steps: str, number: float, steps: str) -> Row:
         text = {"1": "1 step", "epoch": "1 epoch"}.get(paper_steps, f"{paper_steps} steps")
         return Row(label(text, steps, paper_steps), f"alternation_{paper_steps}", number)
 
-    def method_row(method, budget, number):
+    def method_row(method: str, budget: int, number: float | None) -> Row:
         run = f"{method}_{budget}"
         if run == "simsiam_100":
             run = "batch_256" if scale_name == "imagenet" else "simsiam"
@@ -201,10 +205,10 @@ def build_tables(scale_name):
             "Without a predictor the features collapse; with a fixed random one they do not, but "
             "the loss stays high.",
             (
-                Row("learned, rate decayed", "simsiam_decayed", 67.7, "spread"),
+                Row("learned, decayed learning rate", "simsiam_decayed", 67.7, "spread"),
                 Row("(a) none", "predictor_none", 0.1, "collapsed"),
                 Row("(b) fixed, random", "predictor_fixed", 1.5, "spread_but_high_loss"),
-                Row("(c) learned, rate held", "simsiam", 68.1, "spread"),
+                Row("(c) learned, fixed learning rate", "simsiam", 68.1, "spread"),
             ),
         ),
         "batch_size": Table(
@@ -216,7 +220,7 @@ def build_tables(scale_name):
         "batch_norm": Table(
             "Batch normalization in the heads",
             "section 4.4, Table 3",
-            "Without it in the heads the network learns far less.",
+            "Without batch normalization in the heads the network learns far less.",
             (
                 Row("(a) none", "bn_none", 34.6),
                 Row("(b) hidden layers", "bn_hidden", 67.4),
@@ -253,7 +257,7 @@ def build_tables(scale_name):
         "alternation": Table(
             "Multi-step alternation",
             "section 5.2",
-            "Targets may be held for 100 steps; held for an epoch, they do a little worse.",
+            "Targets may be frozen for 100 steps; targets frozen for an epoch do a little worse.",
             tuple(
                 alternation_row(*paper, steps)
                 for paper, steps in zip(_ALTERNATION.items(), scale.inner_steps, strict=True)
@@ -294,7 +298,7 @@ def build_tables(scale_name):
         "swav_ablation": Table(
             "SwAV with a predictor, or without stop-gradient",
             "section 6.2, Table 6b",
-            "Without stop-gradient SwAV does not converge; as it is, it does.",
+            "Without stop-gradient SwAV does not converge; with stop-gradient it does.",
             (
                 Row("SwAV", "swav_100", 66.5, "spread"),
                 Row("with predictor", "swav_predictor", 65.2, "spread"),
@@ -310,7 +314,7 @@ def build_tables(scale_name):
     }
 
 
-def choose_tables(scale_name, name):
-    """The table of a name, or all of them: {name: `Table`}."""
+def choose_tables(scale_name: str, name: str) -> dict[str, Table]:
+    """Returns the table with a name, or all tables for the name "all"."""
     found = build_tables(scale_name)
     return found if name == "all" else {name: found[name]}

@@ -1,30 +1,55 @@
-"""Curves and maps as SVG, which takes its colours from the page around it."""
+"""Charts as SVG elements, which take their light or dark colours from the page around them."""
 
 import colorsys
-import html
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from simsiam_tf.reporting.html_page import dot, escape
+
+MAX_MARKERS = 40  # a curve of at most so many points has a dot at each point
 _WIDTH, _HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 352, 10, 164
-_MOST_POINTS = 600
+_MAX_POINTS = 600  # of a curve; more cannot be seen
 _MAP_SIZE = 400
-_MANY_CLASSES = 20  # above which colours cannot be told apart by a legend
+_MAX_LEGEND = 20  # classes; the colours of more classes look alike
+_LUMINANCE_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])  # of linear red, green and blue (sRGB)
+
+Point = tuple[float, float]  # epoch and value
 
 
-def curve(points, title, *, low=None, high=None, lines=None):
-    """A curve over the epochs.
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One curve of a chart."""
+
+    points: Sequence[Point]  # one or more, in order of the epoch
+    name: str = ""  # shown while the pointer is on the curve
+    color: str = ""  # of CSS; empty: the page's colour for a single curve
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    title: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    levels: Mapping[str, float] | None = None,
+) -> str:
+    """Draws curves over the epochs.
 
     Args:
-      points: (epoch, value) in order, one or more.
-      title: what it shows.
-      low: a value that the axis reaches down to.
-      high: a value that the axis reaches up to.
-      lines: {text: value} of levels to draw across.
+      curves: one or more.
+      title: read out by screen readers.
+      low: a value that the vertical axis reaches down to.
+      high: a value that the vertical axis reaches up to.
+      levels: values to mark by a dashed line, with the text above each line as the key.
     """
-    values = [value for _, value in points]
+    values = [value for curve in curves for _, value in curve.points]
     values += [value for value in (low, high) if value is not None]
-    x_ticks, x_of = _axis(0, max(points[-1][0], 1e-9), _LEFT, _RIGHT, 5)
+    last_epoch = max(curve.points[-1][0] for curve in curves)
+    x_ticks, x_of = _axis(0, max(last_epoch, 1e-9), _LEFT, _RIGHT, 5)
     y_ticks, y_of = _axis(min(values), max(values), _BOTTOM, _TOP, 4)
     parts = []
     for tick in y_ticks:
@@ -34,40 +59,42 @@ def curve(points, title, *, low=None, high=None, lines=None):
     for tick in x_ticks:
         x = x_of(tick)
         parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 18}" class="middle">{tick:.6g}</text>')
-    for text, level in (lines or {}).items():
+    for text, level in (levels or {}).items():
         y = y_of(level)
         parts.append(f'<path class="level" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
-        parts.append(
-            f'<text x="{_RIGHT}" y="{y - 5:.1f}" class="end level">{html.escape(text)}</text>'
-        )
-    places = [(x_of(epoch), y_of(value)) for epoch, value in _thinned(points)]
-    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-    parts.append(f'<path class="curve" d="M{path}"/>')
-    x, y = places[-1]
-    parts.append(f'<circle class="now" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
+        parts.append(f'<text x="{_RIGHT}" y="{y - 5:.1f}" class="end level">{escape(text)}</text>')
+    for curve in curves:
+        xy = [(x_of(epoch), y_of(value)) for epoch, value in _thinned(curve.points)]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in xy)
+        marked = xy if len(xy) <= MAX_MARKERS else xy[-1:]
+        markers = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in marked)
+        content = f'<path class="curve" d="M{path}"/>{markers}'
+        parts.append(_group("series", curve.name, curve.color, content))
     return _svg(_WIDTH, _HEIGHT, title, parts)
 
 
-def _axis(low, high, start, end, num_ticks):
-    """Round ticks between two values, and value → place between `start` and `end`."""
+def _axis(
+    low: float, high: float, start: float, end: float, num_ticks: int
+) -> tuple[list[float], Callable[[float], float]]:
+    """Returns round ticks between two values, and the map from a value to its coordinate."""
     if low == high:
         low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
 
-    def place(value):
+    def coordinate(value: float) -> float:
         return start + (value - low) / (high - low) * (end - start)
 
     slack = (high - low) / 1e6
     ticks = MaxNLocator(num_ticks, steps=[1, 2, 5, 10]).tick_values(low, high)
     ticks = [0.0 if abs(tick) < slack else tick for tick in ticks]
-    return [tick for tick in ticks if low - slack <= tick <= high + slack], place
+    return [tick for tick in ticks if low - slack <= tick <= high + slack], coordinate
 
 
-def _thinned(points):
-    """At most so many points that a screen shows them; what sticks out stays."""
-    size = -(-len(points) // (_MOST_POINTS // 2))
+def _thinned(points: Sequence[Point]) -> Sequence[Point]:
+    """Returns as many points as can be seen; the lowest and highest of each stretch remain."""
+    size = -(-len(points) // (_MAX_POINTS // 2))
     if size < 3:
         return points
-    kept = []
+    kept: list[Point] = []
     for start in range(0, len(points), size):
         part = points[start : start + size]
         ends = {min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])}
@@ -75,50 +102,67 @@ def _thinned(points):
     return kept
 
 
-def scatter(places, labels, class_names, title):
-    """A map of images: a dot each, coloured by class where there are classes.
+def scatter(
+    coordinates: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str
+) -> str:
+    """Draws a dot for each image, in the colour of its class.
 
     Args:
-      places: `[N, 2]`.
+      coordinates: `[N, 2]` float.
       labels: `[N]` int.
-      class_names: of the labels; empty: none.
-      title: what it shows.
+      class_names: names of the labels; empty: the images have no labels, and all dots look alike.
+      title: read out by screen readers.
     """
-    low, high = places.min(axis=0), places.max(axis=0)
-    scaled = 12 + (places - low) / (high - low) * (_MAP_SIZE - 24)
+    low, high = coordinates.min(axis=0), coordinates.max(axis=0)
+    scaled = 12 + (coordinates - low) / (high - low) * (_MAP_SIZE - 24)
+    class_colors = colors(len(class_names))
     parts = []
     for label in sorted(set(labels.tolist())):
-        colour = f' fill="{_colour(label, len(class_names))}"' if class_names else ""
-        name = f"<title>{html.escape(class_names[label])}</title>" if class_names else ""
+        name, color = (class_names[label], class_colors[label]) if class_names else ("", "")
         dots = "".join(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in scaled[labels == label]
         )
-        parts.append(f'<g class="dots"{colour}>{name}{dots}</g>')
+        parts.append(_group("series dots", name, color, dots))
     return _svg(_MAP_SIZE, _MAP_SIZE, title, parts)
 
 
-def legend(class_names):
-    """The colours of a map's classes, as HTML; empty where there are none, or too many."""
-    if not 0 < len(class_names) <= _MANY_CLASSES:
+def legend(class_names: Sequence[str]) -> str:
+    """Returns the class colours of `scatter` as HTML; empty without classes or with over 20."""
+    if not 0 < len(class_names) <= _MAX_LEGEND:
         return ""
+    class_colors = colors(len(class_names))
     entries = "".join(
-        f'<li><svg viewBox="0 0 10 10" aria-hidden="true"><circle cx="5" cy="5" r="5" '
-        f'fill="{_colour(label, len(class_names))}"/></svg>{html.escape(name)}</li>'
-        for label, name in enumerate(class_names)
+        f"<li>{dot(color)} {escape(name)}</li>"
+        for name, color in zip(class_names, class_colors, strict=True)
     )
     return f'<ul class="legend">{entries}</ul>'
 
 
-def _colour(label, num_classes):
-    """Around the colour circle, neighbours a little apart in lightness."""
-    lightness = (0.5, 0.64)[label % 2]
-    rgb = colorsys.hls_to_rgb(label / num_classes, lightness, 0.6)
-    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
+def colors(count: int) -> list[str]:
+    """Returns distinct colours, `#rrggbb`, that are readable on light and on dark pages.
+
+    They go around the colour circle; adjacent ones differ in luminance as well.
+    """
+    return [_color(index / count, (0.17, 0.3)[index % 2]) for index in range(count)]
 
 
-def _svg(width, height, title, parts):
-    title = html.escape(title)
+def _color(hue: float, luminance: float) -> str:
+    """Returns the most vivid colour of a hue that has the relative luminance of WCAG."""
+    rgb = np.array(colorsys.hsv_to_rgb(hue, 1, 1))
+    chroma = rgb - rgb @ _LUMINANCE_WEIGHTS  # adding it to a grey keeps the luminance
+    bounds = np.where(chroma > 0, 1 - luminance, -luminance)
+    linear = luminance + chroma * np.min(bounds / chroma)
+    return "#" + "".join(f"{round(255 * max(part, 0) ** (1 / 2.2)):02x}" for part in linear)
+
+
+def _group(kind: str, name: str, color: str, content: str) -> str:
+    style = f' style="color:{color}"' if color else ""
+    tooltip = f"<title>{escape(name)}</title>" if name else ""
+    return f'<g class="{kind}"{style}>{tooltip}{content}</g>'
+
+
+def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
     )

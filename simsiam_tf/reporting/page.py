@@ -1,10 +1,8 @@
-"""One page on a run, as HTML that needs no other file."""
+"""Builds the report on one run: an HTML page that needs no other file."""
 
 import datetime
-import html
 import os
-import pathlib
-import string
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -12,23 +10,28 @@ from absl import logging
 
 from simsiam_tf import files, schema
 from simsiam_tf.config import PretrainConfig
-from simsiam_tf.objectives import COLLAPSED_STD
-from simsiam_tf.reporting import charts, pictures, record
+from simsiam_tf.data import quarantine
+from simsiam_tf.reporting import charts, html_page, panels, pictures, record
+from simsiam_tf.reporting.html_page import escape, note, table
+from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import UserError
 
-_QUERIES = 8
-_NEIGHBOURS = 5
-_LONG_CELL = 12  # characters above which a table's cell may be broken anywhere
-# A data set that is gone, in part or altogether, leaves the rest of the page as it is.
+_NUM_QUERIES = 8
+_NUM_NEIGHBOURS = 5
+_KINDS = {"healthy": "good", "doubtful": "doubtful", "collapsed": "bad", "unknown": "open"}
+# A data set that is missing, wholly or in part, changes only the sections that show its images.
 _READ_ERRORS = (UserError, OSError, tf.errors.OpError)
 
 
-def write(workdir, output):
-    """Writes the page of a run.
+def write(workdir: str, output: str) -> None:
+    """Writes the report on a run.
 
     Args:
-      workdir: the run's folder.
-      output: the page's file; empty: report.html in that folder.
+      workdir: folder of the run.
+      output: path of the page; empty: report.html in the folder of the run.
+
+    Raises:
+      UserError: the folder holds no run, or the page cannot be written.
     """
     output = output or os.path.join(workdir, "report.html")
     text = render(record.read(workdir))
@@ -41,52 +44,53 @@ def write(workdir, output):
     logging.info("Wrote %s, %d kB", output, len(text.encode()) // 1000)
 
 
-def render(run):
-    """The page of a `record.Record`, a text."""
-    config = run.config
-    name = os.path.basename(os.path.abspath(run.workdir))
+def render(run: record.Record) -> str:
+    """Returns the page as text."""
     word, sentence = record.verdict(run)
     sections = [
         ("Curves", _curves(run)),
         ("Warnings", _warnings(run)),
         ("Speed", _speed(run)),
         ("Evaluation", _evaluation(run)),
-        ("View pairs", _part(_view_pairs, config)),
+        ("View pairs", _or_reason(lambda: _view_pairs(run.config))),
         *_encoder_sections(run),
         ("Configuration", _configuration(run)),
     ]
-    template = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    return string.Template(template).substitute(
-        name=html.escape(name),
-        kind=html.escape(
-            f"{config.method.method} · {config.encoder.backbone} · {config.data.dataset}"
-        ),
-        state=word,
-        word=word.capitalize(),
-        sentence=html.escape(sentence),
-        progress=html.escape(_progress(run)),
-        facts=_facts(run),
-        sections="".join(
-            f"<section><h2>{title}</h2>{content}</section>" for title, content in sections
-        ),
-        versions=html.escape(_versions(run)),
-        date=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+    name = os.path.basename(os.path.abspath(run.workdir))
+    return html_page.build_page(
+        f"{name}: {word}",
+        _header(run, name, word, sentence),
+        [html_page.section(title, content) for title, content in sections],
+        f"{escape(_versions(run))}<br>Report written on {datetime.datetime.now():%Y-%m-%d %H:%M}. "
+        "A std of 1 is healthy; a std of 0 is a collapse.",
     )
 
 
-def _part(make, *arguments):
-    """A part of the page; where what it shows cannot be had, a sentence that says why."""
+def _header(run: record.Record, name: str, word: str, sentence: str) -> str:
+    config = run.config
+    kind = f"{config.method.method} · {config.encoder.backbone} · {config.data.dataset}"
+    state = html_page.state(f"{word.capitalize()}.", _KINDS[word])
+    return (
+        f'<p class="kind">{escape(kind)}</p><h1>{escape(name)}</h1>'
+        f'<div class="verdict {_KINDS[word]}"><p>{state} {escape(sentence)}</p>'
+        f'<p class="progress">{escape(_progress(run))}</p></div>'
+        f'<dl class="facts">{_facts(run)}</dl>'
+    )
+
+
+def _or_reason(build: Callable[[], str]) -> str:
+    """Returns the HTML that `build` returns, or why it cannot be built."""
     try:
-        return make(*arguments)
+        return build()
     except _READ_ERRORS as error:
-        return _note(f"Not shown. {' '.join(str(error).split())}")
+        return _reason(error)
 
 
-def _note(text):
-    return f'<p class="note">{html.escape(text)}</p>'
+def _reason(error: Exception) -> str:
+    return note(f"Not shown. {' '.join(str(error).split())}")
 
 
-def _progress(run):
+def _progress(run: record.Record) -> str:
     epochs = run.config.optimization.epochs
     if not run.summary:
         return f"Not finished: epoch {run.epoch:g} of {epochs}."
@@ -95,12 +99,12 @@ def _progress(run):
     return f"Finished: {epochs} epochs, {summary['steps']} steps, {summary['images']} images{bad}."
 
 
-def _facts(run):
+def _facts(run: record.Record) -> str:
     facts = [
         ("loss", "Loss", "{:.3f}"),
         ("feature_std", "Std of features", "{:.2f}"),
         ("knn_top1", "kNN top-1", "{:.1f} %"),
-        ("images_per_second", "Images a second", "{:.0f}"),
+        ("images_per_second", "Images per second", "{:.0f}"),
     ]
     return "".join(
         f"<div><dt>{title}</dt><dd>{form.format(value)}</dd></div>"
@@ -109,56 +113,38 @@ def _facts(run):
     )
 
 
-def _curves(run):
-    std_lines = {"collapsed under 0.3": COLLAPSED_STD}
-    panels = [
-        ("loss", "Loss", {}),
-        ("feature_std", "Std of z/‖z‖, times √d", {"low": 0, "high": 1.1, "lines": std_lines}),
-        ("knn_top1", "kNN top-1, percent", {}),
-        ("learning_rate", "Learning rate", {"low": 0}),
-        ("images_per_second", "Images a second", {"low": 0}),
-    ]
-    figures = []
-    for name, title, options in panels:
-        points = run.points(name)
-        if points:
-            chart = charts.curve(points, title, **options)
-            figures.append(f"<figure><figcaption>{title}</figcaption>{chart}</figure>")
-    if not figures:
-        return _note("No step is logged yet.")
-    return f'<div class="curves">{"".join(figures)}</div>{_note("Over the epochs.")}'
+def _curves(run: record.Record) -> str:
+    return panels.figures(panels.PANELS, {"": run.lines}) or note("No step is logged yet.")
 
 
-def _warnings(run):
-    entries = [
-        html.escape(text) + (f" <b>× {count}</b>" if count > 1 else "")
-        for text, count in run.warnings.items()
-    ]
+def _warnings(run: record.Record) -> str:
+    entries = [f"{text} × {count}" if count > 1 else text for text, count in run.warnings.items()]
     if run.num_bad_images:
-        entries.append(f"{run.num_bad_images} images could not be read: quarantine.jsonl")
-    if not entries:
-        return _note("None.")
-    return f'<ul class="warnings">{"".join(f"<li>{entry}</li>" for entry in entries)}</ul>'
+        entries.append(
+            f"{run.num_bad_images} images could not be read; {quarantine.FILE_NAME} lists them"
+        )
+    return html_page.bullets(entries) if entries else note("None.")
 
 
-def _speed(run):
+def _speed(run: record.Record) -> str:
     if "limit" in run.summary:
-        return f"<p>{html.escape(run.summary['limit'])}.</p>"
+        return f"<p>{escape(run.summary['limit'])}.</p>"
     waits = [value for _, value in run.points("input_wait_fraction")]
     if not waits:
-        return _note("Nothing is measured yet.")
+        return note("Nothing is measured yet.")
     return (
-        f"<p>So far the devices waited for images {np.mean(waits):.0%} of the time. What limits "
-        "the speed is told at the end of the run.</p>"
+        f"<p>So far the devices waited for images {np.mean(waits):.0%} of the time. The report on "
+        "the finished run says what limits the speed.</p>"
     )
 
 
-def _evaluation(run):
+def _evaluation(run: record.Record) -> str:
     if not run.results:
-        command = f"python evaluate.py --encoder={run.workdir}/encoder --output={run.workdir}/"
-        return _note("No result is in the run’s folder. To have one:") + (
-            f"<pre>{html.escape(command)}results.json</pre>"
-        )
+        encoder = os.path.join(run.workdir, run_folder.ENCODER)
+        output = os.path.join(run.workdir, "results.json")
+        command = f"python evaluate.py --encoder={encoder} --output={output}"
+        reason = note("The folder of the run holds no evaluation result. This command writes one:")
+        return f"{reason}<pre>{escape(command)}</pre>"
     rows = [
         [
             str(result.get("protocol", "?")),
@@ -173,117 +159,112 @@ def _evaluation(run):
         ]
         for file, result in run.results.items()
     ]
-    return _table(["Protocol", "Data set", "Top-1", "Top-5", "File"], rows)
+    return table(["Protocol", "Data set", "Top-1", "Top-5", "File"], rows)
 
 
-def _table(titles, rows):
-    def td(cell):
-        # Elsewhere only after a word of a flag: a phone would have numbers in pieces.
-        kind = ' class="long"' if len(cell) > _LONG_CELL else ""
-        return f"<td{kind}>{html.escape(cell).replace('_', '_<wbr>')}</td>"
-
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(map(td, row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _view_pairs(config):
+def _view_pairs(config: PretrainConfig) -> str:
     pairs = "".join(
-        f'<div class="pair">{_image(first, "a view")}{_image(second, "another view of it")}</div>'
+        f'<div class="pair">{_image(first, "first view")}{_image(second, "second view")}</div>'
         for first, second in zip(*pictures.view_pairs(config), strict=True)
     )
-    note = _note("Two views of each image, as the first step saw them.")
-    return f'<div class="pairs">{pairs}</div>{note}'
+    text = "Each pair is two views of one image, as the first training step received them."
+    return f'<div class="pairs">{pairs}</div>{note(text)}'
 
 
-def _image(image, text, kind=""):
-    small = image.shape[0] <= 64
+def _image(image: np.ndarray, text: str, kind: str = "") -> str:
+    height, width, _ = image.shape
+    kinds = " ".join(filter(None, [kind, "small" if height <= 64 else ""]))
     return (
-        f'<img src="{pictures.data_url(image)}" width="{image.shape[1]}" '
-        f'height="{image.shape[0]}" alt="{html.escape(text)}"'
-        f' class="{" ".join(filter(None, [kind, "small" if small else ""]))}">'
+        f'<img src="{pictures.data_url(image)}" width="{width}" height="{height}" '
+        f'alt="{escape(text)}" class="{kinds}">'
     )
 
 
-def _encoder_sections(run):
-    """Nearest neighbours and map: (title, content) each."""
+def _encoder_sections(run: record.Record) -> list[tuple[str, str]]:
+    """Returns the titles and contents of the sections that need the exported encoder."""
     titles = "Nearest neighbours", "Map of the features"
     try:
-        gallery = pictures.gallery(run.config, os.path.join(run.workdir, "encoder"))
+        gallery = pictures.gallery(run.config, os.path.join(run.workdir, run_folder.ENCODER))
     except _READ_ERRORS as error:
-        note = _note(f"Not shown. {' '.join(str(error).split())}")
-        return [(title, note) for title in titles]
-    return [(titles[0], _neighbours(gallery)), (titles[1], _part(_map, gallery))]
+        return [(title, _reason(error)) for title in titles]
+    return [(titles[0], _neighbours(gallery)), (titles[1], _or_reason(lambda: _map(gallery)))]
 
 
-def _neighbours(gallery):
+def _neighbours(gallery: pictures.Gallery) -> str:
     count = len(gallery.features)
     if count < 2:
-        return _note("There is but one image.")
-    # All over the set: in a folder, images of a class stand together.
-    queries = np.unique(np.linspace(0, count - 1, _QUERIES).astype(int))
-    found, cosines = pictures.nearest(gallery.features, queries, _NEIGHBOURS)
+        return note("The data set has only one image.")
+    # Evenly spaced queries show several classes, because a folder lists images by class.
+    queries = np.unique(np.linspace(0, count - 1, _NUM_QUERIES).astype(int))
+    found, cosines = pictures.nearest(gallery.features, queries, _NUM_NEIGHBOURS)
     rows = []
-    for query, neighbours, similar in zip(queries, found, cosines, strict=True):
+    for query, neighbours, similarities in zip(queries, found, cosines, strict=True):
         cells = [_cell(gallery, query, "", "query")]
-        for index, cosine in zip(neighbours, similar, strict=True):
+        for index, cosine in zip(neighbours, similarities, strict=True):
             kind = ""
             if gallery.class_names:
                 kind = "same" if gallery.labels[index] == gallery.labels[query] else "other"
             cells.append(_cell(gallery, index, f"{cosine:.2f}", kind))
         rows.append(f'<div class="row">{"".join(cells)}</div>')
     text = (
-        f"At the left an image of {gallery.name}, beside it the {_NEIGHBOURS} nearest of {count} "
-        f"by cosine of the features{_of_step(gallery)}."
+        f"Each row starts with an image of {gallery.name}. Its {_NUM_NEIGHBOURS} nearest of "
+        f"{count} images follow, by cosine similarity of the features{_at_step(gallery)}."
     )
     if gallery.class_names:
         share = np.mean(gallery.labels[found] == gallery.labels[queries][:, np.newaxis])
-        text += f" {share:.0%} of them are of its class; the others have a red frame."
-    return f'<div class="neighbours">{"".join(rows)}</div>{_note(text)}'
+        text += (
+            f" {share:.0%} of the neighbours have the class of the first image; the others have a "
+            "red frame."
+        )
+    return f'<div class="neighbours">{"".join(rows)}</div>{note(text)}'
 
 
-def _cell(gallery, index, cosine, kind):
+def _cell(gallery: pictures.Gallery, index: int, cosine: str, kind: str) -> str:
     label = gallery.class_names[gallery.labels[index]] if gallery.class_names else ""
     caption = " · ".join(filter(None, [label, cosine]))
     image = _image(gallery.thumbnails[index], caption or "an image", kind)
-    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _map(gallery):
-    title = f"Map of {len(gallery.features)} images"
-    places = pictures.layout(gallery.features)
-    chart = charts.scatter(places, gallery.labels, gallery.class_names, title)
+def _map(gallery: pictures.Gallery) -> str:
+    count = len(gallery.features)
+    coordinates = pictures.layout(gallery.features)
+    chart = charts.scatter(
+        coordinates, gallery.labels, gallery.class_names, f"Map of {count} images"
+    )
     text = (
-        f"{len(gallery.features)} images of {gallery.name} as t-SNE lays out their features"
-        f"{_of_step(gallery)}: near in the map is near in the features."
+        f"t-SNE maps the features of {count} images of {gallery.name}{_at_step(gallery)}: images "
+        "that are close in the map have close features."
     )
     legend = charts.legend(gallery.class_names)
-    return f'<div class="map">{chart}{legend}</div>{_note(text)}'
+    return f'<div class="map">{chart}{legend}</div>{note(text)}'
 
 
-def _of_step(gallery):
+def _at_step(gallery: pictures.Gallery) -> str:
     return "" if gallery.step is None else f" at step {gallery.step}"
 
 
-def _configuration(run):
+def _configuration(run: record.Record) -> str:
     defaults = {
         name: schema.format_value(value) for name, value in schema.defaults(PretrainConfig).items()
     }
-    differing = [
+    changed = [
         [name, value, defaults.get(name, "(unknown)")]
         for name, value in run.settings.items()
         if value != defaults.get(name)
     ]
     same = [[name, value] for name, value in run.settings.items() if value == defaults.get(name)]
-    changed = (
-        _table(["Flag", "Value", "Default"], differing) if differing else _note("All defaults.")
+    shown = (
+        table(["Flag", "Value", "Default"], changed)
+        if changed
+        else note("All flags have their default values.")
     )
     return (
-        f"{changed}<details><summary>{len(same)} more, at their defaults</summary>"
-        f"{_table(['Flag', 'Value'], same)}</details>"
+        f"{shown}<details><summary>{len(same)} more flags have their default values</summary>"
+        f"{table(['Flag', 'Value'], same)}</details>"
     )
 
 
-def _versions(run):
+def _versions(run: record.Record) -> str:
     versions = run.summary.get("versions", {})
     return ", ".join(f"{name} {version}" for name, version in versions.items())

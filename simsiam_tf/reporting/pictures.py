@@ -1,4 +1,4 @@
-"""What a run's data and encoder look like: view pairs, nearest neighbours, a map."""
+"""Computes the pictures of a run: view pairs, nearest neighbours and a map of the features."""
 
 import base64
 import dataclasses
@@ -9,29 +9,30 @@ import tensorflow as tf
 from absl import logging
 from sklearn import manifold
 
+from simsiam_tf.config import DataConfig, PretrainConfig
 from simsiam_tf.data import datasets, pipeline, views
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import features
 from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
 
-MOST_IMAGES = 1000
-_THUMBNAIL = 96
-_ENCODE_AT_ONCE = 64
-_FEW_PIXELS = 64  # up to which an image is small as PNG
+_MAX_IMAGES = 1000
+_THUMBNAIL_SIZE = 96
+_BATCH_SIZE = 64
+_MAX_PNG_HEIGHT = 64  # in pixels; taller images are smaller as JPEG
 
 
-def view_pairs(config):
-    """The views of a few images, as the first step saw them.
+def view_pairs(config: PretrainConfig) -> list[np.ndarray]:
+    """Returns two views of a few images, as the first training step received them.
 
     Args:
-      config: the run's `PretrainConfig`.
+      config: of the run.
 
     Returns:
-      uint8 `[n, S, S, 3]` of the first views, and of the second.
+      The first views and the second views, `[N, S, S, 3] uint8` each.
 
     Raises:
-      UserError: the data set cannot be had, or too much of it cannot be read.
+      UserError: the data set is missing, or too many of its images cannot be read.
     """
     data = dataclasses.replace(config.data, on_bad_image="skip")
     source = datasets.load(data.dataset, data.data_dir, data.train_split)
@@ -42,25 +43,26 @@ def view_pairs(config):
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """Some images of a data set and what the encoder makes of them."""
+    """Images of a data set with the features that the encoder computes for them."""
 
     name: str  # of the data set
-    step: int | None  # that the encoder is of
-    class_names: tuple[str, ...]  # empty: unlabelled
+    step: int | None  # of the encoder's weights; None: unknown
+    class_names: tuple[str, ...]  # empty: the images have no labels
     labels: np.ndarray  # [N] int
     thumbnails: np.ndarray  # [N, s, s, 3] uint8
     features: np.ndarray  # [N, F] float32, of length 1
 
 
-def gallery(config, encoder):
-    """A `Gallery` of the evaluation split, or of the training split where there is no other.
+def gallery(config: PretrainConfig, encoder: str) -> Gallery:
+    """Encodes images of the evaluation split, or of the training split if there is no other.
 
     Args:
-      config: the run's `PretrainConfig`.
-      encoder: folder of its encoder.
+      config: of the run.
+      encoder: folder of the run's encoder.
 
     Raises:
-      UserError: there is no encoder, or the data set cannot be had or read.
+      UserError: the encoder is missing, its features are not finite, or the data set is missing or
+        cannot be read.
     """
     if not os.path.isdir(encoder):
         raise UserError(f"There is no {encoder}; train.py --export writes it at any time")
@@ -72,10 +74,10 @@ def gallery(config, encoder):
         encode,
         source,
         view,
-        _ENCODE_AT_ONCE,
-        _THUMBNAIL,
+        _BATCH_SIZE,
+        _THUMBNAIL_SIZE,
         seed=config.system.seed,
-        limit=MOST_IMAGES,
+        limit=_MAX_IMAGES,
         data=data,
     )
     if not np.isfinite(found).all():
@@ -91,24 +93,26 @@ def gallery(config, encoder):
     )
 
 
-def _evaluation_source(data):
+def _evaluation_source(data: DataConfig) -> datasets.Source:
     try:
         return datasets.load(data.dataset, data.data_dir, data.eval_split)
     except UserError as error:
-        logging.info("The training split is looked at: %s", error)
+        logging.info("The report shows images of the training split: %s", error)
         return datasets.load(data.dataset, data.data_dir, data.train_split)
 
 
-def nearest(unit_features, queries, k):
-    """The k nearest of some images by cosine, the images themselves left out.
+def nearest(
+    unit_features: np.ndarray, queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the nearest other images of some images, by cosine similarity.
 
     Args:
-      unit_features: `[N, F]`, of length 1.
-      queries: indices int `[q]`.
-      k: an int; N − 1 where that is smaller.
+      unit_features: `[N, F] float`, rows of length 1.
+      queries: indices of the images, `[Q] int`.
+      k: number of neighbours; at most N − 1 are found.
 
     Returns:
-      indices int `[q, k]`, the nearest first, and their cosines.
+      The indices of the neighbours, `[Q, k] int`, nearest first, and their cosines.
     """
     cosines = unit_features[queries] @ unit_features.T
     cosines[np.arange(len(queries)), queries] = -np.inf
@@ -116,37 +120,37 @@ def nearest(unit_features, queries, k):
     return order, np.take_along_axis(cosines, order, axis=1)
 
 
-def layout(unit_features):
-    """A place in the plane for each image, near for near features: t-SNE.
+def layout(unit_features: np.ndarray) -> np.ndarray:
+    """Maps features to the plane by t-SNE, so that close features have close coordinates.
 
     Args:
-      unit_features: `[N, F]`, of length 1.
+      unit_features: `[N, F] float`, rows of length 1.
 
     Returns:
-      `[N, 2]`.
+      Coordinates, `[N, 2] float`.
 
     Raises:
-      UserError: there is nothing to lay out.
+      UserError: there are fewer than 8 images, or all have the same features.
     """
     count = len(unit_features)
     if count < 8:
         raise UserError(f"A map needs 8 images or more. Received: {count}")
     if np.ptp(unit_features, axis=0).max() < 1e-5:
-        raise UserError("There is no map: all images have the same features")
+        raise UserError("A map needs features that differ; all images have the same features")
     perplexity = min(30, (count - 1) / 3)
     return manifold.TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(
         unit_features
     )
 
 
-def data_url(image):
-    """An image `[H, W, 3]` uint8 as text that stands for a file: PNG, or JPEG for larger ones."""
-    if image.shape[0] <= _FEW_PIXELS:
+def data_url(image: np.ndarray) -> str:
+    """Returns a `data:` URL of an image `[H, W, 3] uint8`: PNG up to 64 rows, JPEG above."""
+    if image.shape[0] <= _MAX_PNG_HEIGHT:
         kind, file = "png", tf.io.encode_png(image)
     else:
         kind, file = "jpeg", tf.io.encode_jpeg(image, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(file.numpy()).decode()}"
 
 
-def _to_uint8(images):
+def _to_uint8(images: tf.Tensor) -> np.ndarray:
     return tf.cast(tf.round(tf.clip_by_value(images, 0, 255)), tf.uint8).numpy()

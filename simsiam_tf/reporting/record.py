@@ -1,58 +1,57 @@
-"""What a run's folder says of the run, as far as it goes: the run may not be finished."""
+"""Reads what the folder of a run says about the run, which may still be training."""
 
 import dataclasses
 import glob
 import json
-import math
 import os
 import re
 
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import quarantine
 from simsiam_tf.objectives import COLLAPSED_STD
+from simsiam_tf.reporting import charts, panels
 from simsiam_tf.runs import run_folder
 
-_SPREAD_STD = 2 * COLLAPSED_STD  # from here on nobody need look
-# A line of absl's log that tells of something: level, date, time, thread, place, text.
+_HEALTHY_STD = 2 * COLLAPSED_STD  # a std from here on is not doubtful
+# A warning or an error in absl's log: level and date, time, thread, module and line, text.
 _WARNING = re.compile(r"[WEF]\d{4} [\d:.]+ +\d+ [^]]+\] (.*)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a run wrote of itself."""
+    """The contents of a run's folder."""
 
     workdir: str
-    settings: dict  # {flag name: value as text}
+    settings: dict[str, str]  # flag names and their values as text
     config: PretrainConfig
-    lines: list  # of the metrics
-    summary: dict  # empty where the run is not finished
-    results: dict  # {file name: what evaluate.py wrote}
+    lines: list[dict]  # of the metrics
+    summary: dict  # empty until the run is finished
+    results: dict[str, dict]  # what evaluate.py wrote, by file name
     num_bad_images: int
-    warnings: dict  # {text: how often}
+    warnings: dict[str, int]  # texts and how often each was logged
 
-    def points(self, name):
-        """(epoch, value) of a metric wherever it is a finite number."""
-        points = [(line["epoch"], line[name]) for line in self.lines if name in line]
-        return [point for point in points if math.isfinite(point[1])]
+    def points(self, metric: str) -> list[charts.Point]:
+        """Returns the epoch and value of each line that has a finite value of a metric."""
+        return panels.points_of(self.lines, metric)
 
-    def latest(self, name):
-        """The newest value of a metric; None where there is none."""
-        return next((value for _, value in reversed(self.points(name))), None)
+    def latest(self, metric: str) -> float | None:
+        """Returns the latest finite value of a metric; None if there is none."""
+        return next((value for _, value in reversed(self.points(metric))), None)
 
     @property
-    def epoch(self):
-        """How far the run is."""
+    def epoch(self) -> float:
+        """The epoch of the last line of the metrics, as a fraction; 0 before the first line."""
         return self.lines[-1]["epoch"] if self.lines else 0
 
 
-def read(workdir):
-    """The `Record` of a run's folder. What cannot be read of it is among the warnings.
+def read(workdir: str) -> Record:
+    """Reads the folder of a run; each file or line that cannot be read becomes a warning.
 
     Raises:
-      UserError: there are no flags, so it is no run's folder.
+      UserError: the folder has no flagfile, so it is not the folder of a run.
     """
     settings, config = run_folder.read_settings(workdir, "run")
-    damaged = []
+    damaged: list[str] = []
     results = {
         os.path.basename(path): _read_json(path, damaged)
         for path in sorted(glob.glob(os.path.join(glob.escape(workdir), "results*.json")))
@@ -71,26 +70,22 @@ def read(workdir):
     )
 
 
-def _read_json(path, damaged):
-    """The JSON object of a file; an empty dict, and a text in `damaged`, where it holds none."""
+def _read_json(path: str, damaged: list[str]) -> dict:
+    """Reads a JSON object; a file without one gives an empty dict and an entry in `damaged`."""
     try:
         with open(path, encoding="utf-8") as file:
-            return _object(file.read())
+            value = json.load(file)
+        if not isinstance(value, dict):
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         damaged.append(f"{os.path.basename(path)} cannot be read: {error}")
         return {}
-
-
-def _object(text):
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")
     return value
 
 
-def _logged_warnings(workdir):
-    """{text: how often} of the warnings and errors of all workers and starts."""
-    counts = {}
+def _logged_warnings(workdir: str) -> dict[str, int]:
+    """Counts the warnings and errors in the logs of all workers, over all starts of the run."""
+    counts: dict[str, int] = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(workdir), "logs", "*.log"))):
         with open(path, encoding="utf-8", errors="replace") as file:
             for match in filter(None, map(_WARNING.match, file)):
@@ -98,10 +93,11 @@ def _logged_warnings(workdir):
     return counts
 
 
-def verdict(record):
-    """Whether the features are healthy: a word, and the sentence that says why.
+def verdict(record: Record) -> tuple[str, str]:
+    """Judges whether the features are healthy, by their std over the last epoch and their kNN.
 
-    The word is healthy, doubtful, collapsed or unknown.
+    Returns:
+      One of "healthy", "doubtful", "collapsed" and "unknown", and the sentence that says why.
     """
     stds = record.points("feature_std")
     if not stds:
@@ -113,15 +109,18 @@ def verdict(record):
             f"The features’ std was {std:.2f} or less throughout the last epoch; 1 is healthy."
         )
     if record.lines[-1].get("nonfinite"):
-        return "doubtful", "The last step changed no weight: its loss or gradient was not finite."
-    if std < _SPREAD_STD:
+        return "doubtful", (
+            "The last step was skipped and changed no weight, because its loss or gradient was "
+            "not finite."
+        )
+    if std < _HEALTHY_STD:
         return "doubtful", (
             f"The features’ std was {std:.2f} or less throughout the last epoch; 1 is healthy, "
-            f"less than {COLLAPSED_STD} collapsed."
+            f"and less than {COLLAPSED_STD} is a collapse."
         )
     spread = f"The features are spread, with a std of {stds[-1][1]:.2f}"
     if len(knn) < 2 or knn[0][0] > 0:
-        return "healthy", f"{spread} where 1 is healthy and 0 collapsed."
+        return "healthy", f"{spread}; 1 is healthy, and 0 is a collapse."
     (_, before), *_, (_, now) = knn
     if now < before:
         return "doubtful", (

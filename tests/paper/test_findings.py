@@ -1,4 +1,4 @@
-"""The rules that say whether a finding of the paper was reproduced."""
+"""The rules that decide whether a finding of the paper is reproduced."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def judge(table, **found):
     )
 
 
-def test_collapse_is_reproduced_where_one_row_collapses_and_the_other_does_not():
+def test_collapse_is_reproduced_if_only_the_row_without_stop_gradient_collapses():
     assert judge("stop_gradient", simsiam_decayed=GOOD, no_stop_gradient=COLLAPSED).reproduced
 
 
@@ -32,28 +32,28 @@ def test_collapse_is_reproduced_where_one_row_collapses_and_the_other_does_not()
     ("with_it", "without", "label"),
     [(GOOD, GOOD, "without"), (COLLAPSED, COLLAPSED, "with stop-gradient")],
 )
-def test_collapse_is_not_reproduced_elsewhere_and_the_row_is_named(with_it, without, label):
+def test_otherwise_collapse_is_not_reproduced_and_the_row_is_named(with_it, without, label):
     verdict = judge("stop_gradient", simsiam_decayed=with_it, no_stop_gradient=without)
     assert verdict.reproduced is False
     assert verdict.reason.endswith(label)
 
 
 @pytest.mark.parametrize("other", [Outcome(), FAILED, dataclasses.replace(GOOD, state="trained")])
-def test_nothing_is_decided_while_a_row_is_missing(other):
+def test_the_verdict_is_undecided_until_every_row_is_over(other):
     verdict = judge("stop_gradient", simsiam_decayed=GOOD, no_stop_gradient=other)
     assert verdict.reproduced is None
     assert verdict.word == "not decided"
     assert "without" in verdict.reason
 
 
-def test_every_seed_has_to_do_as_expected():
+def test_every_seed_must_meet_the_expectation():
     table = tables.build_tables("digits")["stop_gradient"]
     seeds = {"simsiam_decayed": [GOOD, GOOD], "no_stop_gradient": [COLLAPSED, GOOD]}
     assert findings.judge(table, seeds).reproduced is False
 
 
 @pytest.mark.parametrize("std", [math.nan, None, 0.29])
-def test_a_std_that_is_small_or_no_number_is_a_collapse(std):
+def test_a_small_or_unknown_std_is_a_collapse(std):
     assert dataclasses.replace(GOOD, std=std).collapsed
     assert not dataclasses.replace(GOOD, std=0.3).collapsed
 
@@ -104,25 +104,25 @@ def judge_batch_norm(none, hidden, affine, default):
     )  # fmt: skip
 
 
-def test_an_order_counts_pairs_a_point_apart_and_rows_with_a_number():
-    # 67.4, 68.1 and 68.2 are less than a point apart: any order of them will do.
+def test_the_order_counts_pairs_whose_numbers_differ_by_a_point():
+    # The order of 67.4, 68.1 and 68.2 does not count: they differ by less than a point.
     verdict = judge_batch_norm(with_probe(80.0), hidden=95.0, affine=94.0, default=93.0)
     assert verdict.reproduced
-    assert verdict.reason == "3 of 3 pairs in the paper's order"
+    assert verdict.reason == "3 of 3 pairs are in the paper's order"
 
 
-def test_an_order_that_is_another_one_names_a_pair():
+def test_a_wrong_order_names_a_pair():
     verdict = judge_batch_norm(with_probe(94.0), hidden=95.0, affine=96.0, default=94.0)
     assert verdict.reproduced is False
     assert verdict.reason.startswith("2 of 3 pairs")
-    assert "scale and offset before (a) none" in verdict.reason
+    assert "scale and offset is not more accurate than (a) none" in verdict.reason
 
 
-def test_a_run_that_diverged_comes_last():
+def test_a_run_that_diverged_ranks_last():
     assert judge_batch_norm(DIVERGED, hidden=95.0, affine=94.0, default=93.0).reproduced
 
 
-def test_numbers_a_point_apart_count_in_spite_of_rounding():
+def test_a_difference_of_one_point_counts_despite_rounding():
     verdict = judge(
         "projection_dim", projection_dim_256=with_probe(1), projection_dim_512=with_probe(2),
         projection_dim_1024=with_probe(3), simsiam=with_probe(4),
@@ -148,11 +148,11 @@ def start(error=None):
     return {"program": "train.py", "seconds": 5.0, "error": error}
 
 
-def test_a_folder_that_is_not_there_is_a_run_that_was_not_started(tmp_path):
+def test_a_missing_folder_is_a_run_that_has_not_started(tmp_path):
     assert outcomes.read_outcome(tmp_path / "none") == Outcome()
 
 
-def test_an_outcome_takes_the_std_of_the_last_tenth_and_all_starts(tmp_path):
+def test_an_outcome_averages_the_last_tenth_of_std_and_adds_up_all_starts(tmp_path):
     lines = [{"step": 0, "epoch": 0, "knn_top1": 60.0}]
     stds = [0.5] * 18 + [0.1, 0.3]
     lines += [
@@ -171,7 +171,7 @@ def test_an_outcome_takes_the_std_of_the_last_tenth_and_all_starts(tmp_path):
     ("last", "state"),
     [({"nonfinite": True, "indices": [1]}, "diverged"), ({"knn_top1": 50.0}, "failed")],
 )
-def test_a_run_that_ended_with_steps_that_are_not_finite_diverged(tmp_path, last, state):
+def test_a_run_that_ended_with_skipped_steps_diverged(tmp_path, last, state):
     write_lines(tmp_path / "metrics.jsonl", [{"step": 4, "epoch": 1, **last}])
     write_lines(tmp_path / "starts.jsonl", [start("train.py: it went wrong")])
     found = outcomes.read_outcome(tmp_path)

@@ -1,4 +1,4 @@
-"""`reproduce`, run as a user runs it."""
+"""`reproduce`, started as a user starts it."""
 
 import html
 import json
@@ -42,7 +42,7 @@ def starts_of(folder):
 
 
 class References(HTMLParser):
-    """What a page refers to."""
+    """Collects the references of a page to other resources."""
 
     def __init__(self, text):
         super().__init__()
@@ -54,8 +54,8 @@ class References(HTMLParser):
         self.found |= {named.get(name) for name in ("src", "href", "xlink:href", "data")} - {None}
 
 
-def assert_a_page_by_itself(workdir):
-    """Every row is there, and nothing from outside."""
+def assert_self_contained(workdir):
+    """Checks that the page shows every row and refers to nothing outside of it."""
     text = (workdir / "report.html").read_text()
     assert all(reference.startswith("#") for reference in References(text).found)
     assert "@import" not in text
@@ -77,7 +77,7 @@ def test_a_dry_run_prints_every_run_once_with_its_cost_and_writes_nothing(progra
     assert not (tmp_path / "w").exists()
 
 
-def test_runs_of_another_scale_are_not_taken_for_those_of_this_one(program, tmp_path):
+def test_a_workdir_with_runs_of_another_scale_is_refused(program, tmp_path):
     folder = tmp_path / "no_stop_gradient" / "seed-0"
     folder.mkdir(parents=True)
     (folder / "flags.cfg").write_text("--dataset=digits\n--epochs=1\n")
@@ -86,12 +86,10 @@ def test_runs_of_another_scale_are_not_taken_for_those_of_this_one(program, tmp_
     assert "--dataset=digits there, cifar10 here" in finished.stderr.splitlines()[-1]
 
 
-def test_a_table_is_interrupted_resumed_has_a_failing_row_and_is_completed(
-    program, tfds_dir, tmp_path
-):
+def test_a_table_is_completed_after_an_interruption_and_a_failed_row(program, tfds_dir, tmp_path):
     first, second = (tmp_path / run / "seed-0" for run in ("simsiam_decayed", "no_stop_gradient"))
     second.mkdir(parents=True)
-    (second / "logs").touch()  # in the way of the second row's folder
+    (second / "logs").touch()  # a file, so that the second row cannot make its folder
 
     with subprocess.Popen(
         [sys.executable, *PROGRAM, *flags_of(tmp_path)],
@@ -124,7 +122,7 @@ def test_a_table_is_interrupted_resumed_has_a_failing_row_and_is_completed(
     assert table["verdict"] == "not decided"
     text = (tmp_path / "report.html").read_text()
     assert "without, seed 0, failed: train.py: --workdir cannot be written to (" in text
-    assert_a_page_by_itself(tmp_path)
+    assert_self_contained(tmp_path)
 
     before = starts_of(first)
     (second / "logs").unlink()
@@ -140,18 +138,18 @@ def test_a_table_is_interrupted_resumed_has_a_failing_row_and_is_completed(
         assert row["probe"]["spread"] is None
         assert 5 < row["knn"]["mean"] < 100
         assert row["knn_before_training"]["mean"] > 20
-    assert_a_page_by_itself(tmp_path)
+    assert_self_contained(tmp_path)
 
 
-def test_a_report_of_nothing_yet_shows_every_row(tmp_path):
+def test_a_report_before_the_first_run_shows_every_row(tmp_path):
     report.write(ReproduceConfig(table="all", scale="imagenet", workdir=str(tmp_path), seeds=3))
-    assert_a_page_by_itself(tmp_path)
+    assert_self_contained(tmp_path)
     found = report_of(tmp_path)
     assert list(found["tables"]) == list(tables.build_tables("imagenet"))
     assert {table["verdict"] for table in found["tables"].values()} == {"not decided"}
 
 
-def test_mean_and_spread_are_those_of_the_seeds():
+def test_mean_and_spread_are_computed_over_seeds():
     assert report.summarize([1.0, None, 3.0]) == {
         "mean": 2.0,
         "spread": pytest.approx(2**0.5),
@@ -160,7 +158,7 @@ def test_mean_and_spread_are_those_of_the_seeds():
     assert report.summarize([None]) is None
 
 
-def test_a_workdir_that_cannot_be_written_to_is_one_line(program, tmp_path):
+def test_an_unwritable_workdir_ends_the_program_with_one_line(program, tmp_path):
     (tmp_path / "file").touch()
     finished = program(*PROGRAM, *flags_of(tmp_path / "file"))
     assert finished.returncode == 1
@@ -175,7 +173,7 @@ def test_a_workdir_that_cannot_be_written_to_is_one_line(program, tmp_path):
         ({"run_flags": "--epochs='1"}, ["--run_flags", "No closing quotation"]),
     ],
 )
-def test_a_wrong_flag_is_one_line(program, tmp_path, settings, words):
+def test_a_wrong_flag_ends_the_program_with_one_line(program, tmp_path, settings, words):
     finished = program(*PROGRAM, *flags_of(tmp_path, **settings))
     assert finished.returncode in (1, 2)
     assert "Traceback" not in finished.stderr

@@ -1,4 +1,4 @@
-"""The runs of the paper's tables: their flagfiles, and two steps of each."""
+"""The runs of the paper's tables: their flagfiles, and two training steps of each."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ PLAN = Plan(num_examples=24, num_classes=3, batch_size=8, epochs=2)
 
 
 def config_of(scale, run):
-    """The config that `train.py` makes of a run's flagfile."""
+    """Returns the config that `train.py` builds from a run's flagfile."""
     return flags.read([f"--flagfile={flagfiles.path_of(scale, run)}"], PretrainConfig)
 
 
@@ -36,7 +36,7 @@ def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_the_committed_flagfiles_are_those_of_the_tables():
+def test_the_committed_flagfiles_equal_the_generated_ones():
     there = {
         path.relative_to(ROOT).as_posix(): path.read_text()
         for path in (ROOT / "configs" / "paper").rglob("*.*")
@@ -45,13 +45,13 @@ def test_the_committed_flagfiles_are_those_of_the_tables():
 
 
 @pytest.mark.parametrize("scale", tables.SCALES)
-def test_every_row_has_a_run_and_every_run_a_row(scale):
+def test_every_run_appears_in_a_table_and_every_row_has_a_run(scale):
     rows = [row.run for table in tables.build_tables(scale).values() for row in table.rows]
     assert set(rows) == set(tables.build_runs(scale))
 
 
 @pytest.mark.parametrize(("scale", "run"), RUNS)
-def test_a_flagfile_is_its_recipe_and_what_the_row_changes(scale, run):
+def test_a_flagfile_changes_only_the_rows_flags_of_its_recipe(scale, run):
     recipe, changed = tables.build_runs(scale)[run]
     config = config_of(scale, run)
     found = {name: schema.format_value(of) for name, of in schema.flatten(config).items()}
@@ -62,12 +62,12 @@ def test_a_flagfile_is_its_recipe_and_what_the_row_changes(scale, run):
 
 @pytest.fixture(scope="module")
 def trained():
-    """What was trained before, as several rows are the same once they are small."""
+    """Results by config, because several rows have the same config at the small size."""
     return {}
 
 
 @pytest.mark.parametrize(("scale", "run"), [one for one in RUNS if one[0] != "digits"])
-def test_two_steps_of_every_row_at_the_papers_scales(scale, run, trained):
+def test_two_steps_of_every_row_are_finite_and_change_weights(scale, run, trained):
     settings = schema.flatten(config_of(scale, run))
     small = SMALL | SMALL_OF_METHOD.get(settings["method"], {}) | {"workdir": "runs/small"}
     small["projection_dim"] = max(settings["projection_dim"] // 64, 2)
@@ -80,7 +80,7 @@ def test_two_steps_of_every_row_at_the_papers_scales(scale, run, trained):
 
 
 def two_steps(config):
-    """The losses of two steps on noise, and how many learned variables they changed."""
+    """Returns the losses of two steps on noise, and how many learned variables they changed."""
     model, _ = build_model(config, tf.distribute.get_strategy(), PLAN)
     before = [variable.numpy() for variable in model.learned_variables]
     size, count = config.views.image_size, config.optimization.batch_size
@@ -96,8 +96,8 @@ def two_steps(config):
         for step in range(2)
     ]
     if model.freeze_every:
-        for place, batch in enumerate(batches[: model.freeze_every]):
-            model.freeze_targets(batch, place)
+        for offset, batch in enumerate(batches[: model.freeze_every]):
+            model.freeze_targets(batch, offset)
     losses = []
     for batch in batches:
         metrics = model.train_step(batch)

@@ -1,3 +1,5 @@
+"""Charts: coordinates follow the data, texts are escaped, colours are readable."""
+
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -5,59 +7,88 @@ import numpy as np
 import pytest
 
 from simsiam_tf.reporting import charts
+from simsiam_tf.reporting.charts import Curve
+
+
+def draw(points, title="title", **options):
+    return charts.line_chart([Curve(points)], title, **options)
+
+
+def curves_of(svg):
+    """Returns the coordinates of each curve."""
+    paths = ElementTree.fromstring(svg).findall("g/path[@class='curve']")
+    return [
+        [tuple(map(float, xy.split())) for xy in path.get("d")[1:].split("L")] for path in paths
+    ]
 
 
 def curve_of(svg):
-    """The places of a curve: [(x, y)]."""
-    root = ElementTree.fromstring(svg)
-    (path,) = root.findall("path[@class='curve']")
-    return [tuple(map(float, place.split())) for place in path.get("d")[1:].split("L")]
+    (curve,) = curves_of(svg)
+    return curve
 
 
-def test_a_curve_goes_up_where_the_values_do():
-    points = [(0, 0.0), (1, 1.0), (2, 4.0)]
-    places = curve_of(charts.curve(points, "title"))
-    (x0, y0), (x1, y1), (x2, y2) = places
+def test_the_coordinates_of_a_curve_are_linear_in_epoch_and_value():
+    (x0, y0), (x1, y1), (x2, y2) = curve_of(draw([(0, 0.0), (1, 1.0), (2, 4.0)]))
     assert x0 < x1 < x2
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
     assert y0 - y1 == pytest.approx((y1 - y2) / 3, abs=0.2)
-    assert y2 < y1 < y0  # up is a smaller y
+    assert y2 < y1 < y0  # SVG's y axis points down
 
 
-def test_a_level_stands_where_the_axis_has_its_value():
-    svg = charts.curve([(0, 0.3), (2, 0.3)], "std", low=0, high=1.1, lines={"under 0.3": 0.3})
+def test_several_curves_share_the_axes_and_keep_their_names_and_colours():
+    curves = [
+        Curve([(0, 1.0), (4, 2.0)], "first", "#aa0000"),
+        Curve([(0, 2.0), (2, 1.0)], "second", "#0000aa"),
+    ]
+    svg = charts.line_chart(curves, "title")
+    first, second = curves_of(svg)
+    assert first[0][1] == second[1][1]
+    assert first[1][1] == second[0][1]
+    assert second[1][0] == pytest.approx((first[0][0] + first[1][0]) / 2, abs=0.1)
+    groups = ElementTree.fromstring(svg).findall("g")
+    assert [group.find("title").text for group in groups] == ["first", "second"]
+    assert [group.get("style") for group in groups] == ["color:#aa0000", "color:#0000aa"]
+
+
+def test_a_level_is_drawn_at_its_value():
+    svg = draw([(0, 0.3), (2, 0.3)], low=0, high=1.1, levels={"below 0.3": 0.3})
     (_, y), _ = curve_of(svg)
     (level,) = ElementTree.fromstring(svg).findall("path[@class='level']")
     assert f" {y:.1f}H" in level.get("d")
-    assert "under 0.3" in svg
+    assert "below 0.3" in svg
 
 
 @pytest.mark.parametrize("points", [[(0, 1.0)], [(0, 0.0)], [(1, -0.5), (2, -0.5)], [(3, 1e-9)]])
-def test_one_value_makes_a_chart_too(points):
-    svg = charts.curve(points, "title")
+def test_a_constant_curve_is_drawn(points):
+    svg = draw(points)
     assert "nan" not in svg
     assert "inf" not in svg
     assert len(curve_of(svg)) == len(points)
 
 
 def test_small_values_have_ticks():
-    svg = charts.curve([(0, 0.0), (1, 3e-7)], "rate", low=0)
+    svg = draw([(0, 0.0), (1, 3e-7)], low=0)
     assert re.search(">[123]e-07<", svg)
 
 
-def test_a_long_run_has_few_points_and_keeps_what_sticks_out():
+@pytest.mark.parametrize(("count", "markers"), [(1, 1), (40, 40), (41, 1)])
+def test_every_point_of_a_short_curve_and_the_last_point_of_a_long_one_is_marked(count, markers):
+    assert draw([(epoch, 1.0) for epoch in range(count)]).count("<circle") == markers
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_extremes():
     points = [(step / 100, 1.0) for step in range(100_000)]
     points[51_234] = (512.34, 0.1)
-    places = curve_of(charts.curve(points, "title", low=0))
-    assert len(places) <= 600
-    assert places == sorted(places, key=lambda place: place[0])
-    lowest = max(places, key=lambda place: place[1])
-    others = [y for x, y in places if (x, y) != lowest]
+    xy = curve_of(draw(points, low=0))
+    assert len(xy) <= 600
+    assert xy == sorted(xy, key=lambda pair: pair[0])
+    lowest = max(xy, key=lambda pair: pair[1])
+    others = [y for x, y in xy if (x, y) != lowest]
     assert lowest[1] > max(others) + 50
 
 
-def test_titles_are_escaped():
-    svg = charts.curve([(0, 1.0)], 'a"<b>', lines={"<i>": 1.0})
+def test_texts_are_escaped():
+    svg = charts.line_chart([Curve([(0, 1.0)], "<b>")], 'a"<b>', levels={"<i>": 1.0})
     svg += charts.scatter(np.eye(2), np.array([0, 1]), ("<x>", "&"), "t")
     svg += charts.legend(("<x>", "&"))
     assert not re.search("<[bix]>", svg)
@@ -65,26 +96,42 @@ def test_titles_are_escaped():
 
 
 def test_a_map_has_a_dot_for_each_image_in_the_colour_of_its_class():
-    places = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
-    svg = charts.scatter(places, np.array([1, 0, 1]), ("a", "b"), "map")
+    coordinates = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+    svg = charts.scatter(coordinates, np.array([1, 0, 1]), ("a", "b"), "map")
     groups = {
-        group.find("title").text: (group.get("fill"), len(group.findall("circle")))
+        group.find("title").text: (group.get("style"), len(group.findall("circle")))
         for group in ElementTree.fromstring(svg).findall("g")
     }
     assert {name: count for name, (_, count) in groups.items()} == {"a": 1, "b": 2}
     legend = charts.legend(("a", "b"))
-    for name, (colour, _) in groups.items():
-        assert re.search(f'fill="{colour}"/></svg>{name}</li>', legend)
+    for name, (style, _) in groups.items():
+        assert re.search(f'style="{style}"[^>]*>●</span> {name}</li>', legend)
 
 
-def test_a_map_without_labels_has_no_colours():
+def test_a_map_without_labels_has_one_colour_and_no_legend():
     svg = charts.scatter(np.eye(3)[:, :2], np.array([-1, -1, -1]), (), "map")
     assert svg.count("<circle") == 3
-    assert "fill=" not in svg
+    assert "style=" not in svg
     assert charts.legend(()) == ""
 
 
-def test_colours_of_twenty_classes_differ():
-    found = re.findall('fill="(#......)"', charts.legend(tuple(map(str, range(20)))))
-    assert len(set(found)) == 20
+def test_more_than_twenty_classes_have_no_legend():
+    assert charts.legend(tuple(map(str, range(20)))).count("<li>") == 20
     assert charts.legend(tuple(map(str, range(21)))) == ""
+
+
+def luminance(color):
+    """The relative luminance of WCAG 2, https://www.w3.org/TR/WCAG22/#dfn-relative-luminance."""
+    parts = np.array([int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 21])
+def test_colours_differ_and_contrast_with_light_and_dark_pages(count):
+    found = charts.colors(count)
+    assert len(set(found)) == count
+    for color in found:
+        assert re.fullmatch("#[0-9a-f]{6}", color)
+        assert 1.05 / (luminance(color) + 0.05) > 2.8  # with #ffffff
+        assert (luminance(color) + 0.05) / (luminance("#1b1f23") + 0.05) > 3

@@ -1,3 +1,5 @@
+"""Pictures: neighbours by cosine, the map by t-SNE, images as data URLs."""
+
 import base64
 
 import numpy as np
@@ -8,11 +10,11 @@ from simsiam_tf.reporting import pictures
 from simsiam_tf.schema import UserError
 
 
-def on_the_sphere(features):
+def normalized(features):
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def test_the_nearest_are_those_of_the_largest_cosine_without_the_image_itself():
+def test_neighbours_have_the_largest_cosines_and_exclude_the_query():
     angles = np.radians([0, 50, 10, 180, 30])
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     found, cosines = pictures.nearest(features, np.array([0, 3]), 3)
@@ -20,29 +22,29 @@ def test_the_nearest_are_those_of_the_largest_cosine_without_the_image_itself():
     np.testing.assert_allclose(cosines[0], np.cos(np.radians([10, 30, 50])))
 
 
-def test_fewer_images_than_neighbours_are_all_shown():
+def test_all_other_images_are_neighbours_if_there_are_fewer_than_k():
     found, _ = pictures.nearest(np.eye(3), np.array([1]), 5)
     assert sorted(found[0]) == [0, 2]
 
 
-def test_the_map_keeps_clusters_together():
+def test_the_nearest_image_in_the_map_is_of_the_same_cluster():
     generator = np.random.default_rng(0)
     centres = np.eye(3, 16)
     labels = np.arange(60) % 3
-    features = on_the_sphere(centres[labels] + 0.05 * generator.normal(size=(60, 16)))
-    places = pictures.layout(features.astype(np.float32))
-    assert places.shape == (60, 2)
-    distances = np.linalg.norm(places[:, np.newaxis] - places, axis=2)
+    features = normalized(centres[labels] + 0.05 * generator.normal(size=(60, 16)))
+    coordinates = pictures.layout(features.astype(np.float32))
+    assert coordinates.shape == (60, 2)
+    distances = np.linalg.norm(coordinates[:, np.newaxis] - coordinates, axis=2)
     np.fill_diagonal(distances, np.inf)
     assert (labels[distances.argmin(axis=1)] == labels).all()
 
 
-def test_features_that_are_all_the_same_have_no_map():
+def test_a_map_of_identical_features_is_refused():
     with pytest.raises(UserError, match="same features"):
         pictures.layout(np.full([20, 4], 0.5, np.float32))
 
 
-def test_few_images_have_no_map():
+def test_a_map_of_fewer_than_eight_images_is_refused():
     with pytest.raises(UserError, match=r"8 images or more\. Received: 7"):
         pictures.layout(np.eye(7, dtype=np.float32))
     assert pictures.layout(np.eye(8, dtype=np.float32)).shape == (8, 2)
@@ -53,7 +55,7 @@ def decode(url):
     return start, tf.io.decode_image(base64.b64decode(content)).numpy()
 
 
-def test_a_small_image_is_written_without_loss_and_a_large_one_as_jpeg():
+def test_a_small_image_is_encoded_as_png_and_a_large_one_as_jpeg():
     image = np.random.default_rng(0).integers(0, 256, [16, 32, 3], np.uint8)
     start, found = decode(pictures.data_url(image))
     assert start == "data:image/png;base64"

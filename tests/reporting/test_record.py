@@ -1,3 +1,5 @@
+"""Records: the verdict on a run, its warnings, and files that cannot be read."""
+
 import json
 
 import pytest
@@ -8,7 +10,7 @@ from simsiam_tf.schema import UserError
 
 @pytest.fixture
 def run(tmp_path):
-    """(lines of the metrics, {other file: text}) → the `Record` of a run's folder with these."""
+    """A function that writes metrics and other files into a run's folder and reads its record."""
 
     def build(lines, files=()):
         (tmp_path / "flags.cfg").write_text("--epochs=4\n--width=16\n")
@@ -42,11 +44,11 @@ def knn(epoch, value):
         ([std(1, 0.9), std(1.5, 0.31), std(2, 0.1)], "doubtful", "0.31"),
         ([std(1, 0.9), {"step": 11, "epoch": 1.1, "nonfinite": True}], "doubtful", "not finite"),
         ([std(1, 0.9), std(2, float("nan"))], "healthy", "0.90"),
-        # Collapsed features may still have a kNN that is better than the random network's.
+        # Collapsed features may still have a better kNN than the random network.
         ([knn(0, 66.1), std(1, 0.18), knn(1, 78.1)], "collapsed", "0.18"),
     ],
 )
-def test_the_verdict_is_on_the_last_epoch(run, lines, word, text):
+def test_the_verdict_covers_the_last_epoch(run, lines, word, text):
     found, sentence = record.verdict(run(lines))
     assert found == word
     assert text in sentence
@@ -57,13 +59,13 @@ def test_warnings_of_all_workers_and_starts_are_counted(run):
         "I1122 09:09:14.984443 139678286556032 datasets.py:227] digits: 1437 images\n"
         "W1122 09:09:15.984443 139678286556032 monitors.py:1] Collapse: [0.2]\n"
         "Traceback\n"
-        "E1122 09:09:16.984443 1 monitors.py:1] No room\n"
+        "E1122 09:09:16.984443 1 monitors.py:1] Disk full\n"
     )
     found = run([], {"logs/worker-0.log": log, "logs/worker-1.log": log.replace("E1", "I1")})
-    assert found.warnings == {"Collapse: [0.2]": 2, "No room": 1}
+    assert found.warnings == {"Collapse: [0.2]": 2, "Disk full": 1}
 
 
-def test_a_cut_off_line_is_left_out_and_a_damaged_one_is_told_of(run, tmp_path):
+def test_a_truncated_last_line_is_ignored_and_a_damaged_line_is_a_warning(run, tmp_path):
     run([std(1, 0.9)])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"st\x00\n[3]\n{"step": 20, "epoch": 2, "feature_std": 0.8}\n{"step": 3')
@@ -74,7 +76,7 @@ def test_a_cut_off_line_is_left_out_and_a_damaged_one_is_told_of(run, tmp_path):
     assert second.startswith("metrics.jsonl, line 3, cannot be read")
 
 
-def test_results_are_found_whatever_follows_their_name(run):
+def test_results_are_found_by_the_start_of_their_name(run):
     found = run([], {"results.json": '{"top1": 9.5}', "results-2.json": "?", "other.json": "{}"})
     assert found.results == {"results.json": {"top1": 9.5}}
     (warning,) = found.warnings
@@ -82,8 +84,8 @@ def test_results_are_found_whatever_follows_their_name(run):
 
 
 @pytest.mark.parametrize("text", [None, "--epochs=many\n", "nonsense\n"])
-def test_a_folder_that_is_no_runs_is_refused(tmp_path, text):
+def test_a_folder_without_a_valid_flagfile_is_refused(tmp_path, text):
     if text:
         (tmp_path / "flags.cfg").write_text(text)
-    with pytest.raises(UserError, match=r"--run must be the workdir of a run.*Received: /"):
+    with pytest.raises(UserError, match=r"--run must be .* of a run.*Received: /"):
         record.read(str(tmp_path))
