@@ -19,8 +19,8 @@ class ReportConfig(schema.Config):
 
 def main(config: ReportConfig) -> None:
     """Writes the report."""
-    # TensorFlow loads only after the flags are checked, so that a wrong flag fails at once.
-    from simsiam_tf.reporting import page
+    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+        from simsiam_tf.reporting import page
 
     page.write(config.run, config.output)
 

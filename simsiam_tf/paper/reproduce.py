@@ -40,8 +40,8 @@ class ReproduceConfig(schema.Config):
 
 def main(config: ReproduceConfig) -> None:
     """Runs the rows, or prints their cost."""
-    # TensorFlow loads only after the flags are checked, so that a wrong flag fails at once.
-    from simsiam_tf.paper import runner
+    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+        from simsiam_tf.paper import runner
 
     if config.dry_run:
         runner.print_costs(config)
