@@ -58,6 +58,14 @@ def test_a_module_imports_only_from_its_own_layer_and_those_above(module):
         assert layer_of(imported) <= layer_of(module), f"{module} imports {imported}"
 
 
+def test_no_modules_import_each_other_in_a_circle():
+    left = {module: imports_of(module) & set(MODULES) for module in MODULES}
+    while ready := [module for module, needed in left.items() if not needed & left.keys()]:
+        for module in ready:
+            del left[module]
+    assert not left, f"in a circle, or above one: {sorted(left)}"
+
+
 def test_the_layers_of_the_document_exist():
     assert len(LAYERS) > 5
     for name in itertools.chain(*LAYERS):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.python.summary.summary_iterator import summary_iterator
 
 from simsiam_tf.paper import report as paper_report
-from simsiam_tf.paper.reproduce import ReproduceConfig
+from simsiam_tf.paper.settings import ReproduceConfig
 from simsiam_tf.reporting import page, pictures, record
 
 LONG = "a_folder_whose_name_has_no_end_" * 8

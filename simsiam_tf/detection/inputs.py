@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from simsiam_tf.data import views
-from simsiam_tf.detection.transfer import TransferConfig
+from simsiam_tf.detection.settings import TransferConfig
 from simsiam_tf.detection.voc import Split
 
 _NO_BOX = -1.0  # pads the boxes and labels of a batch; no anchor overlaps with such a box

@@ -16,7 +16,7 @@ from absl import logging
 
 from simsiam_tf import schema
 from simsiam_tf.detection import inputs, picture, precision, retinanet, voc
-from simsiam_tf.detection.transfer import TransferConfig
+from simsiam_tf.detection.settings import TransferConfig
 from simsiam_tf.evaluation import feature_cache
 from simsiam_tf.export import saved_model
 from simsiam_tf.progress import Progress

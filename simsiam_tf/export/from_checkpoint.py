@@ -3,21 +3,18 @@
 import dataclasses
 import os
 import tempfile
-from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from simsiam_tf.distribution import devices
 from simsiam_tf.export import formats, saved_model
+from simsiam_tf.export.settings import ExportConfig
 from simsiam_tf.models import resnet
 from simsiam_tf.runs import checkpoints, run_folder
 from simsiam_tf.schema import UserError
 
-if TYPE_CHECKING:
-    from simsiam_tf.export.__main__ import ExportConfig
 
-
-def export(config: "ExportConfig") -> None:
+def export(config: ExportConfig) -> None:
     """Exports the encoder of a checkpoint and prints its parity with the encoder.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from simsiam_tf import files
 from simsiam_tf.paper import findings, outcomes, page, tables
 from simsiam_tf.paper.outcomes import Outcome
-from simsiam_tf.paper.reproduce import ReproduceConfig
+from simsiam_tf.paper.settings import ReproduceConfig
 from simsiam_tf.runs.run_folder import SUMMARY
 
 HTML, JSON = "report.html", "report.json"

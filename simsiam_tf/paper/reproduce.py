@@ -5,37 +5,8 @@
 It writes report.html and report.json into the workdir. Run the same command again to resume.
 """
 
-import dataclasses
-
-from simsiam_tf import flags, schema
-from simsiam_tf.paper import tables
-from simsiam_tf.schema import setting
-
-_NAMES = tuple(tables.build_tables("imagenet"))
-
-
-@dataclasses.dataclass(frozen=True)
-class ReproduceConfig(schema.Config):
-    """Reproduction"""
-
-    table: str = setting("stop_gradient", "Table to reproduce.", choices=(*_NAMES, "all"))
-    scale: str = setting(
-        "digits",
-        "Stand-in for the paper's ImageNet with 100 epochs: imagenet, cifar10 or digits.",
-        choices=tuple(tables.SCALES),
-    )
-    workdir: str = setting(
-        "runs/paper",
-        "Folder of the report and of the runs, which are in <run>/seed-<n>.",
-        filled=True,
-    )
-    seeds: int = setting(1, "Number of seeds for each row: 0, 1, and so on.", at_least=1)
-    run_flags: str = setting(
-        "",
-        "Flags of train.py that this machine needs in every run, such as "
-        "'--data_dir=/data --strategy=mirrored'.",
-    )
-    dry_run: bool = setting(False, "Print the runs and their cost, and stop.")
+from simsiam_tf import flags
+from simsiam_tf.paper.settings import ReproduceConfig
 
 
 def main(config: ReproduceConfig) -> None:

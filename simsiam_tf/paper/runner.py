@@ -23,7 +23,7 @@ from simsiam_tf import files, flags, schema
 from simsiam_tf.config import DataConfig, KnnConfig, PretrainConfig
 from simsiam_tf.paper import outcomes, report, tables
 from simsiam_tf.paper.flagfiles import path_of
-from simsiam_tf.paper.reproduce import ReproduceConfig
+from simsiam_tf.paper.settings import ReproduceConfig
 from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import StoppedError, UserError
 from simsiam_tf.training import interruption

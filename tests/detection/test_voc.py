@@ -6,7 +6,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from simsiam_tf.detection import inputs, voc
-from simsiam_tf.detection.transfer import TransferConfig
+from simsiam_tf.detection.settings import TransferConfig
 from simsiam_tf.schema import UserError
 
 OBJECT = (

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from simsiam_tf.data import views
 from simsiam_tf.export import from_checkpoint, saved_model
-from simsiam_tf.export.__main__ import ExportConfig
+from simsiam_tf.export.settings import ExportConfig
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.runs.run_folder import write_flags

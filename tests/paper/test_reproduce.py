@@ -14,7 +14,7 @@ from conftest import ROOT
 from run_results import wait_for_checkpoint
 
 from simsiam_tf.paper import report, tables
-from simsiam_tf.paper.reproduce import ReproduceConfig
+from simsiam_tf.paper.settings import ReproduceConfig
 
 PROGRAM = ["-m", "simsiam_tf.paper.reproduce"]
 SMALL = (
