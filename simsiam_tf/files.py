@@ -41,11 +41,12 @@ def write_text(path: str, text: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Removes a file or folder with its content, if it exists."""
+    """Removes a file or folder with its content; another process may have removed it already."""
     if os.path.isdir(path):
-        shutil.rmtree(path)
-    elif os.path.exists(path):
-        os.remove(path)
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
 
 
 def make_folder(path: str) -> None:

@@ -15,7 +15,6 @@ import tensorflow as tf
 from simsiam_tf.config import DataConfig, Purpose
 from simsiam_tf.data.decoding import decode_image
 from simsiam_tf.data.order import (
-    epoch_order,
     evaluation_order,
     fold_in,
     in_order,
@@ -26,18 +25,6 @@ from simsiam_tf.data.quarantine import READ_ERRORS, Quarantine, explain
 from simsiam_tf.data.source import Source
 from simsiam_tf.data.substitutes import Batch, build_fill, empty_batch
 from simsiam_tf.data.views import MakeViews
-
-__all__ = [
-    "NUM_FIRST_VIEWS",
-    "epoch_order",
-    "evaluation_batches",
-    "evaluation_order",
-    "first_steps",
-    "first_views",
-    "iterate",
-    "step_order",
-    "training_batches",
-]
 
 NUM_FIRST_VIEWS = 8  # images whose views are shown to the user
 _BATCHES_AT_ONCE = 2  # a batch begins while the last images of the previous one are processed

@@ -11,6 +11,7 @@ from absl import logging
 from simsiam_tf.config import DataConfig
 from simsiam_tf.data import pipeline, quarantine
 from simsiam_tf.data.datasets import Source
+from simsiam_tf.data.order import evaluation_order
 from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
 
@@ -64,7 +65,7 @@ def extract(
     def indices_of(batch_number: int) -> tf.Tensor:
         first = batch_number * batch_size
         order = tf.range(first, min(first + batch_size, count))
-        return pipeline.evaluation_order(source, tf.cast(order, tf.int64), seed=seed, limit=limit)
+        return evaluation_order(source, tf.cast(order, tf.int64), seed=seed, limit=limit)
 
     features, labels = map(_RowFile, files or (io.BytesIO(), io.BytesIO()))
     with Progress(count, f"features of {source.name}", "image") as progress:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from simsiam_tf.config import Purpose
-from simsiam_tf.data import pipeline
+from simsiam_tf.data.order import epoch_order
 from simsiam_tf.evaluation import knn
 from simsiam_tf.evaluation.config import ProbeConfig
 from simsiam_tf.progress import Progress
@@ -62,9 +62,7 @@ def train_classifier(
     count = len(features)
     if count < 2:
         raise UserError(f"--protocol=probe needs two training images or more. Received: {count}")
-    order = pipeline.epoch_order(
-        count, seed, 0, tf.range(count, dtype=tf.int64), Purpose.HELD_OUT
-    ).numpy()
+    order = epoch_order(count, seed, 0, tf.range(count, dtype=tf.int64), Purpose.HELD_OUT).numpy()
     num_held_out = max(1, int(config.probe_held_out * count))
     held_out, rest = np.sort(order[:num_held_out]), order[num_held_out:]
     grid = list(itertools.product(LEARNING_RATES, WEIGHT_DECAYS))
@@ -184,7 +182,7 @@ def train_heads(
     @tf.function
     def order_of(epoch: tf.Tensor) -> tf.Tensor:
         whole_epoch = tf.range(len(indices), dtype=tf.int64)
-        return pipeline.epoch_order(len(indices), seed, epoch, whole_epoch)
+        return epoch_order(len(indices), seed, epoch, whole_epoch)
 
     batch_size = min(config.probe_batch_size, len(indices))
     steps_per_epoch = len(indices) // batch_size

@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
-import tempfile
 
 import tensorflow as tf
 
+from simsiam_tf import files
 from simsiam_tf.distribution import devices
 from simsiam_tf.export import formats, saved_model
 from simsiam_tf.export.settings import ExportConfig
@@ -73,9 +73,7 @@ def _check_output(output: str, is_folder: bool) -> None:
         raise UserError(f"--output must be a file. Received: {output}, a folder")
     folder = os.path.dirname(output)
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        files.make_folder(folder)
     except OSError as error:
         raise UserError(
             f"--output must be in a folder that can be written to ({error.strerror}). "

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import pipeline
+from simsiam_tf.data.order import step_order
 from simsiam_tf.data.quarantine import READ_ERRORS, Quarantine
 from simsiam_tf.distribution import workers
 from simsiam_tf.methods.base import Plan
@@ -87,7 +88,5 @@ class TrainingBatches:
     def _indices(self, steps: Iterable[int]) -> tf.Tensor:
         """The indices of the images of some steps, in one tensor."""
         num_examples = self.quarantine.source.num_examples
-        order = functools.partial(
-            pipeline.step_order, num_examples, self.plan.batch_size, self.seed
-        )
+        order = functools.partial(step_order, num_examples, self.plan.batch_size, self.seed)
         return tf.concat([order(step) for step in steps], axis=0)

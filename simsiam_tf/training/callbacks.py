@@ -1,7 +1,6 @@
-"""What happens between the training steps: `keras.callbacks.Callback`s, called in order.
+"""Keras callbacks that run between the training steps, in the order of their list.
 
-The `logs` of a step are its `loop.Step`: a dict of its metrics that also has what else the step
-left behind.
+The `logs` of a step are its `loop.Step`, a dict of the step's metrics with further attributes.
 """
 
 import itertools
@@ -157,7 +156,7 @@ class CollapseWarning(keras.callbacks.Callback):
 
 
 class _AtStepEnd(keras.callbacks.Callback):
-    """Calls `on_step_end` once for each step, after what the end of its epoch may bring."""
+    """Calls `on_step_end` once for each step; at the end of an epoch, after its other hooks."""
 
     def on_train_batch_end(self, batch: int, logs: Step) -> None:
         if not logs.ends_epoch:

@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard, the log and the progress line."""
+"""The log of a run: metrics.jsonl, TensorBoard, the log file and the progress line."""
 
 import contextlib
 import json

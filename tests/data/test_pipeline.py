@@ -14,6 +14,7 @@ from PIL import Image
 from simsiam_tf.config import ViewsConfig
 from simsiam_tf.data import datasets, pipeline, tfrecords, views
 from simsiam_tf.data.digits import Digits
+from simsiam_tf.data.order import epoch_order, evaluation_order, step_order
 from simsiam_tf.schema import UserError
 
 NUM_IMAGES = 23
@@ -167,7 +168,7 @@ def test_every_image_is_equally_often_at_every_offset():
     count, num_epochs = 12, 250
     orders = np.stack(
         [
-            pipeline.epoch_order(count, SEED, epoch, tf.range(count, dtype=tf.int64))
+            epoch_order(count, SEED, epoch, tf.range(count, dtype=tf.int64))
             for epoch in range(num_epochs)
         ]
     )
@@ -179,7 +180,7 @@ def test_every_image_is_equally_often_at_every_offset():
 
 def test_the_order_mixes_the_classes_of_a_sorted_data_set_in_each_batch():
     # The 5,000 images are sorted by class. A batch of 250 contains about 25 of each of ten classes.
-    order = pipeline.epoch_order(5000, SEED, 0, tf.range(5000, dtype=tf.int64)).numpy()
+    order = epoch_order(5000, SEED, 0, tf.range(5000, dtype=tf.int64)).numpy()
     classes = order.reshape(20, 250) // 500
     times = np.stack([np.bincount(batch, minlength=10) for batch in classes])
     assert sorted(order) == list(range(5000))
@@ -190,14 +191,14 @@ def test_orders_of_a_long_run_do_not_repeat():
     # The authors' schedule for CIFAR-10 has 800 epochs.
     offsets = tf.range(20, dtype=tf.int64)
     orders = tf.data.Dataset.range(1000).map(
-        lambda epoch: pipeline.epoch_order(50_000, SEED, epoch, offsets)
+        lambda epoch: epoch_order(50_000, SEED, epoch, offsets)
     )
     assert len({tuple(order) for order in orders.as_numpy_iterator()}) == 1000
 
 
 def test_neighbours_in_an_order_are_independent():
     # CIFAR-10 has 50,000 images. The deviation of a correlation is 1/√50,000 = 0.0045.
-    order = pipeline.epoch_order(50_000, SEED, 0, tf.range(50_000, dtype=tf.int64)).numpy()
+    order = epoch_order(50_000, SEED, 0, tf.range(50_000, dtype=tf.int64)).numpy()
     for lag in range(1, 9):
         assert abs(np.corrcoef(order[:-lag], order[lag:])[0, 1]) < 0.02, lag
 
@@ -205,7 +206,7 @@ def test_neighbours_in_an_order_are_independent():
 def test_step_order_names_the_images_of_each_step(folder):
     steps = steps_per_epoch(folder)
     for step, batch in enumerate(train(folder, 0, 2 * steps, recipe=no_augmentation)):
-        order = pipeline.step_order(NUM_IMAGES, batch_size_of(folder), SEED, step)
+        order = step_order(NUM_IMAGES, batch_size_of(folder), SEED, step)
         np.testing.assert_array_equal(batch["index"], order)
 
 
@@ -475,7 +476,7 @@ def test_slow_images_keep_their_batch_offsets():
         last_step=8,
     )
     for step, batch in enumerate(batches.with_options(unfused()).as_numpy_iterator()):
-        order = pipeline.step_order(64, 8, SEED, step)
+        order = step_order(64, 8, SEED, step)
         np.testing.assert_array_equal(batch["index"], order)
     evaluation = pipeline.evaluation_batches(source, mean_view, 8).with_options(unfused())
     _, labels = evaluated(evaluation.as_numpy_iterator())
@@ -521,7 +522,7 @@ def test_evaluation_order_names_the_images_of_each_batch(folder):
     for limit in (None, 9):
         (levels, _) = evaluated(evaluate(folder, 4, seed=1, limit=limit))
         offsets = tf.range(len(levels), dtype=tf.int64)
-        order = pipeline.evaluation_order(folder, offsets, seed=1, limit=limit).numpy()
+        order = evaluation_order(folder, offsets, seed=1, limit=limit).numpy()
         np.testing.assert_allclose(levels, level_of(order), atol=0.5)
 
 
@@ -641,7 +642,7 @@ def test_training_names_the_image_that_cannot_be_read(broken):
     first_step, last_step, size = 2, 20, 4
 
     def indices_of(number):
-        return pipeline.step_order(source.num_examples, size, SEED, first_step + number)
+        return step_order(source.num_examples, size, SEED, first_step + number)
 
     batches = pipeline.training_batches(
         source, RECIPE, batch_size=size, seed=SEED, first_step=first_step, last_step=last_step
@@ -658,7 +659,7 @@ def test_evaluation_names_the_image_that_cannot_be_read(broken):
 
     def indices_of(number):
         offsets = tf.range(5 * number, min(5 * number + 5, source.num_examples))
-        return pipeline.evaluation_order(source, offsets)
+        return evaluation_order(source, offsets)
 
     batches = pipeline.evaluation_batches(source, mean_view, 5)
     sound, message = batches_until_error(pipeline.iterate(batches, source, indices_of))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from simsiam_tf.config import DataConfig, Purpose
 from simsiam_tf.data import datasets, pipeline, views
-from simsiam_tf.data.order import fold_in
+from simsiam_tf.data.order import fold_in, step_order
 from simsiam_tf.data.quarantine import READ_ERRORS, Quarantine
 from simsiam_tf.schema import UserError
 
@@ -110,7 +110,7 @@ def level(image, seed):
 def test_only_bad_samples_are_substituted_at_their_batch_offsets(source):
     num_bad = 0
     for step, batch in enumerate(train(source, recipe=level)):
-        order = pipeline.step_order(NUM_IMAGES, BATCH, 0, step).numpy()
+        order = step_order(NUM_IMAGES, BATCH, 0, step).numpy()
         for wanted, index, label, view in zip(
             order, batch["index"], batch["label"], batch["views"][0], strict=True
         ):
@@ -127,7 +127,7 @@ def test_substitutes_depend_on_the_epoch_and_the_seed(source):
         batches = train(source, recipe=level, seed=seed)
         found = {}
         for step, batch in enumerate(batches):
-            order = pipeline.step_order(NUM_IMAGES, BATCH, seed, step).numpy()
+            order = step_order(NUM_IMAGES, BATCH, seed, step).numpy()
             for wanted, index in zip(order, batch["index"], strict=True):
                 if wanted in BAD:
                     found[step // (STEPS // 2), wanted] = int(index)
@@ -185,7 +185,7 @@ def test_a_quarantine_without_bad_images_changes_nothing(tmp_path):
 def test_a_batch_without_readable_images_is_filled(tmp_path):
     root = write_images(tmp_path)
     source = datasets.load("folder", str(root), "train")
-    bad = pipeline.step_order(NUM_IMAGES, BATCH, 0, 0).numpy()
+    bad = step_order(NUM_IMAGES, BATCH, 0, 0).numpy()
     for index in bad:
         path_of(root, index).write_bytes(b"")
     (batch,) = train(source, last=1)
@@ -275,7 +275,7 @@ def test_the_first_bad_image_is_an_error_with_its_path_by_default(source, bad_fo
     quarantine = Quarantine(source, DataConfig())
     iterator = iter(batches_of(source, quarantine))
     for step in range(STEPS):
-        order = pipeline.step_order(NUM_IMAGES, BATCH, 0, step).numpy()
+        order = step_order(NUM_IMAGES, BATCH, 0, step).numpy()
         batch = next(iterator)
         if set(order) & set(BAD):
             break
@@ -307,7 +307,7 @@ def test_the_error_for_a_removed_folder_is_one_line(tmp_path):
     quarantine = Quarantine(source, SKIP)
     with pytest.raises(READ_ERRORS) as raised:
         train(source, quarantine)
-    indices = pipeline.step_order(NUM_IMAGES, BATCH, 0, 0).numpy()
+    indices = step_order(NUM_IMAGES, BATCH, 0, 0).numpy()
     message = str(quarantine.explain(raised.value, indices))
     assert str(path_of(root, indices[0])) in message
     assert "No such file or directory" in message
@@ -316,7 +316,7 @@ def test_the_error_for_a_removed_folder_is_one_line(tmp_path):
 
 def test_iterate_checks_the_quarantine_before_it_yields_a_batch(source):
     def indices_of(step):
-        return pipeline.step_order(NUM_IMAGES, BATCH, 0, step).numpy()
+        return step_order(NUM_IMAGES, BATCH, 0, step).numpy()
 
     quarantine = Quarantine(source, DataConfig())
     batches = pipeline.iterate(
