@@ -30,7 +30,11 @@ NUM_FIRST_VIEWS = 8  # images whose views are shown to the user
 _BATCHES_AT_ONCE = 2  # a batch begins while the last images of the previous one are processed
 _BATCHES_READY = 2  # a fixed number, so that memory is bounded by the batch
 
+# Nothing here needs AutoGraph, whose conversion takes seconds at the start of every program.
+_without_autograph = tf.autograph.experimental.do_not_convert
 
+
+@_without_autograph
 def training_batches(
     source: Source,
     views: MakeViews,
@@ -124,6 +128,7 @@ def _read(source, epochs, indices, *streamed):
     ).unbatch()
 
 
+@_without_autograph
 def evaluation_batches(
     source: Source,
     view: Callable[[tf.Tensor], tf.Tensor],
