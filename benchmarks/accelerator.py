@@ -14,6 +14,7 @@ The exit status is 1 if a loss differs from the CPU's by more than its bound.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -222,17 +223,14 @@ def plan(options, device, folder):
 def variants_of(options):
     """Returns the flags of each precision x XLA x determinism of the device, the best first."""
     precisions, switches = ["mixed_bfloat16", "float32", "mixed_float16"], ["true", "false"]
-    if options.strategy == "tpu":
-        pairs, precisions = [("false", "false")], precisions[:2]
-    elif options.tiny:
-        pairs, precisions = [("false", "true"), ("true", "false")], precisions[:1]
+    if options.tiny:  # half precision is slow on a CPU
+        variants = [("float32", "true", "false"), ("mixed_bfloat16", "false", "true")]
+    elif options.strategy == "tpu":
+        variants = [(precision, "false", "false") for precision in precisions[:2]]
     else:
-        pairs = [(xla, deterministic) for deterministic in switches[::-1] for xla in switches]
-    return [
-        {"precision": precision, "xla": xla, "deterministic": deterministic}
-        for precision in precisions
-        for xla, deterministic in pairs
-    ]
+        variants = itertools.product(precisions, switches[::-1], switches)
+    names = ("precision", "deterministic", "xla")
+    return [dict(zip(names, variant, strict=True)) for variant in variants]
 
 
 def variant_name(flags):

@@ -149,7 +149,7 @@ def train_here(two_replicas, tfds_dir, monkeypatch):
     build_strategy = devices.build_strategy
 
     def train(workdir, *arguments, replicas=1):
-        arguments = [*arguments, f"--workdir={workdir}", f"--data_dir={tfds_dir}"]
+        arguments = [f"--data_dir={tfds_dir}", *arguments, f"--workdir={workdir}"]
         config = flags.read(arguments, config_lib.PretrainConfig)
         with monkeypatch.context() as patch:
             if replicas == 2:

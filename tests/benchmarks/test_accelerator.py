@@ -29,12 +29,12 @@ def test_the_whole_program_runs_on_a_cpu(program, tmp_path):
         assert len(check["losses"]) == len(result["expected_losses"]) == 20
         assert f"| {check['name']} | 5 steps: " in finished.stdout
     expected = {
-        "mixed_bfloat16, deterministic": 2,
+        "float32, deterministic": 2,
         "PyTorch, bfloat16, channels last": 1,
-        "mixed_bfloat16, deterministic; JPEG files, views on the host": 1,
-        "mixed_bfloat16, deterministic; JPEG files, views on the device": 1,
+        "float32, deterministic; JPEG files, views on the host": 1,
+        "float32, deterministic; JPEG files, views on the device": 1,
         "kNN, queries: bank of 512 x 64, k = 10": 1,
-        "mixed_bfloat16, deterministic; 2 replicas": 1,
+        "float32, deterministic; 2 replicas": 1,
         "mixed_bfloat16, XLA": 1,
     }
     _, speeds = finished.stdout.split(" | batch | images/s | ")
@@ -43,10 +43,10 @@ def test_the_whole_program_runs_on_a_cpu(program, tmp_path):
     for name, found in measurements.items():
         assert found["ended"] == "", name
         assert speeds.count(f"\n| {name} | ") == expected[name]
-    first, second = measurements["mixed_bfloat16, deterministic"]["lines"]
+    first, second = measurements["float32, deterministic"]["lines"]
     assert (first["batch_size"], second["batch_size"]) == (4, 8)
     assert first["images_per_second"] > 0
-    assert measurements["mixed_bfloat16, deterministic; 2 replicas"]["lines"][0]["replicas"] == 2
+    assert measurements["float32, deterministic; 2 replicas"]["lines"][0]["replicas"] == 2
     assert (
         "losses of twenty steps within the bound in 2 of 2 configurations; resnet10, "
         in finished.stdout

@@ -1,4 +1,4 @@
-"""Tests of `evaluate.py`, most of them run as a user runs it."""
+"""Tests of `evaluate.py`, as a program of its own where that makes a difference."""
 
 import json
 from types import SimpleNamespace
@@ -8,9 +8,22 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
+from simsiam_tf import flags
 from simsiam_tf.evaluation import feature_cache, feature_file, run
+from simsiam_tf.evaluation.config import EvaluationConfig
 from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
+
+
+@pytest.fixture
+def evaluate_here(tfds_dir, capsys):
+    """(*flags) → the last line of stdout, of `evaluate.py` in the test's process."""
+
+    def evaluate(*arguments):
+        run.run(flags.read([*arguments, f"--data_dir={tfds_dir}"], EvaluationConfig))
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return evaluate
 
 
 @pytest.mark.parametrize(
@@ -26,15 +39,13 @@ from simsiam_tf.schema import UserError
     ],
 )
 def test_the_result_is_the_last_line_of_stdout_and_the_output_file(
-    program, tiny_run, tmp_path, protocol, settings
+    evaluate_here, tiny_run, tmp_path, protocol, settings
 ):
     output = tmp_path / "results.json"
-    finished = program(
-        "evaluate.py", f"--encoder={tiny_run / 'encoder'}", f"--protocol={protocol}",
-        f"--output={output}", *(f"--{name}={value}" for name, value in settings.items()),
+    result = evaluate_here(
+        f"--encoder={tiny_run / 'encoder'}", f"--protocol={protocol}", f"--output={output}",
+        *(f"--{name}={value}" for name, value in settings.items()),
     )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout.splitlines()[-1])
     assert result == json.loads(output.read_text())
     assert result["protocol"] == protocol
     assert (result["num_train"], result["num_test"], result["num_classes"]) == (1437, 360, 10)
@@ -69,15 +80,12 @@ def test_a_saved_model_of_another_program_cannot_be_fine_tuned(program, pixels_e
     assert "--encoder must be an encoder that this version" in finished.stderr.splitlines()[-1]
 
 
-def test_knn_top1_equals_the_last_value_of_the_runs_monitor(program, tiny_run, tmp_path):
-    finished = program(
-        "evaluate.py", f"--encoder={tiny_run / 'encoder'}", "--knn_k=20",
-        f"--feature_cache={tmp_path}",
-    )  # fmt: skip
-    summary = json.loads((tiny_run / "summary.json").read_text())
-    assert json.loads(finished.stdout.splitlines()[-1])["top1"] == pytest.approx(
-        summary["knn_top1"], abs=0.3
+def test_knn_top1_equals_the_last_value_of_the_runs_monitor(evaluate_here, tiny_run, tmp_path):
+    result = evaluate_here(
+        f"--encoder={tiny_run / 'encoder'}", "--knn_k=20", f"--feature_cache={tmp_path}"
     )
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    assert result["top1"] == pytest.approx(summary["knn_top1"], abs=0.3)
 
 
 @pytest.fixture

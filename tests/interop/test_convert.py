@@ -139,11 +139,11 @@ def test_pytorchs_sgd_loads_the_exported_optimizer(tmp_path):
     assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
-def test_training_resumes_from_an_imported_checkpoint(program, tmp_path):
+def test_training_resumes_from_an_imported_checkpoint(train_here, tmp_path):
     workdir = tmp_path / "run"
     import_file(tmp_path, authors_checkpoint(), workdir=str(workdir), step=2)
-    finished = program(
-        "train.py",
+    train_here(
+        workdir,
         "--backbone=resnet18",
         "--projection_hidden_dim=512",
         "--projection_dim=32",
@@ -153,18 +153,15 @@ def test_training_resumes_from_an_imported_checkpoint(program, tmp_path):
         "--epochs=1",
         "--log_every_steps=1",
         "--knn_every_epochs=0",
-        f"--workdir={workdir}",
     )
-    assert finished.returncode == 0, finished.stderr
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 4]
 
 
-def test_training_with_another_network_than_the_imported_one_is_rejected(program, tmp_path):
+def test_training_with_another_network_than_the_imported_one_is_rejected(train_here, tmp_path):
     import_file(tmp_path, authors_checkpoint(), workdir=str(tmp_path / "run"))
-    finished = program("train.py", f"--workdir={tmp_path / 'run'}")
-    assert finished.returncode == 1
-    assert "--backbone=resnet18 there, resnet50 here" in finished.stderr
+    with pytest.raises(UserError, match="--backbone=resnet18 there, resnet50 here"):
+        train_here(tmp_path / "run")
 
 
 def test_exports_of_a_run_and_of_its_encoder_are_equal_in_both_formats(tmp_path, tiny_run):

@@ -70,11 +70,7 @@ def test_two_replicas_have_the_losses_and_the_knn_of_one_over_five_steps_in_floa
     assert two == pytest.approx(one, abs=0.3)
 
 
-def test_loops_of_several_steps_leave_what_loops_of_one_leave(program, tiny_run, tmp_path):
+def test_loops_of_several_steps_leave_what_loops_of_one_leave(tiny_run, train_here, tmp_path):
     # 4 divides neither the epoch's 22 steps nor the 13 from one checkpoint to the next.
-    finished = program(
-        "train.py", *TINY_RUN, f"--workdir={tmp_path}", "--steps_per_loop=4",
-        "--checkpoint_every_steps=13",
-    )  # fmt: skip
-    assert finished.returncode == 0, finished.stderr
+    train_here(tmp_path, *TINY_RUN, "--steps_per_loop=4", "--checkpoint_every_steps=13")
     assert_same_run(tmp_path, tiny_run)

@@ -1,7 +1,8 @@
-"""`train.py`, run as a user runs it."""
+"""A whole run: the files that it leaves, and the mistakes that it reports."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,24 +43,21 @@ def test_metrics_have_a_line_each_log_step_and_knn_before_training_and_each_epoc
     }  # fmt: skip
 
 
-def test_the_same_command_again_says_finished_and_changes_nothing(program, tiny_run):
+def test_the_same_command_again_says_finished_and_changes_nothing(tiny_run, train_here, caplog):
     before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
-    finished = program("train.py", *TINY_RUN, f"--workdir={tiny_run}")
-    assert finished.returncode == 0
-    assert "is finished" in finished.stderr
+    caplog.set_level("INFO", logger="absl")
+    train_here(tiny_run, *TINY_RUN)
+    assert "is finished" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
 
 
-def test_a_workdir_of_another_configuration_is_refused(program, tiny_run):
-    finished = program("train.py", *TINY_RUN, f"--workdir={tiny_run}", "--momentum=0.8")
-    assert_ends_with_one_line(finished, "--momentum=0.9 there, 0.8 here")
+def test_a_workdir_of_another_configuration_is_refused(tiny_run, train_here):
+    with pytest.raises(UserError, match=r"--momentum=0\.9 there, 0\.8 here"):
+        train_here(tiny_run, *TINY_RUN, "--momentum=0.8")
 
 
-def test_the_flags_of_a_run_repeat_it_and_leave_the_same_files(program, tiny_run, tmp_path):
-    finished = program(
-        "train.py", f"--flagfile={tiny_run / 'flags.cfg'}", f"--workdir={tmp_path / 'again'}"
-    )
-    assert finished.returncode == 0, finished.stderr
+def test_the_flags_of_a_run_repeat_it_and_leave_the_same_files(tiny_run, train_here, tmp_path):
+    train_here(tmp_path / "again", f"--flagfile={tiny_run / 'flags.cfg'}")
     assert_same_run(tmp_path / "again", tiny_run)
     assert {path.name for path in (tmp_path / "again").iterdir()} == {
         "flags.cfg", "checkpoints", "metrics.jsonl", "tensorboard", "encoder", "summary.json",
@@ -67,12 +65,11 @@ def test_the_flags_of_a_run_repeat_it_and_leave_the_same_files(program, tiny_run
     }  # fmt: skip
 
 
-def test_export_alone_writes_the_encoder_of_the_newest_checkpoint(program, tiny_run, tmp_path):
+def test_export_alone_writes_the_encoder_of_the_newest_checkpoint(tiny_run, train_here, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(tiny_run, workdir)
     shutil.rmtree(workdir / "encoder")
-    finished = program("train.py", *TINY_RUN, f"--workdir={workdir}", "--export")
-    assert finished.returncode == 0, finished.stderr
+    train_here(workdir, *TINY_RUN, "--export")
     images = tf.random.stateless_uniform([4, 16, 16, 3], [0, 0], 0, 255)
     features = [
         tf.saved_model.load(str(run / "encoder")).signatures["serving_default"](images=images)
@@ -104,12 +101,10 @@ def photographs(tmp_path_factory):
 FOLDER_RUN = [*TINY_RUN, "--dataset=folder", "--batch_size=8", "--epochs=1", "--log_every_steps=1"]
 
 
-def test_images_without_labels_are_enough(program, photographs, tmp_path):
-    finished = program(
-        "train.py", *FOLDER_RUN, f"--data_dir={photographs}", f"--workdir={tmp_path / 'run'}"
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stderr.count("No kNN monitor") == 1
+def test_images_without_labels_are_enough(photographs, train_here, tmp_path, caplog):
+    caplog.set_level("INFO", logger="absl")
+    train_here(tmp_path / "run", *FOLDER_RUN, f"--data_dir={photographs}")
+    assert caplog.text.count("No kNN monitor") == 1
     assert len(losses_of(tmp_path / "run")) == 2
     assert (tmp_path / "run" / "encoder" / "saved_model.pb").exists()
 
@@ -127,16 +122,13 @@ def test_the_knn_monitor_may_use_another_data_set(pretrain_config, photographs, 
     assert all(10 < top1 < 100 for top1 in knn)
 
 
-def test_an_image_that_cannot_be_read_is_named(program, photographs, tmp_path):
+def test_an_image_that_cannot_be_read_is_named(photographs, train_here, tmp_path):
     folder = tmp_path / "photographs"
     shutil.copytree(photographs, folder)
     victim = folder / "10.JPG"
     victim.write_bytes(victim.read_bytes()[:400])
-    finished = program(
-        "train.py", *FOLDER_RUN, f"--data_dir={folder}", f"--workdir={tmp_path / 'run'}",
-        "--epochs=4",
-    )  # fmt: skip
-    assert_ends_with_one_line(finished, victim)
+    with pytest.raises(UserError, match=re.escape(str(victim))):
+        train_here(tmp_path / "run", *FOLDER_RUN, f"--data_dir={folder}", "--epochs=4")
 
 
 def small_run_of(folder, workdir):
