@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import filelock
 import keras
 import numpy as np
+import programs
 import tensorflow as tf
 
 from simsiam_tf import config as config_lib
@@ -23,7 +23,7 @@ from simsiam_tf.distribution import devices
 from simsiam_tf.evaluation.config import EvaluationConfig
 from simsiam_tf.training import pretrain
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = programs.ROOT
 
 # A small run that has every part: 22 steps an epoch.
 TINY_RUN = [
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items):
 
     items.sort(key=rank)
     for item in items:
-        starts_programs = {"program", "tiny_run"} & set(item.fixturenames)
+        starts_programs = {"program", "new_program", "tiny_run"} & set(item.fixturenames)
         if rank(item) == len(LONGEST) and not starts_programs:
             item.add_marker("quick")
 
@@ -109,7 +109,17 @@ def tfds_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def program(tfds_dir):
-    """Runs a program of the project as a user would: (script, *flags) → the finished process."""
+    """Runs a program of the project, loaded already: (script, *flags) → the finished process."""
+
+    def run(*arguments, timeout=280):
+        return programs.run(*arguments, timeout=timeout, TFDS_DATA_DIR=str(tfds_dir))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def new_program(tfds_dir):
+    """As `program`, in a new interpreter, for what depends on how a program starts."""
 
     def run(*arguments, timeout=280):
         environment = os.environ | {"TFDS_DATA_DIR": str(tfds_dir)}

@@ -34,8 +34,8 @@ def assert_one_line(finished, status, *words):
         assert word in lines[0], lines[0]
 
 
-def test_help_shows_every_flag_under_its_group(program):
-    text = program("train.py", "--help").stdout
+def test_help_shows_every_flag_under_its_group(new_program):
+    text = new_program("train.py", "--help").stdout
     groups = re.split(r"\n(?=[A-Z][^\n]*:\n  --)", text)
     assert len(groups) == 1 + len(schema.groups_of(config_lib.PretrainConfig))
     data = next(group for group in groups if group.startswith("Data:"))
@@ -69,13 +69,13 @@ def test_help_may_be_cut_off_by_its_reader():
         (["--flagfile=missing.cfg"], ["missing.cfg"]),
     ],
 )
-def test_a_wrong_flag_ends_with_one_line_and_status_2(program, arguments, words):
-    assert_one_line(program("train.py", *arguments), 2, *words)
+def test_a_wrong_flag_ends_with_one_line_and_status_2(new_program, arguments, words):
+    assert_one_line(new_program("train.py", *arguments), 2, *words)
 
 
 @pytest.mark.parametrize("arguments", [["mine"], ["--place=mine"], ["--count=1", "mine"]])
-def test_one_setting_may_stand_without_its_name(program, arguments):
-    finished = program("-c", POSITIONAL, *arguments)
+def test_one_setting_may_stand_without_its_name(new_program, arguments):
+    finished = new_program("-c", POSITIONAL, *arguments)
     assert finished.stdout == "mine\n", finished.stderr
 
 
@@ -88,14 +88,14 @@ def test_one_setting_may_stand_without_its_name(program, arguments):
         (["--place=mine", "yours"], ["Received: yours"]),
     ],
 )
-def test_only_that_setting_may(program, arguments, words):
-    assert_one_line(program("-c", POSITIONAL, *arguments), 2, *words)
+def test_only_that_setting_may(new_program, arguments, words):
+    assert_one_line(new_program("-c", POSITIONAL, *arguments), 2, *words)
 
 
-def test_an_unknown_flag_in_a_flagfile_is_named(program, tmp_path):
+def test_an_unknown_flag_in_a_flagfile_is_named(new_program, tmp_path):
     flagfile = tmp_path / "mine.cfg"
     flagfile.write_text("--epochs=3\n--lerning_rate=1\n")
-    assert_one_line(program("train.py", f"--flagfile={flagfile}"), 2, "lerning_rate")
+    assert_one_line(new_program("train.py", f"--flagfile={flagfile}"), 2, "lerning_rate")
 
 
 def test_arguments_are_read_as_a_program_reads_them(tmp_path):
@@ -141,26 +141,26 @@ def test_a_switch_or_a_count_of_another_word_is_refused(argument):
         flags.read([argument], config_lib.PretrainConfig)
 
 
-def test_evaluation_needs_an_encoder(program):
-    assert_one_line(program("evaluate.py"), 2, "--encoder")
+def test_evaluation_needs_an_encoder(new_program):
+    assert_one_line(new_program("evaluate.py"), 2, "--encoder")
 
 
-def test_help_and_wrong_flags_do_not_load_tensorflow(program):
+def test_help_and_wrong_flags_do_not_load_tensorflow(new_program):
     code = (
         "import sys, runpy; sys.argv = ['train.py', '--momentum=2']\n"
         "try: runpy.run_path('train.py', run_name='__main__')\n"
         "except SystemExit as end: assert end.code == 2, end.code\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
     )
-    assert program("-c", code).returncode == 0
+    assert new_program("-c", code).returncode == 0
 
 
-def test_another_keras_backend_is_one_line(program, monkeypatch):
+def test_another_keras_backend_is_one_line(new_program, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    assert_one_line(program("train.py"), 1, "KERAS_BACKEND=tensorflow", "jax")
+    assert_one_line(new_program("train.py"), 1, "KERAS_BACKEND=tensorflow", "jax")
 
 
-def test_keras_loaded_with_another_backend_is_an_import_error(program, monkeypatch):
+def test_keras_loaded_with_another_backend_is_an_import_error(new_program, monkeypatch):
     # A stand-in with Keras' own function: no other backend is installed.
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     code = (
@@ -169,15 +169,15 @@ def test_keras_loaded_with_another_backend_is_an_import_error(program, monkeypat
         "keras.config.backend = lambda: 'torch'; sys.modules['keras'] = keras\n"
         "import simsiam_tf"
     )
-    finished = program("-c", code)
+    finished = new_program("-c", code)
     assert finished.returncode == 1
     assert finished.stderr.strip().splitlines()[-1].endswith("Received: torch")
 
 
-def test_the_users_own_environment_is_kept(program, monkeypatch):
+def test_the_users_own_environment_is_kept(new_program, monkeypatch):
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     code = "import os, simsiam_tf; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
-    assert program("-c", code).stdout == "0\n"
+    assert new_program("-c", code).stdout == "0\n"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_every_shipped_flagfile_sets_what_it_says(path, monkeypatch):
         assert found["dataset"] == path.stem
 
 
-def test_arguments_that_are_no_flags_go_where_a_program_wants_them(program):
+def test_arguments_that_are_no_flags_go_where_a_program_wants_them(new_program):
     code = (
         "import dataclasses\n"
         "from simsiam_tf import flags, schema\n"
@@ -214,9 +214,9 @@ def test_arguments_that_are_no_flags_go_where_a_program_wants_them(program):
         "    size: int = schema.setting(1, 'A size.')\n"
         "flags.run(lambda config: print(config.files, config.size), Files)"
     )
-    assert program("-c", code, "a", "--size=2", "b").stdout == "('a', 'b') 2\n"
-    assert program("-c", code).stdout == "() 1\n"
-    text = program("-c", code, "--help").stdout
+    assert new_program("-c", code, "a", "--size=2", "b").stdout == "('a', 'b') 2\n"
+    assert new_program("-c", code).stdout == "() 1\n"
+    text = new_program("-c", code, "--help").stdout
     assert "--size" in text
     assert "--files" not in text
 
@@ -225,16 +225,16 @@ def test_the_interpreter_is_one_that_the_readme_names():
     assert (3, 11) <= sys.version_info[:2] <= (3, 13)
 
 
-def test_control_c_outside_of_training_is_one_line_and_status_130(program):
+def test_control_c_outside_of_training_is_one_line_and_status_130(new_program):
     code = (
         "from simsiam_tf import config, flags\n"
         "def main(settings): raise KeyboardInterrupt\n"
         "flags.run(main, config.PretrainConfig)"
     )
-    assert_one_line(program("-c", code), 130, "Interrupted")
+    assert_one_line(new_program("-c", code), 130, "Interrupted")
 
 
-def test_what_a_program_writes_is_not_for_others_to_change(program, tmp_path):
+def test_what_a_program_writes_is_not_for_others_to_change(new_program, tmp_path):
     code = (
         "import os, sys; from simsiam_tf import config, flags\n"
         "os.umask(0)\n"
@@ -242,7 +242,7 @@ def test_what_a_program_writes_is_not_for_others_to_change(program, tmp_path):
         "open(settings.system.workdir + '/file', 'w')\n"
         "flags.run(main, config.PretrainConfig)"
     )
-    finished = program("-c", code, f"--workdir={tmp_path / 'run'}")
+    finished = new_program("-c", code, f"--workdir={tmp_path / 'run'}")
     assert finished.returncode == 0, finished.stderr
     modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "run", tmp_path / "run" / "file")]
     assert modes == [0o775, 0o664]

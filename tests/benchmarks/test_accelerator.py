@@ -16,9 +16,9 @@ def module(monkeypatch):
     return importlib.import_module
 
 
-def test_the_whole_program_runs_on_a_cpu(program, tmp_path):
+def test_the_whole_program_runs_on_a_cpu(new_program, tmp_path):
     output = tmp_path / "accelerator.json"
-    finished = program(
+    finished = new_program(
         "benchmarks/accelerator.py", "--tiny", "--minutes=20", f"--output={output}", timeout=1300
     )
     assert finished.returncode == 0, finished.stderr

@@ -3,9 +3,9 @@
 import json
 
 
-def test_knn_is_compared_with_faiss_and_gives_its_votes(program, tmp_path):
+def test_knn_is_compared_with_faiss_and_gives_its_votes(new_program, tmp_path):
     output = tmp_path / "knn.json"
-    finished = program(
+    finished = new_program(
         "benchmarks/knn.py", "--bank=300", "--queries=40", "--features=16", "--k=7",
         "--repeats=2", f"--output={output}",
     )  # fmt: skip
@@ -17,10 +17,10 @@ def test_knn_is_compared_with_faiss_and_gives_its_votes(program, tmp_path):
 
 
 def test_probe_is_compared_with_the_linear_protocol_without_a_change_to_the_run(
-    program, tiny_run, tmp_path
+    new_program, tiny_run, tmp_path
 ):
     output, there = tmp_path / "probe.json", sorted(tiny_run.rglob("*"))
-    finished = program(
+    finished = new_program(
         "benchmarks/probe.py", f"--encoder={tiny_run / 'encoder'}",
         "--probe_flags=--probe_epochs=2",
         "--linear_flags=--batch_size=64 --epochs=1", "--repeats=1", f"--output={output}",

@@ -71,9 +71,9 @@ def test_collectives_and_broadcasts_of_two_replicas(two_replicas):
     assert counts.host_waits == 0
 
 
-def test_the_program_prints_its_table(program):
+def test_the_program_prints_its_table(new_program):
     flags = [f"--{name}={value}" for name, value in NETWORK.items()]
-    finished = program("benchmarks/ahead_of_time.py", "--target=graph", "--breakdown", *flags)
+    finished = new_program("benchmarks/ahead_of_time.py", "--target=graph", "--breakdown", *flags)
     assert finished.returncode == 0, finished.stderr
     head, _, row, *_ = finished.stdout.splitlines()
     cells = dict(zip(head.split("|")[1:-1], row.split("|")[1:-1], strict=True))

@@ -17,14 +17,14 @@ def sides_of(finished, output):
     return result["sides"]
 
 
-def test_pipeline_is_compared_with_pillow_in_a_dataloader(program, tmp_path):
+def test_pipeline_is_compared_with_pillow_in_a_dataloader(new_program, tmp_path):
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for number in range(8):
         image = np.random.default_rng(number).integers(0, 256, (40 + number, 50, 3), np.uint8)
         Image.fromarray(image).save(photographs / f"{number}.jpeg")
     output = tmp_path / "pipeline.json"
-    finished = program(
+    finished = new_program(
         "benchmarks/pipeline.py", f"--folder={photographs}", "--batch_size=4", "--batches=2",
         "--rounds=2", "--image_size=16", f"--output={output}",
     )  # fmt: skip
@@ -39,10 +39,10 @@ TINY_STEP = [
 ]  # fmt: skip
 
 
-def test_train_step_is_compared_with_the_fastest_form_of_pytorch(program, tmp_path):
+def test_train_step_is_compared_with_the_fastest_form_of_pytorch(new_program, tmp_path):
     output = tmp_path / "step.json"
     wanted = ["PyTorch, eager", "PyTorch, channels last", "ours", "ours, XLA"]
-    finished = program(
+    finished = new_program(
         "benchmarks/train_step.py", *TINY_STEP, f"--output={output}", "--sides", *wanted
     )
     sides = sides_of(finished, output)
@@ -52,10 +52,10 @@ def test_train_step_is_compared_with_the_fastest_form_of_pytorch(program, tmp_pa
     assert f"| ratio to {fastest} |" in finished.stdout
 
 
-def test_without_a_peer_the_first_side_is_the_reference(program, tmp_path):
+def test_without_a_peer_the_first_side_is_the_reference(new_program, tmp_path):
     output = tmp_path / "step.json"
     wanted = ["ours", "ours, bfloat16"]
-    finished = program(
+    finished = new_program(
         "benchmarks/train_step.py", *TINY_STEP, f"--output={output}", "--sides", *wanted
     )
     sides = sides_of(finished, output)
@@ -65,12 +65,12 @@ def test_without_a_peer_the_first_side_is_the_reference(program, tmp_path):
 
 
 def test_without_a_compiler_the_compiled_side_is_skipped_with_a_message(
-    program, tmp_path, monkeypatch
+    new_program, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("CXX", "no-such-compiler")
     output = tmp_path / "step.json"
     wanted = ["PyTorch, eager", "PyTorch, compiled"]
-    finished = program(
+    finished = new_program(
         "benchmarks/train_step.py", *TINY_STEP, f"--output={output}", "--sides", *wanted
     )
     assert list(sides_of(finished, output)) == wanted[:1]

@@ -10,11 +10,11 @@ from benchmarks import corrupt, kill_resume
 
 
 @pytest.fixture(scope="module")
-def killed(program, tmp_path_factory):
+def killed(new_program, tmp_path_factory):
     """Returns the finished program of two kills, its JSON result and the uninterrupted run."""
     folder = tmp_path_factory.mktemp("kills")
     output = folder / "kills.json"
-    finished = program(
+    finished = new_program(
         "benchmarks/kill_resume.py", "--kills=2", "--epochs=1", f"--folder={folder / 'runs'}",
         f"--output={output}", timeout=600,
     )  # fmt: skip
@@ -93,9 +93,9 @@ def test_values_that_depend_on_the_clock_are_no_difference(killed, tmp_path):
     assert kill_resume.differences(run, reference)[0] == []
 
 
-def test_no_damaged_copy_of_a_checkpoint_is_restored_with_wrong_weights(program, tmp_path):
+def test_no_damaged_copy_of_a_checkpoint_is_restored_with_wrong_weights(new_program, tmp_path):
     output = tmp_path / "corrupt.json"
-    finished = program("benchmarks/corrupt.py", "--copies=40", f"--output={output}")
+    finished = new_program("benchmarks/corrupt.py", "--copies=40", f"--output={output}")
     assert finished.returncode == 0, finished.stderr + finished.stdout
     result = json.loads(output.read_text())
     assert result["copies"] == 40

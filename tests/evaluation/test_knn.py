@@ -74,7 +74,7 @@ def test_each_of_equal_neighbours_votes_once():
     np.testing.assert_allclose(votes, np.full((2, 1), 10 * np.e), rtol=1e-6)
 
 
-def test_memory_depends_on_the_blocks_and_not_on_the_bank(program):
+def test_memory_depends_on_the_blocks_and_not_on_the_bank(new_program):
     code = """
 import resource
 import numpy as np
@@ -89,7 +89,7 @@ before = peak()
 knn.class_votes(bank, np.zeros(200_000, int), queries, 1, 10, 0.1)
 print(peak() - before)
 """
-    finished = program("-c", code)
+    finished = new_program("-c", code)
     # All cosines at once would take 780 MB; a block of them takes 16 MB.
     assert float(finished.stdout) < 100, finished.stderr
 

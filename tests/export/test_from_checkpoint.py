@@ -98,14 +98,14 @@ def test_an_output_with_the_suffix_of_another_format_is_refused():
     ("format_", "package"),
     [("onnx", "tf2onnx"), ("onnx", "onnxruntime"), ("litert", "ai_edge_litert")],
 )
-def test_a_missing_package_is_named_before_tensorflow_loads(program, format_, package):
+def test_a_missing_package_is_named_before_tensorflow_loads(new_program, format_, package):
     # The package and TensorFlow cannot be imported, as if they were not installed.
     code = (
         "import runpy, sys\n"
         f"sys.modules['{package}'] = sys.modules['tensorflow'] = None\n"
         "runpy.run_module('simsiam_tf.export', run_name='__main__', alter_sys=True)"
     )
-    finished = program("-c", code, "--checkpoint=run", f"--format={format_}")
+    finished = new_program("-c", code, "--checkpoint=run", f"--format={format_}")
     assert (finished.returncode, finished.stdout) == (2, "")
     (line,) = finished.stderr.splitlines()
     hint = "pip install -r requirements-export.txt"

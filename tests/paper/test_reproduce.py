@@ -2,15 +2,12 @@
 
 import html
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
-from conftest import ROOT
+from programs import Program
 from run_results import wait_for_checkpoint
 
 from simsiam_tf.paper import report, tables
@@ -91,16 +88,10 @@ def test_a_table_is_completed_after_an_interruption_and_a_failed_row(program, tf
     second.mkdir(parents=True)
     (second / "logs").touch()  # a file, so that the second row cannot make its folder
 
-    with subprocess.Popen(
-        [sys.executable, *PROGRAM, *flags_of(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        wait_for_checkpoint(process, first)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=200)
+    process = Program(*PROGRAM, *flags_of(tmp_path), TFDS_DATA_DIR=str(tfds_dir))
+    wait_for_checkpoint(process, first)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     assert (

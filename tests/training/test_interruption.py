@@ -1,15 +1,13 @@
 """What ends a run before its time: signals, losses that are not finite, a full disk."""
 
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY_RUN
+from conftest import TINY_RUN
+from programs import Program
 from run_results import (
     assert_ends_with_one_line,
     assert_same_run,
@@ -23,10 +21,7 @@ from simsiam_tf.schema import UserError
 
 def stop(number, flags, workdir, tfds_dir):
     """Starts a run, signals it after its first checkpoint, gives its status and last words."""
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *flags, f"--workdir={workdir}"], cwd=ROOT, text=True,
-        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)}, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = Program("train.py", *flags, f"--workdir={workdir}", TFDS_DATA_DIR=str(tfds_dir))
     wait_for_checkpoint(process, workdir)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
@@ -68,7 +63,7 @@ def test_a_run_whose_loss_is_not_finite_stops_with_good_checkpoints(train_here, 
 
 
 def test_a_disk_without_room_ends_with_one_line_and_the_checkpoints_intact(
-    program, tiny_run, tmp_path
+    new_program, tiny_run, tmp_path
 ):
     # TensorBoard's file and the checkpoint of 1.6 MB may not grow over 1 MB, as on a full disk.
     code = (
@@ -81,6 +76,6 @@ def test_a_disk_without_room_ends_with_one_line_and_the_checkpoints_intact(
     (workdir / "summary.json").unlink()
     (whole,) = (workdir / "checkpoints").iterdir()
     earlier = whole.rename(whole.with_name("step-000000030"))
-    finished = program("-c", code, *TINY_RUN, f"--workdir={workdir}")
+    finished = new_program("-c", code, *TINY_RUN, f"--workdir={workdir}")
     assert_ends_with_one_line(finished, "--workdir cannot be written to (", "resume", workdir)
     assert list((workdir / "checkpoints").iterdir()) == [earlier]

@@ -1,16 +1,15 @@
 """A whole run: the files that it leaves, and the mistakes that it reports."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, TINY_RUN
+from conftest import TINY_RUN
+from programs import Program
 from run_results import (
     assert_ends_with_one_line,
     assert_same_run,
@@ -161,10 +160,7 @@ def test_a_data_folder_that_vanishes_ends_the_run_with_one_line(photographs, tmp
     folder, workdir = tmp_path / "photographs", tmp_path / "run"
     shutil.copytree(photographs, folder)
     flags = [*FOLDER_RUN, f"--data_dir={folder}", "--epochs=3000", "--checkpoint_every_steps=1"]
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *flags, f"--workdir={workdir}"], cwd=ROOT, text=True,
-        env=os.environ | {"TFDS_DATA_DIR": str(tfds_dir)}, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = Program("train.py", *flags, f"--workdir={workdir}", TFDS_DATA_DIR=str(tfds_dir))
     wait_for_checkpoint(process, workdir)
     shutil.rmtree(folder)
     _, stderr = process.communicate(timeout=60)

@@ -1,16 +1,14 @@
 """Several processes on one machine, run and interrupted as a cluster runs and interrupts them."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
-from conftest import ROOT, TINY_RUN
+from conftest import TINY_RUN
+from programs import Program
 from run_results import assert_same_training
 
 FLAGS = [
@@ -43,13 +41,12 @@ def start_workers(tmp_path, tfds_dir):
             task = {"type": "worker", "index": index}
             cluster = {"cluster": {"worker": addresses}, "task": task}
             workers.append(
-                subprocess.Popen(
-                    [sys.executable, "train.py", *FLAGS, f"--workdir={tmp_path / 'run'}"],
-                    cwd=ROOT,
-                    text=True,
-                    stderr=subprocess.PIPE,
-                    env=os.environ
-                    | {"TFDS_DATA_DIR": str(tfds_dir), "TF_CONFIG": json.dumps(cluster)},
+                Program(
+                    "train.py",
+                    *FLAGS,
+                    f"--workdir={tmp_path / 'run'}",
+                    TFDS_DATA_DIR=str(tfds_dir),
+                    TF_CONFIG=json.dumps(cluster),
                 )
             )
         started.extend(workers)
