@@ -65,7 +65,7 @@ NOMINAL_TFLOPS = {
     "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 
-# The network of --tiny, with which the whole program takes a minute or two on a CPU.
+# The network of --tiny, with which the whole program takes five to seven minutes on two cores.
 TINY = {
     "backbone": "resnet10",
     "stem": "cifar",
