@@ -30,7 +30,8 @@ NUM_FIRST_VIEWS = 8  # images whose views are shown to the user
 _BATCHES_AT_ONCE = 2  # a batch begins while the last images of the previous one are processed
 _BATCHES_READY = 2  # a fixed number, so that memory is bounded by the batch
 
-# Nothing here needs AutoGraph, whose conversion takes seconds at the start of every program.
+# Nothing here needs AutoGraph, whose conversion takes seconds at the start of every program. Views
+# and sources are traced without it as well: a condition on a tensor is `tf.cond`, not `if`.
 _without_autograph = tf.autograph.experimental.do_not_convert
 
 
