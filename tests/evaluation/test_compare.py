@@ -6,14 +6,16 @@ from simsiam_tf.evaluation import compare
 
 
 @pytest.fixture
-def compared(program, tmp_path):
+def compared(new_program, tmp_path):
     """({file name: content}) → the finished program."""
 
     def run(files):
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content)
             (tmp_path / name).write_text(text)
-        return program("-m", "simsiam_tf.evaluation.compare", *(tmp_path / name for name in files))
+        return new_program(
+            "-m", "simsiam_tf.evaluation.compare", *(tmp_path / name for name in files)
+        )
 
     return run
 
@@ -70,12 +72,12 @@ def test_files_without_a_result_are_named_after_the_table_of_the_others(compared
     assert "good.json" not in line
 
 
-def test_a_missing_file_and_an_empty_command_line_end_with_one_line(program):
-    finished = program("-m", "simsiam_tf.evaluation.compare", "/nowhere/results.json")
+def test_a_missing_file_and_an_empty_command_line_end_with_one_line(new_program):
+    finished = new_program("-m", "simsiam_tf.evaluation.compare", "/nowhere/results.json")
     assert finished.returncode == 1
     assert finished.stdout == ""
     assert "/nowhere/results.json (No such file" in finished.stderr
-    finished = program("-m", "simsiam_tf.evaluation.compare")
+    finished = new_program("-m", "simsiam_tf.evaluation.compare")
     assert finished.returncode == 2
     assert len(finished.stderr.splitlines()) == 1
     assert "Name results to compare" in finished.stderr
