@@ -3,12 +3,18 @@
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# What XLA compiles, it compiles once for all processes of the session. pytest's first process makes
+# the folder; test processes and programs inherit its name.
+if "TF_XLA_FLAGS" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={compiled.name}"
 
 import filelock
 import keras
