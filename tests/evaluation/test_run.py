@@ -1,29 +1,14 @@
 """Tests of `evaluate.py`, as a program of its own where that makes a difference."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from sklearn.datasets import load_digits
+from image_folder import folder_of
 
-from simsiam_tf import flags
-from simsiam_tf.evaluation import feature_cache, feature_file, run
-from simsiam_tf.evaluation.config import EvaluationConfig
-from simsiam_tf.export import saved_model
+from simsiam_tf.evaluation import feature_cache, run
 from simsiam_tf.schema import UserError
-
-
-@pytest.fixture
-def evaluate_here(tfds_dir, capsys):
-    """(*flags) → the last line of stdout, of `evaluate.py` in the test's process."""
-
-    def evaluate(*arguments):
-        run.run(flags.read([*arguments, f"--data_dir={tfds_dir}"], EvaluationConfig))
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-    return evaluate
 
 
 @pytest.mark.parametrize(
@@ -88,18 +73,6 @@ def test_knn_top1_equals_the_last_value_of_the_runs_monitor(evaluate_here, tiny_
     assert result["top1"] == pytest.approx(summary["knn_top1"], abs=0.3)
 
 
-@pytest.fixture
-def pixels_encoder(tmp_path):
-    """A SavedModel of another program with the same signature; its features are the pixels."""
-    module = tf.Module()
-    module.serve = tf.function(
-        lambda images: {"features": tf.reshape(images, [-1, 8 * 8 * 3]) - 100},
-        [tf.TensorSpec([None, 8, 8, 3], tf.float32, "images")],
-    )
-    tf.saved_model.save(module, str(tmp_path / "pixels"), {"serving_default": module.serve})
-    return tmp_path / "pixels"
-
-
 def test_any_saved_model_of_the_signature_is_evaluated(program, pixels_encoder):
     finished = program(
         "evaluate.py", f"--encoder={pixels_encoder}", "--image_size=8", "--eval_crop_ratio=1",
@@ -108,38 +81,6 @@ def test_any_saved_model_of_the_signature_is_evaluated(program, pixels_encoder):
     assert finished.returncode == 0, finished.stderr
     # One nearest neighbour on the pixels of the digits is known to be accurate.
     assert json.loads(finished.stdout.splitlines()[-1])["top1"] > 95
-
-
-@pytest.fixture
-def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
-    """(**settings) → the result on the pixels of the digits, and the number of encoded images."""
-    settings = {
-        "encoder": str(pixels_encoder),
-        "data_dir": str(tfds_dir),
-        "image_size": 8,
-        "eval_crop_ratio": 1.0,
-    }
-
-    def run_it(**more):
-        encoded = []
-        with pytest.MonkeyPatch.context() as patch:
-
-            def load(directory):
-                encode, description = saved_model.load(directory)
-
-                def encode_and_count(images):
-                    encoded.append(images.shape[0] or 0)
-                    return encode(images)
-
-                return encode_and_count, description
-
-            patch.setattr(
-                run, "saved_model", SimpleNamespace(load=load, versions=saved_model.versions)
-            )
-            run.run(evaluation_config(**settings | more))
-        return json.loads(capsys.readouterr().out.splitlines()[-1]), sum(encoded)
-
-    return run_it
 
 
 @pytest.mark.parametrize(
@@ -181,24 +122,6 @@ def test_a_large_batch_of_the_linear_protocol_is_encoded_in_pieces(evaluate, mon
     assert max(sizes) == 64
 
 
-def test_two_replicas_extract_the_features_of_one(program, tiny_run, tmp_path):
-    found = []
-    for replicas in (1, 2):
-        output = tmp_path / f"{replicas}.npz"
-        finished = program(
-            "evaluate.py", f"--encoder={tiny_run / 'encoder'}", "--protocol=features",
-            f"--cpu_replicas={replicas}", f"--output={output}", "--feature_batch_size=101",
-            f"--feature_cache={tmp_path / str(replicas)}",
-        )  # fmt: skip
-        assert finished.returncode == 0, finished.stderr
-        assert f"on {replicas} replica(s)" in finished.stderr
-        with np.load(output) as file:
-            found.append(file["features"])
-    one, two = found
-    assert one.shape == two.shape == (360, 128)
-    np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5 * np.abs(one).max())
-
-
 @pytest.mark.parametrize("strategy", ["multi_worker", "auto"])
 def test_an_evaluation_joins_no_cluster(evaluation_config, monkeypatch, strategy):
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}}')
@@ -207,44 +130,6 @@ def test_an_evaluation_joins_no_cluster(evaluation_config, monkeypatch, strategy
     else:
         match = "--encoder must be a folder that exists"  # so the strategy was built
     assert_refused(evaluation_config, match, encoder="/nowhere", strategy=strategy)
-
-
-def test_an_image_is_encoded_once_for_all_protocols(evaluate):
-    _, encoded = evaluate(protocol="probe", probe_epochs=1)
-    assert encoded == 1437 + 360
-    for settings in ({"protocol": "knn"}, {"protocol": "probe"}, {"protocol": "knn", "knn_k": 3}):
-        assert evaluate(**settings)[1] == 0
-
-
-def test_features_are_kept_beside_the_encoder_or_in_the_folder_of_the_flag(evaluate, tmp_path):
-    evaluate(train_split="train[:20]")
-    assert len(list((tmp_path / "features").iterdir())) == 2
-    evaluate(train_split="train[:20]", feature_cache=str(tmp_path / "elsewhere"))
-    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
-
-
-def test_other_images_views_or_encoders_are_encoded_again(evaluate, pixels_encoder):
-    evaluate()
-    assert evaluate(train_split="train[:700]")[1] == 700
-    assert evaluate(eval_crop_ratio=0.875)[1] == 1437 + 360
-    with open(pixels_encoder / "saved_model.pb", "ab") as file:
-        file.write(b"\x0a\x00")  # an empty field: the file changes, the model does not
-    assert evaluate()[1] == 1437 + 360
-
-
-def test_a_split_whose_images_changed_is_encoded_again(evaluate, tmp_path):
-    paths = [
-        f"{split}/{name}/{number}.png"
-        for split in ("train", "test")
-        for name in ("cat", "dog")
-        for number in range(3)
-    ]
-    settings = folder_of(tmp_path / "data", *paths)
-    assert [evaluate(**settings)[1] for _ in range(2)] == [12, 0]
-    (tmp_path / "data" / "train" / "dog" / "2.png").write_bytes(
-        tf.io.encode_png(np.full((8, 8, 3), 255, np.uint8)).numpy()
-    )
-    assert evaluate(**settings)[1] == 6
 
 
 def test_the_test_split_does_not_influence_the_choice_of_the_probe(evaluate):
@@ -289,101 +174,10 @@ def test_the_image_size_must_be_known(evaluation_config, pixels_encoder):
     assert_refused(evaluation_config, "--image_size must be given", encoder=str(pixels_encoder))
 
 
-@pytest.fixture
-def some_images(tmp_path):
-    """Settings of a folder of four files: three images of one grey level each, and no image."""
-    settings = folder_of(tmp_path / "data", *(f"train/{name}" for name in ("a.png", "c.png")))
-    for number, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
-        image = np.full((8, 8, 3), 10 * number, np.uint8)
-        (tmp_path / "data" / "train" / name).write_bytes(tf.io.encode_png(image).numpy())
-    (tmp_path / "data" / "train" / "b.png").write_bytes(b"no image")
-    return settings | {
-        "eval_split": "train", "on_bad_image": "skip", "max_bad_fraction": 0.5,
-        "eval_crop_ratio": 1.0,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("ending", ["npz", "tfrecord"])
-def test_the_file_of_unlabelled_features_names_their_images_and_facts(
-    evaluation_config, pixels_encoder, some_images, tmp_path, capsys, ending
-):
-    output = tmp_path / f"features.{ending}"
-    settings = some_images | {"encoder": str(pixels_encoder), "protocol": "features"}
-    run.run(evaluation_config(**settings, output=str(output)))
-    result = json.loads(capsys.readouterr().out)
-    assert (result["num_images"], result["num_features"]) == (3, 8 * 8 * 3)
-    paths = [str(tmp_path / "data" / "train" / name) for name in ("a.png", "c.png", "d.png")]
-    expected = np.repeat([[-100], [-80], [-70]], 8 * 8 * 3, axis=1)
-    if ending == "npz":
-        with np.load(output) as file:
-            arrays = dict(file)
-        assert json.loads(str(arrays["facts"])) == result
-        assert arrays["class_names"].tolist() == []
-        assert arrays["paths"].tolist() == paths
-        found, labels, indices = (arrays[name] for name in ("features", "labels", "indices"))
-    else:
-        beside = json.loads((tmp_path / "features.tfrecord.json").read_text())
-        assert beside == {"class_names": [], "facts": result}
-        spec = {
-            "features": tf.io.FixedLenFeature([8 * 8 * 3], tf.float32),
-            "label": tf.io.FixedLenFeature([], tf.int64),
-            "index": tf.io.FixedLenFeature([], tf.int64),
-            "path": tf.io.FixedLenFeature([], tf.string),
-        }
-        records = list(tf.data.TFRecordDataset(str(output)))
-        examples = tf.io.parse_example(tf.stack(records), spec)
-        assert [path.decode() for path in examples["path"].numpy()] == paths
-        found, labels, indices = (examples[name].numpy() for name in ("features", "label", "index"))
-    assert found.dtype == "float32"
-    np.testing.assert_allclose(found, expected, atol=0.01)
-    assert labels.tolist() == [-1, -1, -1]
-    assert indices.tolist() == [0, 2, 3]
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def test_features_of_a_labelled_split_have_its_labels_and_classes(evaluate, tmp_path):
-    output = tmp_path / "features.npz"
-    _, encoded = evaluate(protocol="features", eval_split="test", output=str(output))
-    assert encoded == 360
-    with np.load(output) as file:
-        assert file["indices"].tolist() == list(range(360))
-        assert file["class_names"].tolist() == list("0123456789")
-        assert len(file["paths"]) == 0
-        features, labels = file["features"], file["labels"]
-    assert np.bincount(labels).tolist() == np.bincount(load_digits().target[::5]).tolist()
-    # The other protocols use the same features, so only the training split is encoded.
-    assert evaluate(protocol="knn")[1] == 1437
-    assert features.shape == (360, 8 * 8 * 3)
-
-
-@pytest.mark.parametrize("output", ["", "features.h5", "npz"])
-def test_features_need_an_npz_or_tfrecord_file(evaluation_config, output):
-    with pytest.raises(UserError, match=rf"ends in \.npz or \.tfrecord\. Received: {output}$"):
-        evaluation_config(encoder="x", protocol="features", output=output)
-
-
-def test_features_that_cannot_be_written_are_a_user_error_and_leave_no_file(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match=r"--output cannot be written \(No space left on device\)"):
-        feature_file.save(str(tmp_path / "f.npz"), np.zeros((1, 2)), [0], [0], [], [], {})
-    assert not list(tmp_path.iterdir())
-
-
 def test_one_image_has_no_spectrum(evaluation_config, pixels_encoder, tmp_path):
     settings = folder_of(tmp_path / "data", "1.png") | {"encoder": str(pixels_encoder)}
     match = r"two images or more\. Received: 1"
     assert_refused(evaluation_config, match, protocol="spectrum", **settings)
-
-
-def folder_of(tmp_path, *paths):
-    for path in paths:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        image = np.zeros((8, 8, 3), np.uint8)
-        (tmp_path / path).write_bytes(tf.io.encode_png(image).numpy())
-    return {"dataset": "folder", "data_dir": str(tmp_path), "image_size": 8}
 
 
 @pytest.mark.parametrize(
