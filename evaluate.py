@@ -1,23 +1,14 @@
-"""Evaluates an exported encoder on a data set; the last line of stdout is the result as JSON.
+"""Evaluates an exported encoder: python evaluate.py --encoder=runs/mine/encoder --protocol=knn
 
-python evaluate.py --encoder=runs/mine/encoder --protocol=linear --dataset=cifar10
+`simsiam_tf/evaluation/__main__.py` is the program; its installed name is simsiam-evaluate.
 """
 
 import sys
 
 try:
-    from simsiam_tf import flags
-    from simsiam_tf.evaluation.config import EvaluationConfig
+    from simsiam_tf.evaluation.__main__ import command
 except ImportError as error:  # a package that is missing, or Keras with another backend
     sys.exit(f"evaluate.py: {error}")
 
-
-def main(settings: EvaluationConfig) -> None:
-    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
-        from simsiam_tf.evaluation import run
-
-    run.run(settings)
-
-
 if __name__ == "__main__":
-    flags.run(main, EvaluationConfig)
+    command()

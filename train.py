@@ -1,26 +1,14 @@
-"""Pre-trains an encoder on unlabelled images.
+"""Pre-trains an encoder on unlabelled images: python train.py --flagfile=configs/digits.cfg
 
-    python train.py --flagfile=configs/digits.cfg
-    python train.py --flagfile=configs/r18.cfg --dataset=folder --data_dir=my_images \\
-        --workdir=runs/mine
-
-The same command again resumes the run.
+`simsiam_tf/training/__main__.py` is the program; its installed name is simsiam-train.
 """
 
 import sys
 
 try:
-    from simsiam_tf import config, flags
+    from simsiam_tf.training.__main__ import command
 except ImportError as error:  # a package that is missing, or Keras with another backend
     sys.exit(f"train.py: {error}")
 
-
-def main(settings):
-    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
-        from simsiam_tf.training import pretrain
-
-    pretrain.run(settings)
-
-
 if __name__ == "__main__":
-    flags.run(main, config.PretrainConfig)
+    command()

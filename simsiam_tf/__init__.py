@@ -6,6 +6,8 @@ Importing the package chooses the backend before TensorFlow and Keras load, and 
 import os
 import sys
 
+__version__ = "0.1.0"
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # Off by default on CPUs without AVX-512, where it still makes a training step up to 2.7x faster.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

@@ -25,5 +25,10 @@ def main(config: CurvesConfig) -> None:
     curve_picture.write(config.runs.split(","), config.output)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program."""
     flags.run(main, CurvesConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -15,9 +15,14 @@ from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
 
-from simsiam_tf import schema
+from simsiam_tf import recipes, schema
 
 FLAGS = flags.FLAGS
+_FLAGFILES = """
+Flagfiles:
+  --flagfile: File with a flag in each line; flags after it on the command line override it.
+  --recipe: Flagfile that ships with the package, by its name, such as r50.
+"""
 _HELP = {"-?", "-h", "-help", "--help", "-helpshort", "--helpshort"}
 
 
@@ -30,9 +35,10 @@ def run(main: Callable[[typing.Any], None], config_class: type[schema.Config]) -
     os.umask(os.umask(0) | stat.S_IWOTH)
     logging.get_absl_handler().addFilter(_is_shown)
     _define(config_class)
+    usage = (sys.modules[main.__module__].__doc__ or "").strip()
     app.run(
         lambda config: _run_main(main, config),
-        flags_parser=lambda argv: _parse(argv, config_class),
+        flags_parser=lambda argv: _parse(argv, config_class, usage),
     )
 
 
@@ -92,29 +98,29 @@ def read(arguments: list[str], config_class: type[schema.Config]) -> typing.Any:
     """Returns the config that a program would build from command-line arguments.
 
     Raises:
-      UserError: a flag is wrong, or a flagfile is missing.
+      UserError: a flag or a recipe is wrong, or a flagfile is missing.
     """
     values = flags.FlagValues()
     _define(config_class, values)
     try:
         return _build(["", *arguments], config_class, values)
-    except (flags.Error, OSError) as error:
+    except flags.Error as error:
         raise schema.UserError(" ".join(str(error).split())) from error
 
 
-def _parse(argv: list[str], config_class: type[schema.Config]) -> typing.Any:
+def _parse(argv: list[str], config_class: type[schema.Config], usage: str) -> typing.Any:
     if _HELP.intersection(argv[1:]):
-        _print_help(config_class)
+        _print(f"{usage}\n{_help_text(config_class)}")
         sys.exit(0)
     try:
         return _build(argv, config_class, FLAGS)
-    except (flags.Error, schema.UserError, OSError) as error:
+    except (flags.Error, schema.UserError) as error:
         _exit(error, status=2)
 
 
-def _print_help(config_class: type[schema.Config]) -> None:
+def _print(text: str) -> None:
     try:
-        print(_help_text(config_class), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:  # as by `| head`: Python's own flush at the end must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -123,7 +129,7 @@ def _build(
     argv: list[str], config_class: type[schema.Config], values: flags.FlagValues
 ) -> schema.Config:
     """Builds the config of a command line, whose flags `values` defines."""
-    arguments = values(argv)[1:]
+    arguments = values(recipes.expand(argv))[1:]
     # A text takes one positional argument, a tuple all that are left.
     positional: dict[str, typing.Any] = {}
     for field in schema.settings_of(config_class):
@@ -145,12 +151,11 @@ def _exit(error: Exception | str, status: int) -> typing.NoReturn:
 
 
 def _help_text(config_class: type[schema.Config]) -> str:
-    """The program's docstring, then its flags, group by group."""
+    """The flags of a program, group by group."""
     titles = [_title(group) for group in schema.groups_of(config_class).values()]
     if schema.settings_of(config_class):
         titles.insert(0, _title(config_class))
-    usage = (sys.modules["__main__"].__doc__ or "").strip()
-    return "\n".join([usage, *(FLAGS.module_help(title) for title in titles)])
+    return "\n".join([*(FLAGS.module_help(title) for title in titles), _FLAGFILES])
 
 
 def _title(config_class: type[schema.Config]) -> str:

@@ -25,5 +25,10 @@ def main(config: ReportConfig) -> None:
     page.write(config.run, config.output)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program."""
     flags.run(main, ReportConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -31,5 +31,10 @@ def main(config: TransferConfig) -> None:
     run.run(config)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program."""
     flags.run(main, TransferConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -109,5 +109,10 @@ def _text(name: str, value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program."""
     flags.run(main, CompareConfig)
+
+
+if __name__ == "__main__":
+    command()

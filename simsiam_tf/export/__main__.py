@@ -17,5 +17,10 @@ def main(config: ExportConfig) -> None:
     from_checkpoint.export(config)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program."""
     flags.run(main, ExportConfig)
+
+
+if __name__ == "__main__":
+    command()

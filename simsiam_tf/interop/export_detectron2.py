@@ -18,5 +18,10 @@ def main(config: Detectron2ExportConfig) -> None:
     convert.export_detectron2(config)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program."""
     flags.run(main, Detectron2ExportConfig)
+
+
+if __name__ == "__main__":
+    command()

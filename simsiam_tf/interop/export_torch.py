@@ -14,5 +14,10 @@ def main(config: TorchExportConfig) -> None:
     convert.export_torch(config)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program."""
     flags.run(main, TorchExportConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -14,5 +14,10 @@ def main(config: ImportConfig) -> None:
     convert.import_torch(config)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program."""
     flags.run(main, ImportConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -21,15 +21,10 @@ def main(_: FlagfilesConfig) -> None:
             file.write(text)
 
 
-def path_of(scale_name: str, run: str) -> str:
-    """Returns the path of a run's flagfile, relative to the root of the repository."""
-    return f"configs/paper/{scale_name}/{run}.cfg"
-
-
 def build_flagfiles() -> dict[str, str]:
     """Returns the text of all flagfiles, by path relative to the root of the repository."""
     return {
-        path_of(scale_name, run): _text(scale_name, run, recipe, settings)
+        f"configs/{tables.recipe_of(scale_name, run)}.cfg": _text(scale_name, run, recipe, settings)
         for scale_name in tables.SCALES
         for run, (recipe, settings) in tables.build_runs(scale_name).items()
     }
@@ -46,7 +41,7 @@ def _text(scale_name: str, run: str, recipe: str, settings: dict[str, object]) -
     lines = [f"{table.title}: {row.label}" for table, row in shown]
     lines += [
         "",
-        f"Command:   python train.py --flagfile={path_of(scale_name, run)}",
+        f"Command:   python train.py --recipe={tables.recipe_of(scale_name, run)}",
         f"Hardware:  {scale.hardware}",
         "Time:      python -m simsiam_tf.paper.reproduce --dry_run estimates it",
     ]
@@ -60,7 +55,7 @@ def _text(scale_name: str, run: str, recipe: str, settings: dict[str, object]) -
         "Written by simsiam_tf/paper/flagfiles.py from simsiam_tf/paper/tables.py.",
     ]
     comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
-    settings = {"flagfile": recipe, **settings, "workdir": f"runs/paper/{scale_name}/{run}"}
+    settings = {"recipe": recipe, **settings, "workdir": f"runs/paper/{scale_name}/{run}"}
     return comments + schema.to_flagfile(settings)
 
 

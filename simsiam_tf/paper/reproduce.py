@@ -20,5 +20,10 @@ def main(config: ReproduceConfig) -> None:
         runner.run(config)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The program."""
     flags.run(main, ReproduceConfig)
+
+
+if __name__ == "__main__":
+    command()

@@ -4,7 +4,6 @@ Each program runs in its own process, so that a crash does not end the other pro
 of a GPU is free again after each program.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -22,13 +21,13 @@ from tqdm import tqdm
 from simsiam_tf import files, flags, schema
 from simsiam_tf.config import DataConfig, KnnConfig, PretrainConfig
 from simsiam_tf.paper import outcomes, report, tables
-from simsiam_tf.paper.flagfiles import path_of
 from simsiam_tf.paper.settings import ReproduceConfig
 from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import StoppedError, UserError
 from simsiam_tf.training import interruption
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# The module of each program. A line of starts.jsonl has the program's name.
+_MODULES = {"train.py": "simsiam_tf.training", "evaluate.py": "simsiam_tf.evaluation"}
 _LOG = "programs.log"
 _POLL_SECONDS = 0.2
 
@@ -119,13 +118,12 @@ def list_jobs(config: ReproduceConfig) -> list[Job]:
 def _job(config: ReproduceConfig, name: str, seed: int, run_flags: Sequence[str]) -> Job:
     folder = outcomes.folder_of(os.path.abspath(config.workdir), name, seed)
     arguments = [
-        f"--flagfile={path_of(config.scale, name)}",
+        f"--recipe={tables.recipe_of(config.scale, name)}",
         *run_flags,
         f"--seed={seed}",
         f"--workdir={folder}",
     ]
-    with contextlib.chdir(_ROOT):  # the paths in flagfiles are relative to it
-        settings = flags.read(arguments, PretrainConfig)
+    settings = flags.read(arguments, PretrainConfig)
     if os.path.exists(os.path.join(folder, run_folder.FLAGFILE)):
         run_folder.check_workdir(settings)  # it may hold a run of another scale
     batch_size, epochs = settings.optimization.batch_size, settings.optimization.epochs
@@ -158,24 +156,23 @@ def _interval(seconds: float | None) -> str:
 def _complete(job: Job, received: Received) -> None:
     """Trains and evaluates; an error is noted in the job's folder, so that the next job can run."""
     os.makedirs(job.folder, exist_ok=True)
-    if not _call(job, ["train.py", *job.arguments], received):
+    if not _call(job, "train.py", job.arguments, received):
         return
     for protocol in outcomes.PROTOCOLS:
         is_there = outcomes.read_result(job.folder, protocol) is not None
-        if not is_there and not _call(job, _evaluation(job, protocol), received):
+        if not is_there and not _call(job, "evaluate.py", _evaluation(job, protocol), received):
             return
     # The feature cache may be as large as the data set, and no later program reads it.
     shutil.rmtree(os.path.join(job.folder, "features"), ignore_errors=True)
 
 
 def _evaluation(job: Job, protocol: str) -> list[str]:
-    """Returns the command that evaluates, with the run's own flags for the data and for kNN."""
+    """Returns the flags of an evaluation: the run's own for the data and for kNN, and more."""
     there, _ = run_folder.read_settings(job.folder, "workdir")
     settings = schema.defaults(DataConfig)
     if protocol == "knn":
         settings |= schema.defaults(KnnConfig)
     return [
-        "evaluate.py",
         *(f"--{name}={there[name]}" for name in settings),
         f"--encoder={os.path.join(job.folder, run_folder.ENCODER)}",
         f"--protocol={protocol}",
@@ -184,7 +181,7 @@ def _evaluation(job: Job, protocol: str) -> list[str]:
     ]
 
 
-def _call(job: Job, command: Sequence[str], received: Received) -> bool:
+def _call(job: Job, program: str, arguments: Sequence[str], received: Received) -> bool:
     """Runs a program, adds a line to starts.jsonl, and returns whether the program succeeded.
 
     A signal to this process is passed on to the program, which then saves its state.
@@ -196,8 +193,7 @@ def _call(job: Job, command: Sequence[str], received: Received) -> bool:
     with open(os.path.join(job.folder, _LOG), "a+", encoding="utf-8") as log:
         start = log.tell()
         with subprocess.Popen(
-            [sys.executable, *command],
-            cwd=_ROOT,
+            [sys.executable, "-m", _MODULES[program], *arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that Ctrl-C reaches it only once, from here
@@ -213,11 +209,11 @@ def _call(job: Job, command: Sequence[str], received: Received) -> bool:
     if stopped_by or status == 0:
         error = None
     elif status < 0:
-        error = f"{command[0]} was ended by {signal.Signals(-status).name}"
+        error = f"{program} was ended by {signal.Signals(-status).name}"
     else:
-        error = last or f"{command[0]} ended with status {status}"
+        error = last or f"{program} ended with status {status}"
     seconds = time.perf_counter() - started
-    line = {"program": command[0], "seconds": seconds, "error": error}
+    line = {"program": program, "seconds": seconds, "error": error}
     with open(os.path.join(job.folder, outcomes.STARTS), "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     if stopped_by:

@@ -1,7 +1,6 @@
 """The tables of the paper (Chen & He, CVPR 2021) as data: their rows, numbers and findings.
 
-A run is `train.py` with one flagfile, `configs/paper/<scale>/<run>.cfg`. Several tables may show
-the same run.
+A run is a training by one recipe, `paper/<scale>/<run>`. Several tables may show the same run.
 """
 
 import dataclasses
@@ -14,8 +13,8 @@ class Scale:
 
     what: str
     hardware: str
-    simsiam: str  # the flagfile of SimSiam's recipe
-    suffix: str  # of the other methods' recipes, configs/<method>_<suffix>.cfg
+    simsiam: str  # SimSiam's recipe
+    suffix: str  # of the other methods' recipes, <method>_<suffix>
     num_images: int
     epochs: tuple[int, ...]  # for the paper's 100, 200, 400 and 800
     warms_up: bool  # all runs warm up for a tenth of their epochs; False: only large batches do
@@ -28,7 +27,7 @@ SCALES = {
     "imagenet": Scale(
         what="ImageNet, ResNet-50, as in the paper",
         hardware="8 GPUs in the paper (--strategy=auto uses all of them); we have not run it",
-        simsiam="configs/r50.cfg",
+        simsiam="r50",
         suffix="r50",
         num_images=1_281_167,
         epochs=(100, 200, 400, 800),
@@ -40,7 +39,7 @@ SCALES = {
     "cifar10": Scale(
         what="CIFAR-10, ResNet-18 with the CIFAR stem",
         hardware="designed for one GPU; we have none and have not run it to completion",
-        simsiam="configs/cifar10.cfg",
+        simsiam="cifar10",
         suffix="cifar10",
         num_images=50_000,
         epochs=(200, 400, 800, 1600),
@@ -52,7 +51,7 @@ SCALES = {
     "digits": Scale(
         what="the embedded digits, ResNet-18 of a quarter of the width",
         hardware="any CPU",
-        simsiam="configs/digits.cfg",
+        simsiam="digits",
         suffix="digits",
         num_images=1_437,
         epochs=(20, 30, 40, 60),
@@ -110,8 +109,13 @@ class Table:
     rows: tuple[Row, ...]
 
 
+def recipe_of(scale_name: str, run: str) -> str:
+    """Returns the name of a run's recipe."""
+    return f"paper/{scale_name}/{run}"
+
+
 def build_runs(scale_name: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Returns the runs at a scale by name: the recipe's flagfile, and the flags that differ."""
+    """Returns the runs at a scale by name: a method's recipe, and the flags that differ."""
     scale = SCALES[scale_name]
 
     def run(
@@ -119,7 +123,7 @@ def build_runs(scale_name: str) -> dict[str, tuple[str, dict[str, Any]]]:
     ) -> tuple[str, dict[str, Any]]:
         epochs = scale.epochs[_BUDGETS.index(budget)]
         warmup = {"warmup_epochs": epochs // 10} if scale.warms_up else {}
-        base = scale.simsiam if recipe == "simsiam" else f"configs/{recipe}_{scale.suffix}.cfg"
+        base = scale.simsiam if recipe == "simsiam" else f"{recipe}_{scale.suffix}"
         return base, {"epochs": epochs} | warmup | flags
 
     decayed: dict[str, Any] = {"fix_predictor_learning_rate": "false"}

@@ -1,0 +1,27 @@
+"""Pre-trains an encoder on unlabelled images.
+
+    simsiam-train --recipe=digits
+    simsiam-train --recipe=r18 --dataset=folder --data_dir=my_images --workdir=runs/mine
+
+In a clone of the repository, `python train.py` is the same program. The same command again resumes
+the run.
+"""
+
+from simsiam_tf import flags
+from simsiam_tf.config import PretrainConfig
+
+
+def main(config: PretrainConfig) -> None:
+    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+        from simsiam_tf.training import pretrain
+
+    pretrain.run(config)
+
+
+def command() -> None:
+    """The program."""
+    flags.run(main, PretrainConfig)
+
+
+if __name__ == "__main__":
+    command()
