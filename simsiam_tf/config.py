@@ -477,11 +477,11 @@ class SystemConfig(DevicesConfig):
 class PretrainConfig(Config):
     """What `train.py` does: pre-train an encoder on unlabelled images."""
 
-    data: DataConfig
-    views: ViewsConfig
-    encoder: EncoderConfig
-    method: MethodConfig
-    optimization: OptimizationConfig
-    monitor: MonitorConfig
-    knn: KnnConfig
-    system: SystemConfig
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    views: ViewsConfig = dataclasses.field(default_factory=ViewsConfig)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+    optimization: OptimizationConfig = dataclasses.field(default_factory=OptimizationConfig)
+    monitor: MonitorConfig = dataclasses.field(default_factory=MonitorConfig)
+    knn: KnnConfig = dataclasses.field(default_factory=KnnConfig)
+    system: SystemConfig = dataclasses.field(default_factory=SystemConfig)

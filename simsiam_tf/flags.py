@@ -11,7 +11,7 @@ import stat
 import sys
 import tempfile
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from absl import app, flags, logging
 
@@ -106,6 +106,23 @@ def read(arguments: list[str], config_class: type[schema.Config]) -> typing.Any:
         return _build(["", *arguments], config_class, values)
     except flags.Error as error:
         raise schema.UserError(" ".join(str(error).split())) from error
+
+
+def from_keywords(
+    settings: Mapping[str, typing.Any], config_class: type[schema.Config]
+) -> typing.Any:
+    """Returns the config that a program would build from `--name=value` for each keyword.
+
+    Args:
+      settings: {flag name: value}. The recipe, if there is one, comes before the others.
+      config_class: of the config.
+
+    Raises:
+      UserError: as of `read`.
+    """
+    names = sorted(settings, key=lambda name: name != "recipe")
+    flags_of_settings = [f"--{name}={schema.format_value(settings[name])}" for name in names]
+    return read(flags_of_settings, config_class)
 
 
 def _parse(argv: list[str], config_class: type[schema.Config], usage: str) -> typing.Any:

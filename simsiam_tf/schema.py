@@ -207,7 +207,7 @@ def format_value(value: typing.Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(value)
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def run_defining_names(config_class: type) -> set[str]:

@@ -5,8 +5,10 @@ sample of an epoch is a lookup. TFDS's TFRecord files (`tfrecords`) are streamed
 in them reads every earlier record of the file.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -15,11 +17,13 @@ from simsiam_tf.data.folders import IMAGE_SUFFIXES, folder_splits, load_folder
 from simsiam_tf.data.source import ALL_FILES, Source, StreamImages, unchanged
 from simsiam_tf.data.tfds_sets import load_tfds, prepared_builder
 from simsiam_tf.progress import Progress
+from simsiam_tf.schema import UserError
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Source",
     "folder_splits",
+    "in_memory",
     "labels_of",
     "load",
     "prepared_builder",
@@ -27,14 +31,33 @@ __all__ = [
     "with_indices",
 ]
 
+MEMORY = "memory"  # name of the data set that a Python program passes in
 _LABELS_AT_ONCE = 256
+# name of a data set → a function of (data_dir, split); every other name is TFDS's
+_LOADERS: dict[str, Callable[[str, str], Source]] = {"folder": load_folder}
+
+
+@contextlib.contextmanager
+def in_memory(splits: Mapping[str, Source]) -> Iterator[None]:
+    """A context in which the data set "memory" has these splits."""
+
+    def load_split(_: str, split: str) -> Source:
+        if split not in splits:
+            raise UserError(f"dataset has the splits {', '.join(splits)}. Received: {split}")
+        return splits[split]
+
+    _LOADERS[MEMORY] = load_split
+    try:
+        yield
+    finally:
+        del _LOADERS[MEMORY]
 
 
 def load(name: str, data_dir: str, split: str) -> Source:
     """Returns the `Source` of a split. TFDS downloads and prepares a data set that is not on disk.
 
     Args:
-      name: "digits", "folder", or a TFDS name with optional "/config".
+      name: "digits", "folder", "memory" (see `in_memory`), or a TFDS name with optional "/config".
       data_dir: the folder of the images, or the folder where TFDS keeps its data sets. Empty:
         TFDS's own default.
       split: name of a split; for TFDS also a slice, "train[:90%]".
@@ -42,8 +65,13 @@ def load(name: str, data_dir: str, split: str) -> Source:
     Raises:
       UserError: the data set is unknown, is not available, or contains no image.
     """
-    if name == "folder":
-        return load_folder(data_dir, split)
+    if name in _LOADERS:
+        return _LOADERS[name](data_dir, split)
+    if name == MEMORY:
+        raise UserError(
+            "--dataset=memory is the data set of a Python program, which must be passed to "
+            "simsiam_tf.pretrain again. Received: a program without it"
+        )
     return load_tfds(prepared_builder(name, data_dir or None), split)
 
 

@@ -1,6 +1,7 @@
 """The devices of a run: builds the `tf.distribute` strategy that its flags ask for."""
 
 import contextlib
+import functools
 import json
 import os
 
@@ -103,7 +104,12 @@ def _local_strategy(name: str, cpu_replicas: int) -> tf.distribute.Strategy:
         devices = [f"GPU:{index}" for index in range(count)]
     if name == "default" or (name == "auto" and len(devices) < 2):
         return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy(devices or ["CPU:0"])
+    return _mirrored(*(devices or ["CPU:0"]))
+
+
+@functools.cache  # a second strategy in a process would reuse the first one's collective keys
+def _mirrored(*devices: str) -> tf.distribute.MirroredStrategy:
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def _workers_of_environment() -> list[str]:

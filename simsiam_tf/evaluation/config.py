@@ -127,13 +127,21 @@ class FinetuneConfig(Config):
 class EvaluationConfig(Config):
     """Evaluation"""
 
-    data: EvaluationDataConfig
-    knn: KnnConfig = dataclasses.field(metadata={"used_by": ("knn",)})
-    linear: LinearConfig = dataclasses.field(metadata={"used_by": ("linear",)})
-    probe: ProbeConfig = dataclasses.field(metadata={"used_by": ("probe",)})
-    finetune: FinetuneConfig = dataclasses.field(metadata={"used_by": ("finetune",)})
-    crops: CropsConfig = dataclasses.field(metadata={"used_by": ("linear", "finetune", "spectrum")})
-    devices: DevicesConfig
+    data: EvaluationDataConfig = dataclasses.field(default_factory=EvaluationDataConfig)
+    knn: KnnConfig = dataclasses.field(default_factory=KnnConfig, metadata={"used_by": ("knn",)})
+    linear: LinearConfig = dataclasses.field(
+        default_factory=LinearConfig, metadata={"used_by": ("linear",)}
+    )
+    probe: ProbeConfig = dataclasses.field(
+        default_factory=ProbeConfig, metadata={"used_by": ("probe",)}
+    )
+    finetune: FinetuneConfig = dataclasses.field(
+        default_factory=FinetuneConfig, metadata={"used_by": ("finetune",)}
+    )
+    crops: CropsConfig = dataclasses.field(
+        default_factory=CropsConfig, metadata={"used_by": ("linear", "finetune", "spectrum")}
+    )
+    devices: DevicesConfig = dataclasses.field(default_factory=DevicesConfig)
     encoder: str = setting("", "Folder of the encoder's SavedModel.", filled=True)
     protocol: str = setting(
         "knn",

@@ -49,7 +49,20 @@ class _Encoder:
 
 
 def run(config: EvaluationConfig) -> None:
-    """Evaluates an encoder by a protocol; prints the result and writes it to `--output`.
+    """Evaluates an encoder by a protocol, and prints the result as one line of JSON.
+
+    Lists with a number for each feature are only in the file `--output`.
+
+    Raises:
+      UserError: as of `evaluate`.
+    """
+    result = evaluate(config)
+    short = {name: value for name, value in result.items() if not isinstance(value, list)}
+    print(json.dumps(short), flush=True)
+
+
+def evaluate(config: EvaluationConfig) -> dict[str, Any]:
+    """Evaluates an encoder by a protocol; writes the result to `--output` and returns it.
 
     Raises:
       UserError: the encoder or the data set cannot be read or used, or a file cannot be written.
@@ -61,8 +74,8 @@ def run(config: EvaluationConfig) -> None:
     unlabelled = {"spectrum": _describe, "features": _extract}
     if config.protocol in unlabelled:
         config = _of_whole_folder(config)
-    evaluate = unlabelled.get(config.protocol, _classify)
-    found, settings, sources = evaluate(config, encoder)
+    protocol = unlabelled.get(config.protocol, _classify)
+    found, settings, sources = protocol(config, encoder)
     result = {
         "protocol": config.protocol,
         **found,
@@ -79,9 +92,7 @@ def run(config: EvaluationConfig) -> None:
     elif config.output:
         with open(config.output, "w", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
-    # Lists with a number for each feature are only in the file.
-    short = {name: value for name, value in result.items() if not isinstance(value, list)}
-    print(json.dumps(short), flush=True)
+    return result
 
 
 def _build_strategy(config: DevicesConfig) -> tf.distribute.Strategy:
@@ -208,7 +219,7 @@ def _finetune(
         indices = finetune.choose_labelled(labels, label_fraction, config.seed)
         train = datasets.subset(train, indices)
     with encoder.strategy.scope():
-        resnet = saved_model.load_resnet(encoder.path)
+        resnet, _ = saved_model.load_resnet(encoder.path)
     quarantine = Quarantine(train, config.data)
     classify = finetune.train(
         encoder.strategy,

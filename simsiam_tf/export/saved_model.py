@@ -19,7 +19,7 @@ import tensorflow as tf
 from simsiam_tf import files
 from simsiam_tf.config import EncoderConfig, PretrainConfig
 from simsiam_tf.data import decoding, views
-from simsiam_tf.models import resnet
+from simsiam_tf.models import precision, resnet
 from simsiam_tf.schema import UserError
 
 DESCRIPTION = "encoder.json"
@@ -87,10 +87,8 @@ def serve(encoder: resnet.ResNet, config: PretrainConfig, dtype: str) -> ServedE
       config: settings of the encoder's run.
       dtype: dtype of the weights and arithmetic of the copy.
     """
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    copy = resnet.ResNet(config.encoder, config.system.seed)
-    keras.config.set_dtype_policy(policy)
+    with precision.of_new_layers(dtype):
+        copy = resnet.ResNet(config.encoder, config.system.seed)
     copy.set_weights(encoder.get_weights())
     return ServedEncoder(copy, config.views.image_size, config.views.eval_crop_ratio)
 
@@ -167,8 +165,11 @@ def load(directory: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], dict[str, An
     return encode, description
 
 
-def load_resnet(directory: str) -> resnet.ResNet:
+def load_resnet(directory: str) -> tuple[resnet.ResNet, dict[str, Any]]:
     """Loads an encoder that `save` wrote as a `ResNet`, whose weights can be trained.
+
+    Returns:
+      The encoder, and the entries of `encoder.json`.
 
     Raises:
       UserError: the folder is missing, or contains no SavedModel of this version's `save`.
@@ -183,7 +184,7 @@ def load_resnet(directory: str) -> resnet.ResNet:
             "--encoder must be an encoder that this version of the project exported; train.py "
             f"--export exports the encoder of a run again. Received: {directory}"
         ) from error
-    return encoder
+    return encoder, description
 
 
 def _load(directory: str) -> tuple[Any, dict[str, Any]]:

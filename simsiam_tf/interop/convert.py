@@ -217,7 +217,7 @@ def _tensors_of(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray
 def _load_encoder(config: SourceConfig) -> resnet.ResNet:
     """Returns the encoder of a SavedModel, or of a run's newest checkpoint."""
     if config.encoder:
-        return saved_model.load_resnet(config.encoder)
+        return saved_model.load_resnet(config.encoder)[0]
     run = _run_in(config.workdir)
     encoder = resnet.ResNet(run.encoder, run.system.seed)
     _restore(config.workdir, encoder)

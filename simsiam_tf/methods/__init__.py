@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import keras
+
 from simsiam_tf.config import MethodConfig
 from simsiam_tf.methods import base
 from simsiam_tf.methods.alternation import Alternation
@@ -22,6 +24,9 @@ METHODS: dict[str, Callable[..., base.SelfSupervisedModel]] = {
     "alternation": Alternation,
     "supervised": Supervised,
 }
+
+for _method in METHODS.values():  # `keras.saving.load_model` finds them by name
+    keras.saving.register_keras_serializable("simsiam_tf")(_method)
 
 
 def build_method(

@@ -25,7 +25,7 @@ class Alternation(SimSiam):
     bank: Bank
 
     def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
-        super().__init__(config, encoder, seed)
+        super().__init__(config, encoder, seed, plan)
         self.plan = plan
         self.eta_momentum = config.eta_momentum
         dim, dtype = config.projection_dim, self.variable_dtype

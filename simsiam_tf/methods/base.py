@@ -1,13 +1,15 @@
 """The training step that all methods share. A method supplies only its loss."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
 
 from simsiam_tf import objectives
+from simsiam_tf.config import MethodConfig
 from simsiam_tf.distribution import collectives
+from simsiam_tf.models import precision
 from simsiam_tf.models.bank import Bank
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.optimization import optimizers
@@ -59,16 +61,65 @@ class SelfSupervisedModel(keras.Model):
     freeze_every: int = 0
     bank: Bank | None = None
 
-    def __init__(self, encoder: ResNet, **kwargs: object) -> None:
-        """Wraps an encoder.
+    def __init__(
+        self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan | None = None
+    ) -> None:
+        """Wraps an encoder. Every method takes these arguments.
 
         Args:
+          config: the method's settings.
           encoder: network that maps normalised images to features.
-          **kwargs: arguments of `keras.Model`.
+          seed: seed of the heads' initial weights.
+          plan: size and length of the run; a method may not need it.
         """
-        super().__init__(**kwargs)
+        super().__init__(name=config.method)
+        self.arguments = (config, seed, plan)
         self.encoder = encoder
         self.loss_scale = LossScale() if self.compute_dtype == "float16" else None
+
+    def get_config(self) -> dict[str, Any]:
+        config, seed, plan = self.arguments
+        return {
+            "config": dataclasses.asdict(config),
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "seed": seed,
+            "plan": dataclasses.asdict(plan) if plan else None,
+            "accumulate_steps": self.accumulate_steps,
+            "precision": self.dtype_policy.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        plan = Plan(**config["plan"]) if config["plan"] else None
+        with precision.of_new_layers(config["precision"]):
+            encoder = keras.saving.deserialize_keras_object(config["encoder"], custom_objects)
+            model = cls(MethodConfig(**config["config"]), encoder, config["seed"], plan)
+        model.accumulate_steps = config["accumulate_steps"]
+        return model
+
+    def compile(
+        self,
+        optimizer: keras.optimizers.Optimizer | str = "rmsprop",
+        *,
+        jit_compile: bool = False,
+        **options: Any,
+    ) -> None:
+        """Configures `fit`, as `keras.Model.compile` does; the loss is the method's own.
+
+        Args:
+          optimizer: one of `optimization.optimizers`, which skips a step that is not finite, or any
+            of Keras, which then sees gradients of zero.
+          jit_compile: whether XLA compiles the whole step. It cannot on several CPU replicas.
+          **options: further arguments of `keras.Model.compile`.
+        """
+        # The train step scales the loss of float16 itself.
+        options = {"auto_scale_loss": False} | options
+        super().compile(optimizer, jit_compile=jit_compile, **options)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model, and builds the optimizer for the learned variables."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.learned_variables)
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns the features `[B, F]` of normalised images `[B, H, W, 3]`."""
@@ -143,7 +194,7 @@ class SelfSupervisedModel(keras.Model):
             if variable.name in ("running_mean", "running_variance")
         ]
 
-    def train_step(self, data: Batch) -> dict[str, tf.Tensor]:
+    def train_step(self, data: Batch | tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         """Trains one step on one replica's share and returns metrics; call it in replica context.
 
         The loss is a mean, and the optimizer sums the gradients over replicas. So the loss is
@@ -153,26 +204,31 @@ class SelfSupervisedModel(keras.Model):
 
         Args:
           data: {"views": a tuple of `[B, H, W, 3]`, and the other entries that `compute_views_loss`
-            takes, except "position"}. An optional scalar "stop" is 1 if this worker was told to
-            stop; the default is 0.
+            takes, except "position"}, or only the tuple of views. An optional scalar "stop" is 1 if
+            this worker was told to stop; the default is 0.
 
         Returns:
           {"loss": scalar, ..., "feature_std": scalar, "stop": above 0 if any worker was told to
           stop, "skipped": 1 if the step was skipped, else 0}, each over all replicas.
         """
         before = [tf.identity(variable) for variable in self.statistics]
-        data = dict(data)
+        data = dict(data) if isinstance(data, dict) else {"views": data}
         stop = data.pop("stop", tf.zeros([]))
         batch = self.with_positions(data)
         gradients, outputs = self._accumulate_gradients(batch)
         averaged = {name: value for name, value in outputs.items() if _is_averaged(name, value)}
         averaged["stop"] = tf.cast(stop, outputs["loss"].dtype)
+        local_gradients = gradients
         gradients, finite, sums = optimizers.sum_over_replicas(gradients, list(averaged.values()))
         num_replicas = collectives.num_replicas()
         means = {name: total / num_replicas for name, total in zip(averaged, sums, strict=True)}
         finite = tf.logical_and(finite, tf.math.is_finite(means["loss"]))
         skipped = tf.logical_not(finite)
-        self.optimizer.update(gradients, finite)
+        if isinstance(self.optimizer, optimizers.SGD):
+            self.optimizer.update(gradients, finite)
+        else:  # an optimizer of Keras sums the gradients over replicas itself
+            masked = [tf.where(finite, gradient, 0) for gradient in local_gradients]
+            self.optimizer.apply(masked, self.learned_variables)
         after = [tf.identity(variable) for variable in self.statistics]
         statistics = _select(skipped, before, after)
         for variable, value in zip(self.statistics, statistics, strict=True):

@@ -40,7 +40,7 @@ def build_model(
         model = build_method(config.method, encoder, config.system.seed, plan)
         model.accumulate_steps = config.optimization.accumulate_steps
         optimizer = _build_optimizer(config.optimization, model, plan)
-        model.compile(optimizer=optimizer, auto_scale_loss=False)  # the train step scales it
+        model.compile(optimizer)
     return model, optimizer
 
 
@@ -57,12 +57,11 @@ def _build_optimizer(
         "constant_rate": schedules.initial_learning_rate(settings),
     }
     if settings.fix_predictor_learning_rate:
-        common["constant_rate_variables"] = model.predictor_variables
+        common["constant_rate_variables"] = optimizers.indices(model.predictor_variables, learned)
     if settings.exclude_norm_and_bias:
         # The vectors are the biases, and the scales and offsets of normalization.
-        common["excluded_variables"] = [
-            variable for variable in learned if len(variable.shape) == 1
-        ]
+        vectors = [variable for variable in learned if len(variable.shape) == 1]
+        common["excluded_variables"] = optimizers.indices(vectors, learned)
     if settings.optimizer == "lars":
         optimizer = optimizers.LARS(trust_coefficient=settings.lars_trust_coefficient, **common)
     else:

@@ -18,7 +18,7 @@ class Byol(SelfSupervisedModel):
     """
 
     def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
-        super().__init__(encoder, name="byol")
+        super().__init__(config, encoder, seed, plan)
         self.projector = heads.build_projector(config, encoder.feature_dim, seed)
         self.predictor = heads.build_predictor(config, seed)
         self.target = MomentumEncoder(encoder, config, seed, plan.num_steps, name="target")

@@ -22,7 +22,7 @@ class MocoV2(SelfSupervisedModel):
     """
 
     def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
-        super().__init__(encoder, name="mocov2")
+        super().__init__(config, encoder, seed, plan)
         self.temperature = config.temperature
         self.projector = heads.build_projector(config, encoder.feature_dim, seed)
         self.target = MomentumEncoder(encoder, config, seed, plan.num_steps, name="target")

@@ -20,7 +20,7 @@ class SimClr(SelfSupervisedModel):
     def __init__(
         self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan | None = None
     ) -> None:
-        super().__init__(encoder, name="simclr")
+        super().__init__(config, encoder, seed, plan)
         self.temperature = config.temperature
         self.stop_gradient = tf.stop_gradient if config.stop_gradient else tf.identity
         self.projector = heads.build_projector(config, encoder.feature_dim, seed)

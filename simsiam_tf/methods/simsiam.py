@@ -23,7 +23,7 @@ class SimSiam(SelfSupervisedModel):
     def __init__(
         self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan | None = None
     ) -> None:
-        super().__init__(encoder, name=config.method)
+        super().__init__(config, encoder, seed, plan)
         self.similarity = SIMILARITIES[config.similarity]
         self.pairs = _PAIRS[config.loss_symmetry]
         self.num_views = 1 + max(map(max, self.pairs))

@@ -16,7 +16,7 @@ class Supervised(SelfSupervisedModel):
     num_views = 1
 
     def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
-        super().__init__(encoder, name="supervised")
+        super().__init__(config, encoder, seed, plan)
         if not plan.num_classes:
             raise UserError(
                 "--method=supervised needs a data set with labels. Received: one without labels"

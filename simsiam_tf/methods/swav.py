@@ -20,7 +20,7 @@ class Swav(SelfSupervisedModel):
     """
 
     def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
-        super().__init__(encoder, name="swav")
+        super().__init__(config, encoder, seed, plan)
         self.config = config
         self.num_frozen_steps = config.freeze_prototypes_epochs * plan.steps_per_epoch
         self.stop_gradient = tf.stop_gradient if config.stop_gradient else tf.identity

@@ -5,6 +5,9 @@ can be found in either library. Padding is symmetric everywhere; the padding "sa
 asymmetric at stride 2.
 """
 
+import dataclasses
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -140,6 +143,7 @@ class Block(keras.layers.Layer):
         return tf.nn.relu(x + y)
 
 
+@keras.saving.register_keras_serializable("simsiam_tf")
 class ResNet(keras.layers.Layer):
     """The encoder: normalised images `[N, H, W, 3]` → pooled features `[N, feature_dim]`."""
 
@@ -174,6 +178,15 @@ class ResNet(keras.layers.Layer):
                 channels = block.output_channels
         self.feature_dim = channels
         self.built = True  # the lines above have created every weight
+
+    def get_config(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self.config), "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "ResNet":
+        settings = dict(config)
+        seed = settings.pop("seed")
+        return cls(EncoderConfig(**settings), seed)
 
     def initial_copy(self) -> "ResNet":
         """Returns another network with the weights that this one had when it was built."""

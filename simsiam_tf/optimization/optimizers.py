@@ -4,7 +4,7 @@ Keras decouples weight decay and folds the learning rate into the momentum. The 
 both as in the reference.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -13,6 +13,7 @@ import tensorflow as tf
 from simsiam_tf.distribution import collectives
 
 
+@keras.saving.register_keras_serializable("simsiam_tf")
 class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
     """The learning rate of a step is that of its epoch, from a list."""
 
@@ -23,7 +24,7 @@ class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
           rates: learning rate of each epoch; the last one also applies to all later epochs.
           steps_per_epoch: number of steps in an epoch.
         """
-        self.rates = rates
+        self.rates = list(rates)
         self.steps_per_epoch = steps_per_epoch
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
@@ -31,7 +32,11 @@ class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
         epoch = tf.minimum(tf.cast(step, tf.int32) // self.steps_per_epoch, len(self.rates) - 1)
         return tf.gather(tf.constant(self.rates, keras.config.floatx()), epoch)
 
+    def get_config(self) -> dict[str, Any]:
+        return {"rates": self.rates, "steps_per_epoch": self.steps_per_epoch}
 
+
+@keras.saving.register_keras_serializable("simsiam_tf")
 class SGD(keras.optimizers.Optimizer):
     """g ← g + λw; v ← μv + g; w ← w − γv, with learning rate γ, momentum μ and L2 penalty λ.
 
@@ -45,9 +50,9 @@ class SGD(keras.optimizers.Optimizer):
         momentum: float,
         weight_decay: float,
         *,
-        constant_rate_variables: Iterable[keras.Variable] = (),
         constant_rate: float | None = None,
-        excluded_variables: Iterable[keras.Variable] = (),
+        constant_rate_variables: Collection[int] = (),
+        excluded_variables: Collection[int] = (),
         name: str = "sgd",
     ) -> None:
         """Configures the optimizer; `build` creates the velocities.
@@ -56,20 +61,22 @@ class SGD(keras.optimizers.Optimizer):
           learning_rate: learning rate of each step.
           momentum: μ.
           weight_decay: λ, for every variable that is not excluded.
-          constant_rate_variables: variables whose learning rate is `constant_rate` in every step.
-          constant_rate: learning rate of these variables.
-          excluded_variables: variables without L2 penalty and without the scaling of LARS.
+          constant_rate: learning rate of the following variables in every step.
+          constant_rate_variables: indices of variables in the list that `build` takes.
+          excluded_variables: indices of the variables without L2 penalty and without the scaling
+            of LARS.
           name: name of the optimizer.
         """
         super().__init__(learning_rate, name=name)
+        self.schedule = learning_rate
         # Keras broadcasts its step counter from the first replica; here each replica counts itself.
         self._variables.clear()
         self._iterations = self.add_variable((), dtype="int64", name="iteration")
         self.momentum = momentum
         self.l2_penalty = weight_decay
         self.constant_rate = constant_rate
-        self.constant_rate_keys = {self._var_key(variable) for variable in constant_rate_variables}
-        self.excluded_keys = {self._var_key(variable) for variable in excluded_variables}
+        self.constant_rate_variables = set(constant_rate_variables)
+        self.excluded_variables = set(excluded_variables)
 
     def build(self, variables: list[keras.Variable]) -> None:
         """Creates the velocity of each variable, once."""
@@ -108,10 +115,10 @@ class SGD(keras.optimizers.Optimizer):
         momentum = tf.where(finite, tf.constant(self.momentum, dtype), 1)
         learning_rate = tf.where(finite, tf.cast(self.learning_rate, dtype), 0)
         constant_rate = tf.where(finite, tf.constant(self.constant_rate or 0, dtype), 0)
-        for variable, velocity, direction in zip(
-            variables, self.velocities, directions, strict=True
+        for index, (variable, velocity, direction) in enumerate(
+            zip(variables, self.velocities, directions, strict=True)
         ):
-            is_constant = self._var_key(variable) in self.constant_rate_keys
+            is_constant = index in self.constant_rate_variables
             tf.raw_ops.ResourceApplyMomentum(
                 var=variable.value.handle,
                 accum=velocity.value.handle,
@@ -124,12 +131,11 @@ class SGD(keras.optimizers.Optimizer):
     @tf.function(jit_compile=True, autograph=False)
     def _directions(self, gradients, weights, finite):
         """Returns what is added to each velocity, by one kernel launch; zeros if not `finite`."""
-        variables = self._trainable_variables
-        excluded = [self._var_key(variable) in self.excluded_keys for variable in variables]
-        return [
-            tf.where(finite, gradient if is_excluded else self.direction(gradient, weight), 0)
-            for gradient, weight, is_excluded in zip(gradients, weights, excluded, strict=True)
+        directions = [
+            gradient if index in self.excluded_variables else self.direction(gradient, weight)
+            for index, (gradient, weight) in enumerate(zip(gradients, weights, strict=True))
         ]
+        return [tf.where(finite, direction, 0) for direction in directions]
 
     def direction(self, gradient: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
         """Returns what is added to a variable's velocity: its gradient plus its L2 penalty.
@@ -140,7 +146,25 @@ class SGD(keras.optimizers.Optimizer):
         """
         return gradient + self.l2_penalty * weight
 
+    def get_config(self) -> dict[str, Any]:
+        rate = keras.saving.serialize_keras_object(self.schedule)
+        return {
+            "learning_rate": rate,
+            "momentum": self.momentum,
+            "weight_decay": self.l2_penalty,
+            "constant_rate": self.constant_rate,
+            "constant_rate_variables": sorted(self.constant_rate_variables),
+            "excluded_variables": sorted(self.excluded_variables),
+            "name": self.name,
+        }
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "SGD":
+        rate = keras.saving.deserialize_keras_object(config["learning_rate"], custom_objects)
+        return cls(**config | {"learning_rate": rate})
+
+
+@keras.saving.register_keras_serializable("simsiam_tf")
 class LARS(SGD):
     """SGD that scales each tensor's step by trust · ‖w‖ / (‖g‖ + λ‖w‖ + 1e-8), without clipping.
 
@@ -178,6 +202,15 @@ class LARS(SGD):
         is_scaled = tf.logical_and(weight_norm > 0, gradient_norm > 0)
         scale = tf.where(is_scaled, ratio, tf.ones_like(ratio))
         return scale * super().direction(gradient, weight)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"trust_coefficient": self.trust_coefficient}
+
+
+def indices(variables: Iterable[keras.Variable], among: Sequence[keras.Variable]) -> list[int]:
+    """Returns the indices of some variables in a list of variables."""
+    wanted = {id(variable) for variable in variables}
+    return [index for index, variable in enumerate(among) if id(variable) in wanted]
 
 
 def sum_over_replicas(

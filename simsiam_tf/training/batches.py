@@ -51,13 +51,19 @@ class TrainingBatches:
         """The batches of the steps that follow after `step` steps are done."""
 
         def of_worker(context):
-            batches = self._batches(first_step=step, context=context)
+            batches = self.of_worker(step, context)
             # The loop ends before the data set does. If the data set were known to end, workers
             # would ask each other at every step, by a collective, whether it has ended.
             endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
             return batches.apply(endless)
 
         return self.strategy.distribute_datasets_from_function(of_worker)
+
+    def of_worker(
+        self, step: int, context: tf.distribute.InputContext | None = None
+    ) -> tf.data.Dataset:
+        """The batches after `step` steps for one worker; None: the whole global batches."""
+        return self._batches(first_step=step, context=context)
 
     def explain_errors(
         self, steps: Iterable[Step], first_step: int, loop_end: Callable[[int], int]

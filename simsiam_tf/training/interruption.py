@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 from absl import logging
@@ -20,6 +21,9 @@ def noted() -> Iterator[Callable[[], signal.Signals | None]]:
         signal.signal(number, signal.SIG_DFL)
         logging.info("%s: saving the current step; a second signal ends at once", received[0].name)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # Python lets only the main thread handle signals
+        return
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: received[0] if received else None

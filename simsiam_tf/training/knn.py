@@ -46,7 +46,7 @@ def load_sources(config: PretrainConfig, train: Source) -> tuple[Source, Source]
     try:
         return train, datasets.load(data.dataset, data.data_dir, data.eval_split)
     except UserError as error:
-        if data.dataset != "folder":
+        if data.dataset not in ("folder", datasets.MEMORY):
             raise
         logging.info("No kNN monitor: %s", error)  # a run needs only images to train on
         return None

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from test_simsiam import add_optimizer, build_model, random_views
 
+from simsiam_tf.config import MethodConfig
 from simsiam_tf.methods.base import LossScale, SelfSupervisedModel, feature_moments
 
 
@@ -65,7 +66,7 @@ class InfiniteGradient(SelfSupervisedModel):
     """A finite loss with an infinite gradient: a square root at zero."""
 
     def __init__(self):
-        super().__init__(encoder=None)
+        super().__init__(MethodConfig(), encoder=None, seed=0)
         self.w = self.add_weight(shape=(2,), initializer="ones")
 
     def compute_views_loss(self, batch):

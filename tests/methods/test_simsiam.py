@@ -26,11 +26,13 @@ def add_optimizer(model, rates=(0.05,), predictor_rate=0.05):
         optimizers.EpochRates(list(rates), steps_per_epoch=1),
         momentum=0.9,
         weight_decay=1e-4,
-        constant_rate_variables=model.predictor_variables,
+        constant_rate_variables=optimizers.indices(
+            model.predictor_variables, model.learned_variables
+        ),
         constant_rate=predictor_rate,
     )
     optimizer.build(model.learned_variables)
-    model.compile(optimizer=optimizer, auto_scale_loss=False)
+    model.compile(optimizer)
 
 
 def random_views(batch=8, size=16):

@@ -1,0 +1,181 @@
+"""The project as a Python library: what `train.py` and `evaluate.py` do, as functions.
+
+Every flag is a keyword argument of the same name, checked by the same rule. `simsiam_tf` has these
+functions as its own: `simsiam_tf.pretrain(...)`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from simsiam_tf import flags
+from simsiam_tf.config import PretrainConfig
+from simsiam_tf.data import datasets, views
+from simsiam_tf.data.arrays import load_arrays
+from simsiam_tf.data.quarantine import Quarantine
+from simsiam_tf.distribution import process_state
+from simsiam_tf.evaluation import run as evaluation_run
+from simsiam_tf.evaluation.config import EvaluationConfig
+from simsiam_tf.export.keras_encoder import Encoder, load_encoder
+from simsiam_tf.methods import build
+from simsiam_tf.methods.base import SelfSupervisedModel
+from simsiam_tf.models import precision
+from simsiam_tf.runs import run_folder
+from simsiam_tf.training import pretrain as pretrain_module
+from simsiam_tf.training.batches import TrainingBatches
+
+__all__ = ["Run", "build_model", "evaluate", "load_encoder", "load_views", "pretrain"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+      workdir: folder of the run.
+    """
+
+    workdir: str
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The trained encoder, a `keras.Model`: images → features."""
+        return load_encoder(self.workdir)
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """What metrics.jsonl holds: a column of floats for each name, NaN where a line lacks it."""
+        lines = run_folder.read_metrics(self.workdir)
+        names = dict.fromkeys(name for line in lines for name in line)
+        return {name: np.array([line.get(name, np.nan) for line in lines], float) for name in names}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds."""
+        with open(os.path.join(self.workdir, run_folder.SUMMARY), encoding="utf-8") as file:
+            return json.load(file)
+
+
+def pretrain(
+    *, dataset: Any = "digits", callbacks: Sequence[keras.callbacks.Callback] = (), **settings: Any
+) -> Run:
+    """Pre-trains an encoder on unlabelled images, as `train.py` does; resumes a run that stopped.
+
+    The number formats and the determinism of Keras and TensorFlow are afterwards as they were.
+
+    Args:
+      dataset: a name, as for `--dataset`; images in memory, as `arrays.load_arrays` takes them; or
+        a dict of these by split, {"train": ..., "test": ...}.
+      callbacks: called at each step besides the run's own.
+      **settings: flags of `train.py`, such as `backbone="resnet18"`, or `recipe="r18"`.
+
+    Returns:
+      The run.
+
+    Raises:
+      UserError: a `ValueError` whose text says what to change.
+    """
+    with _config(PretrainConfig, dataset, settings) as config:
+        pretrain_module.run(config, callbacks)
+    return Run(config.system.workdir)
+
+
+def evaluate(
+    encoder: "str | os.PathLike | Run | Encoder", *, dataset: Any = "digits", **settings: Any
+) -> dict[str, Any]:
+    """Evaluates an encoder by a protocol, as `evaluate.py` does.
+
+    Args:
+      encoder: folder of an encoder or of a run, a `Run`, or an `Encoder`.
+      dataset: as for `pretrain`.
+      **settings: flags of `evaluate.py`, such as `protocol="probe"`.
+
+    Returns:
+      The entries of the result, such as "top1" in percent.
+
+    Raises:
+      UserError: a `ValueError` whose text says what to change.
+    """
+    with contextlib.ExitStack() as stack:
+        if isinstance(encoder, Encoder):
+            folder = os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "encoder")
+            encoder.export_folder(folder)
+        else:
+            path = encoder.workdir if isinstance(encoder, Run) else os.fspath(encoder)
+            inside = os.path.join(path, run_folder.ENCODER)
+            folder = inside if os.path.isdir(inside) else path
+        settings = {"encoder": folder} | settings
+        config = stack.enter_context(_config(EvaluationConfig, dataset, settings))
+        return evaluation_run.evaluate(config)
+
+
+def build_model(*, dataset: Any = "digits", **settings: Any) -> SelfSupervisedModel:
+    """Returns a model to train by `fit`, compiled with the optimizer that `train.py` would use.
+
+    Call it under the scope of the strategy that trains. The model's methods are those of a
+    `keras.Model`; `fit` takes a data set of tuples of views, as `load_views` makes it.
+
+    Args:
+      dataset: as for `pretrain`; its size sets the length of the schedules.
+      **settings: flags of `train.py`. Flags that concern the loop, the devices and the folder have
+        no effect.
+
+    Raises:
+      UserError: a `ValueError` whose text says what to change.
+    """
+    strategy = tf.distribute.get_strategy()
+    with _config(PretrainConfig, dataset, settings) as config:
+        data = config.data
+        source = datasets.load(data.dataset, data.data_dir, data.train_split)
+        with precision.of_new_layers(config.system.precision):
+            return build.build_model(config, strategy, build.plan_of(config, source))[0]
+
+
+def load_views(*, dataset: Any = "digits", num_views: int = 2, **settings: Any) -> tf.data.Dataset:
+    """Returns the batches of a run's views for `fit`: all epochs, one after another.
+
+    Args:
+      dataset: as for `pretrain`.
+      num_views: number of views of each image, `num_views` of the model.
+      **settings: flags of `train.py`.
+
+    Returns:
+      A data set of tuples of normalised views, `[batch_size, image_size, image_size, 3]` float32.
+
+    Raises:
+      UserError: a `ValueError` whose text says what to change.
+    """
+    with _config(PretrainConfig, dataset, settings) as config:
+        data = config.data
+        source = datasets.load(data.dataset, data.data_dir, data.train_split)
+        plan = build.plan_of(config, source)
+        make_views = views.build_views(config.views, num_views)
+        batches = TrainingBatches(
+            tf.distribute.get_strategy(), config, make_views, Quarantine(source, data), plan
+        ).of_worker(0)
+    return batches.map(lambda batch: views.prepare(batch))
+
+
+@contextlib.contextmanager
+def _config(config_class: type, dataset: Any, settings: Mapping[str, Any]) -> Iterator[Any]:
+    """Yields a config; data in memory can be loaded by its data set's name meanwhile."""
+    splits = None
+    if not isinstance(dataset, str):
+        by_split = dataset if isinstance(dataset, Mapping) else {"train": dataset}
+        splits = {name: load_arrays(data, name) for name, data in by_split.items()}
+    name = dataset if splits is None else datasets.MEMORY
+    config = flags.from_keywords({"dataset": name, **settings}, config_class)
+    with contextlib.ExitStack() as stack:
+        if splits is not None:
+            stack.enter_context(datasets.in_memory(splits))
+        stack.enter_context(process_state.unchanged())
+        yield config
