@@ -162,7 +162,8 @@ def load_views(*, dataset: Any = "digits", num_views: int = 2, **settings: Any) 
         batches = TrainingBatches(
             tf.distribute.get_strategy(), config, make_views, Quarantine(source, data), plan
         ).of_worker(0)
-    return batches.map(lambda batch: views.prepare(batch))
+    inputs = batches.map(lambda batch: views.prepare(batch))
+    return inputs.apply(tf.data.experimental.assert_cardinality(plan.num_steps))
 
 
 @contextlib.contextmanager

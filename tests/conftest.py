@@ -25,7 +25,7 @@ import tensorflow as tf
 from simsiam_tf import config as config_lib
 from simsiam_tf import flags, schema
 from simsiam_tf.data import datasets
-from simsiam_tf.distribution import devices
+from simsiam_tf.distribution import devices, process_state
 from simsiam_tf.evaluation.config import EvaluationConfig
 from simsiam_tf.training import pretrain
 
@@ -174,11 +174,10 @@ def train_here(two_replicas, tfds_dir, monkeypatch):
                     "build_strategy",
                     lambda system: build_strategy(system) and two_replicas,
                 )
-            pretrain.run(config)
+            with process_state.unchanged():
+                pretrain.run(config)
 
-    yield train
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
+    return train
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import tomllib
 
 import numpy as np
 import pytest
@@ -16,12 +17,24 @@ from simsiam_tf import flags
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.evaluation import feature_file
 
-DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MAIN = re.compile(r"^ +flags\.run\(main, ([\w.]+)\)$", re.MULTILINE)
 PYTHON = re.compile(r"(.*/)?python3?")
+# The module of each installed program.
+INSTALLED = {
+    name: target.partition(":")[0]
+    for name, target in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "scripts"
+    ].items()
+}
+# The module that each script in the root of the repository starts.
+SCRIPTS = {
+    "train.py": INSTALLED["simsiam-train"],
+    "evaluate.py": INSTALLED["simsiam-evaluate"],
+}
 # Of others; the last one is Detectron2's, by MoCo.
 NOT_OURS = {"venv", "pytest", "pip", "train_net.py"}
 
@@ -44,15 +57,16 @@ def test_every_link_leads_to_a_file_and_its_heading(document):
 
 
 def commands_of(text):
-    """The Python programs of a shell's lines: the arguments of each, the program first."""
+    """The programs of a shell's lines that are Python's or ours: (program, *arguments) of each."""
     commands = []
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         words = list(lexer)
-        starts = [place for place, word in enumerate(words) if PYTHON.fullmatch(word)]
+        starts = [place + 1 for place, word in enumerate(words) if PYTHON.fullmatch(word)]
+        starts += [place for place, word in enumerate(words) if word in INSTALLED]
         for start in starts:
-            rest = words[start + 1 :]
+            rest = words[start:]
             ends = [place for place, word in enumerate(rest) if set(word) <= set("();<>|&")]
             commands.append(rest[: min(ends, default=len(rest))])
     return commands
@@ -71,8 +85,12 @@ COMMANDS = {
 def test_every_command_is_one_that_its_program_takes(command, monkeypatch):
     monkeypatch.chdir(ROOT)  # where the flagfiles are
     program, *arguments = command
+    program = INSTALLED.get(program) or SCRIPTS.get(program) or program
+    is_module = program.startswith("simsiam_tf.")
     if program == "-m":
         program, *arguments = arguments
+        is_module = True
+    if is_module:
         path = program.replace(".", os.sep)
         path += f"{os.sep}__main__.py" if (ROOT / path).is_dir() else ".py"
     else:

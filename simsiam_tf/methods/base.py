@@ -75,6 +75,7 @@ class SelfSupervisedModel(keras.Model):
         super().__init__(name=config.method)
         self.arguments = (config, seed, plan)
         self.encoder = encoder
+        self.built = True  # a method's constructor creates every weight
         self.loss_scale = LossScale() if self.compute_dtype == "float16" else None
 
     def get_config(self) -> dict[str, Any]:
@@ -205,19 +206,21 @@ class SelfSupervisedModel(keras.Model):
         Args:
           data: {"views": a tuple of `[B, H, W, 3]`, and the other entries that `compute_views_loss`
             takes, except "position"}, or only the tuple of views. An optional scalar "stop" is 1 if
-            this worker was told to stop; the default is 0.
+            this worker was told to stop, else 0.
 
         Returns:
-          {"loss": scalar, ..., "feature_std": scalar, "stop": above 0 if any worker was told to
-          stop, "skipped": 1 if the step was skipped, else 0}, each over all replicas.
+          {"loss": scalar, ..., "feature_std": scalar, "skipped": 1 if the step was skipped, else
+          0}, each over all replicas. With "stop" in `data` also "stop": above 0 if any worker was
+          told to stop.
         """
         before = [tf.identity(variable) for variable in self.statistics]
         data = dict(data) if isinstance(data, dict) else {"views": data}
-        stop = data.pop("stop", tf.zeros([]))
+        stop = data.pop("stop", None)
         batch = self.with_positions(data)
         gradients, outputs = self._accumulate_gradients(batch)
         averaged = {name: value for name, value in outputs.items() if _is_averaged(name, value)}
-        averaged["stop"] = tf.cast(stop, outputs["loss"].dtype)
+        if stop is not None:
+            averaged["stop"] = tf.cast(stop, outputs["loss"].dtype)
         local_gradients = gradients
         gradients, finite, sums = optimizers.sum_over_replicas(gradients, list(averaged.values()))
         num_replicas = collectives.num_replicas()

@@ -112,7 +112,7 @@ def test_a_table_is_completed_after_an_interruption_and_a_failed_row(program, tf
     (table,) = report_of(tmp_path)["tables"].values()
     assert table["verdict"] == "not decided"
     text = (tmp_path / "report.html").read_text()
-    assert "without, seed 0, failed: train.py: --workdir cannot be written to (" in text
+    assert "without, seed 0, failed: training: --workdir cannot be written to (" in text
     assert_self_contained(tmp_path)
 
     before = starts_of(first)

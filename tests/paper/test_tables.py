@@ -28,7 +28,7 @@ PLAN = Plan(num_examples=24, num_classes=3, batch_size=8, epochs=2)
 
 def config_of(scale, run):
     """Returns the config that `train.py` builds from a run's flagfile."""
-    return flags.read([f"--flagfile={flagfiles.path_of(scale, run)}"], PretrainConfig)
+    return flags.read([f"--recipe={tables.recipe_of(scale, run)}"], PretrainConfig)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_a_flagfile_changes_only_the_rows_flags_of_its_recipe(scale, run):
     recipe, changed = tables.build_runs(scale)[run]
     config = config_of(scale, run)
     found = {name: schema.format_value(of) for name, of in schema.flatten(config).items()}
-    base = schema.flatten(flags.read([f"--flagfile={recipe}"], PretrainConfig))
+    base = schema.flatten(flags.read([f"--recipe={recipe}"], PretrainConfig))
     expected = {name: schema.format_value(of) for name, of in (base | changed).items()}
     assert found == expected | {"workdir": f"runs/paper/{scale}/{run}"}
 
