@@ -2,7 +2,9 @@
 
 import filecmp
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +45,8 @@ def state():
         "determinism": process_state.is_op_determinism_enabled(),
         "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
         "umask": umask(),
+        "log handlers": list(logging.getLogger("absl").handlers),
+        "signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
     }
 
 

@@ -24,7 +24,7 @@ def main(config: TransferConfig) -> None:
             except ImportError as error:
                 raise UserError(
                     "Detection needs the packages KerasHub and pycocotools: pip install -r "
-                    f"requirements-detection.txt. Received: {error}"
+                    f"requirements-detection.txt, or simsiam-tf[detection]. Received: {error}"
                 ) from error
         from simsiam_tf.detection import run
 

@@ -50,5 +50,5 @@ class ExportConfig(schema.Config):
         if missing:
             raise UserError(
                 f"--format={self.format} needs {' and '.join(missing)}: "
-                "pip install -r requirements-export.txt"
+                "pip install -r requirements-export.txt, or simsiam-tf[export]"
             )

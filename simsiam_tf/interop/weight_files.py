@@ -18,7 +18,7 @@ from simsiam_tf import files
 from simsiam_tf.interop import naming
 from simsiam_tf.schema import UserError
 
-_INSTALL = "pip install -r requirements-interop.txt"
+_INSTALL = "pip install -r requirements-interop.txt, or simsiam-tf[interop]"
 
 Check = Callable[[dict[str, naming.Shape]], None]
 

@@ -108,5 +108,5 @@ def test_a_missing_package_is_named_before_tensorflow_loads(new_program, format_
     finished = new_program("-c", code, "--checkpoint=run", f"--format={format_}")
     assert (finished.returncode, finished.stdout) == (2, "")
     (line,) = finished.stderr.splitlines()
-    hint = "pip install -r requirements-export.txt"
+    hint = "pip install -r requirements-export.txt, or simsiam-tf[export]"
     assert line == f"export: --format={format_} needs {package}: {hint}"

@@ -1,10 +1,14 @@
 """Methods and encoders are Keras models: compile, fit, save, load, summary."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY_RUN
+from conftest import ROOT, TINY_RUN
 from run_results import losses_of
 
 import simsiam_tf as st
@@ -153,6 +157,9 @@ def test_an_encoder_is_a_layer_of_a_classifier_which_is_saved_and_loaded(encoder
     changed = [(old != new).any() for old, new in zip(before, encoder.get_weights(), strict=True)]
     assert sum(changed) > 0.9 * len(changed)
     classifier.save(tmp_path / "classifier.keras")
+    code = "import keras, simsiam_tf.api; keras.saving.load_model('classifier.keras').summary()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
     loaded = keras.saving.load_model(tmp_path / "classifier.keras")
     np.testing.assert_array_equal(loaded(images), classifier(images))
     assert loaded.layers[0].get_config() == encoder.get_config()
