@@ -6,7 +6,7 @@ import os
 import keras
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, forget_gradients
 from tensorflow.python.distribute import mirrored_run, mirrored_strategy
 
 from simsiam_tf import flags, schema
@@ -101,6 +101,7 @@ def _deterministic():
     from tensorflow.python.framework import config as framework
 
     framework.disable_op_determinism()
+    forget_gradients()
 
 
 @pytest.fixture
