@@ -53,20 +53,20 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
-        """What metrics.jsonl holds: a column of floats for each name, NaN where a line lacks it."""
+        """The metrics of the run, {name: `[lines]` float64}; NaN where a line lacks the metric."""
         lines = run_folder.read_metrics(self.workdir)
         names = dict.fromkeys(name for line in lines for name in line)
         return {name: np.array([line.get(name, np.nan) for line in lines], float) for name in names}
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds."""
+        """The entries of summary.json."""
         with open(os.path.join(self.workdir, run_folder.SUMMARY), encoding="utf-8") as file:
             return json.load(file)
 
 
 def pretrain(
-    *, dataset: Any = "digits", callbacks: Sequence[keras.callbacks.Callback] = (), **settings: Any
+    *, dataset: Any = None, callbacks: Sequence[keras.callbacks.Callback] = (), **settings: Any
 ) -> Run:
     """Pre-trains an encoder on unlabelled images, as `train.py` does; resumes a run that stopped.
 
@@ -74,7 +74,7 @@ def pretrain(
 
     Args:
       dataset: a name, as for `--dataset`; images in memory, as `arrays.load_arrays` takes them; or
-        a dict of these by split, {"train": ..., "test": ...}.
+        a dict of these by split, {"train": ..., "test": ...}. None: the recipe's, or the digits.
       callbacks: called at each step besides the run's own.
       **settings: flags of `train.py`, such as `backbone="resnet18"`, or `recipe="r18"`.
 
@@ -90,7 +90,7 @@ def pretrain(
 
 
 def evaluate(
-    encoder: "str | os.PathLike | Run | Encoder", *, dataset: Any = "digits", **settings: Any
+    encoder: "str | os.PathLike | Run | Encoder", *, dataset: Any = None, **settings: Any
 ) -> dict[str, Any]:
     """Evaluates an encoder by a protocol, as `evaluate.py` does.
 
@@ -111,14 +111,13 @@ def evaluate(
             encoder.export_folder(folder)
         else:
             path = encoder.workdir if isinstance(encoder, Run) else os.fspath(encoder)
-            inside = os.path.join(path, run_folder.ENCODER)
-            folder = inside if os.path.isdir(inside) else path
+            folder = run_folder.encoder_folder(path)
         settings = {"encoder": folder} | settings
         config = stack.enter_context(_config(EvaluationConfig, dataset, settings))
         return evaluation_run.evaluate(config)
 
 
-def build_model(*, dataset: Any = "digits", **settings: Any) -> SelfSupervisedModel:
+def build_model(*, dataset: Any = None, **settings: Any) -> SelfSupervisedModel:
     """Returns a model to train by `fit`, compiled with the optimizer that `train.py` would use.
 
     Call it under the scope of the strategy that trains. The model's methods are those of a
@@ -140,7 +139,7 @@ def build_model(*, dataset: Any = "digits", **settings: Any) -> SelfSupervisedMo
             return build.build_model(config, strategy, build.plan_of(config, source))[0]
 
 
-def load_views(*, dataset: Any = "digits", num_views: int = 2, **settings: Any) -> tf.data.Dataset:
+def load_views(*, dataset: Any = None, num_views: int = 2, **settings: Any) -> tf.data.Dataset:
     """Returns the batches of a run's views for `fit`: all epochs, one after another.
 
     Args:
@@ -162,21 +161,21 @@ def load_views(*, dataset: Any = "digits", num_views: int = 2, **settings: Any) 
         batches = TrainingBatches(
             tf.distribute.get_strategy(), config, make_views, Quarantine(source, data), plan
         ).of_worker(0)
-    inputs = batches.map(lambda batch: views.prepare(batch))
+    inputs = batches.map(views.prepare)
     return inputs.apply(tf.data.experimental.assert_cardinality(plan.num_steps))
 
 
 @contextlib.contextmanager
 def _config(config_class: type, dataset: Any, settings: Mapping[str, Any]) -> Iterator[Any]:
     """Yields a config; data in memory can be loaded by its data set's name meanwhile."""
-    splits = None
-    if not isinstance(dataset, str):
-        by_split = dataset if isinstance(dataset, Mapping) else {"train": dataset}
-        splits = {name: load_arrays(data, name) for name, data in by_split.items()}
-    name = dataset if splits is None else datasets.MEMORY
-    config = flags.from_keywords({"dataset": name, **settings}, config_class)
     with contextlib.ExitStack() as stack:
-        if splits is not None:
+        if isinstance(dataset, str):
+            settings = {"dataset": dataset, **settings}
+        elif dataset is not None:
+            by_split = dataset if isinstance(dataset, Mapping) else {"train": dataset}
+            splits = {name: load_arrays(data, name) for name, data in by_split.items()}
             stack.enter_context(datasets.in_memory(splits))
+            settings = {"dataset": datasets.MEMORY, **settings}
+        config = flags.from_keywords(settings, config_class)
         stack.enter_context(process_state.unchanged())
         yield config

@@ -21,6 +21,7 @@ from simsiam_tf import flags, schema
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.distribution import process_state
 from simsiam_tf.export import saved_model
+from simsiam_tf.training import pretrain
 
 # The settings of the tiny run as a Python program writes them.
 TINY = {
@@ -189,6 +190,21 @@ def test_keywords_override_their_recipe_and_take_pythons_own_values(tmp_path):
         "--base_learning_rate=1.0",
     ]  # fmt: skip
     assert found == flags.read(arguments, PretrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dataset"),
+    [
+        ({"recipe": "r50"}, "imagenet2012"),
+        ({"recipe": "r50", "dataset": "folder"}, "folder"),
+        ({}, "digits"),
+    ],
+)
+def test_the_data_set_is_the_recipes_unless_another_is_named(monkeypatch, settings, dataset):
+    found = []
+    monkeypatch.setattr(pretrain, "run", lambda config, callbacks: found.append(config))
+    st.pretrain(**settings)
+    assert found[0].data.dataset == dataset
 
 
 def test_a_config_needs_no_arguments():

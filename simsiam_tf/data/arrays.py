@@ -88,7 +88,8 @@ def _as_uint8(image: np.ndarray) -> np.ndarray:
         )
     if image.dtype != np.uint8:
         levels = np.round(image)
-        if not (levels.min() >= 0 and 1 < levels.max() <= 255):
+        is_scaled_to_one = levels.max() <= 1 and bool((levels != image).any())
+        if is_scaled_to_one or levels.min() < 0 or levels.max() > 255:
             raise UserError(
                 "dataset must have images of uint8, or of other numbers from 0 to 255. Received: "
                 f"{image.dtype} from {image.min():g} to {image.max():g}"

@@ -1,4 +1,4 @@
-"""What a run changes in its process, for programs that go on afterwards."""
+"""Restores the settings of Keras and TensorFlow that a run changes in its process."""
 
 import contextlib
 from collections.abc import Iterator

@@ -81,8 +81,6 @@ def load_encoder(path: str | os.PathLike) -> Encoder:
     Raises:
       UserError: the folder is missing, or contains no such encoder.
     """
-    folder = os.fspath(path)
-    inside = os.path.join(folder, run_folder.ENCODER)
-    folder = inside if os.path.isdir(inside) else folder
+    folder = run_folder.encoder_folder(os.fspath(path))
     backbone, description = saved_model.load_resnet(folder)
     return Encoder(backbone, description["image_size"], description["eval_crop_ratio"])

@@ -82,6 +82,12 @@ def check_images(workdir: str, num_examples: int, class_names: tuple[str, ...]) 
             )
 
 
+def encoder_folder(path: str) -> str:
+    """Returns the folder of the encoder in a run's folder; any other path is returned unchanged."""
+    inside = os.path.join(path, ENCODER)
+    return inside if os.path.isdir(inside) else path
+
+
 def read_config(workdir: str, flag: str) -> PretrainConfig:
     """The `PretrainConfig` of the run in a folder, which the user named by a flag."""
     return read_settings(workdir, flag)[1]

@@ -27,8 +27,9 @@ def pixels_of(source):
         (IMAGES[..., :1], np.repeat(IMAGES[..., :1], 3, axis=-1)),
         (IMAGES[..., 0], np.repeat(IMAGES[..., :1], 3, axis=-1)),
         (tf.data.Dataset.from_tensor_slices(IMAGES), IMAGES),
+        (0.0 * IMAGES, 0 * IMAGES),
     ],
-    ids=["uint8", "float", "int", "one channel", "no channel", "tf.data"],
+    ids=["uint8", "float", "int", "one channel", "no channel", "tf.data", "black float"],
 )
 def test_images_keep_every_pixel(data, expected):
     source = load_arrays(data, "train")
