@@ -26,7 +26,7 @@ def main(config: ReportConfig) -> None:
 
 
 def command() -> None:
-    """The program."""
+    """Runs the program from the command line."""
     flags.run(main, ReportConfig)
 
 

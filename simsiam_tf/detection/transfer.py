@@ -32,7 +32,7 @@ def main(config: TransferConfig) -> None:
 
 
 def command() -> None:
-    """The program."""
+    """Runs the program from the command line."""
     flags.run(main, TransferConfig)
 
 

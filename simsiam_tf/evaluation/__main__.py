@@ -17,7 +17,7 @@ def main(config: EvaluationConfig) -> None:
 
 
 def command() -> None:
-    """The program."""
+    """Runs the program from the command line."""
     flags.run(main, EvaluationConfig)
 
 

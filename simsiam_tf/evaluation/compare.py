@@ -110,7 +110,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def command() -> None:
-    """The program."""
+    """Runs the program from the command line."""
     flags.run(main, CompareConfig)
 
 

@@ -18,7 +18,7 @@ def main(config: ExportConfig) -> None:
 
 
 def command() -> None:
-    """The program."""
+    """Runs the program from the command line."""
     flags.run(main, ExportConfig)
 
 

@@ -19,7 +19,7 @@ def main(config: Detectron2ExportConfig) -> None:
 
 
 def command() -> None:
-    """The program."""
+    """Runs the program from the command line."""
     flags.run(main, Detectron2ExportConfig)
 
 

@@ -15,7 +15,7 @@ def main(config: ImportConfig) -> None:
 
 
 def command() -> None:
-    """The program."""
+    """Runs the program from the command line."""
     flags.run(main, ImportConfig)
 
 

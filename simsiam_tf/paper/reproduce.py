@@ -21,7 +21,7 @@ def main(config: ReproduceConfig) -> None:
 
 
 def command() -> None:
-    """The program."""
+    """Runs the program from the command line."""
     flags.run(main, ReproduceConfig)
 
 

@@ -19,7 +19,7 @@ def main(config: PretrainConfig) -> None:
 
 
 def command() -> None:
-    """The program."""
+    """Runs the program from the command line."""
     flags.run(main, PretrainConfig)
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from run_results import (
 )
 
 from simsiam_tf.schema import UserError
+from simsiam_tf.training import interruption
 
 
 def stop(number, flags, workdir, tfds_dir):
@@ -79,3 +81,18 @@ def test_a_disk_without_room_ends_with_one_line_and_the_checkpoints_intact(
     finished = new_program("-c", code, *TINY_RUN, f"--workdir={workdir}")
     assert_ends_with_one_line(finished, "--workdir cannot be written to (", "resume", workdir)
     assert list((workdir / "checkpoints").iterdir()) == [earlier]
+
+
+def test_a_run_in_another_thread_leaves_signals_to_the_main_thread():
+    found = []
+
+    def run():
+        with interruption.noted() as received:
+            found.append(received())
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [None]
+    assert signal.getsignal(signal.SIGTERM) is before
