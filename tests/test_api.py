@@ -57,9 +57,14 @@ def umask():
     return mask
 
 
-def test_a_run_by_the_api_leaves_the_bytes_of_a_run_by_the_program(run, tiny_run):
-    made = run[0]
-    workdir = tiny_run.parent / made.workdir
+def test_a_run_by_the_api_leaves_the_bytes_of_a_run_by_the_program(
+    new_program, tiny_run, tfds_dir, tmp_path
+):
+    # In a process of its own: a checkpoint has the layers' names, which Keras numbers.
+    workdir = tmp_path / "run"
+    settings = TINY | {"data_dir": str(tfds_dir), "workdir": str(workdir)}
+    finished = new_program("-c", f"import simsiam_tf as st; st.pretrain(**{settings})")
+    assert finished.returncode == 0, finished.stderr
     assert_same_run(workdir, tiny_run)
     left = [{path.name for path in folder.iterdir()} for folder in (workdir, tiny_run)]
     ours, theirs = (names - {"features"} for names in left)  # evaluations of other tests
@@ -69,10 +74,16 @@ def test_a_run_by_the_api_leaves_the_bytes_of_a_run_by_the_program(run, tiny_run
     assert filecmp.cmp(workdir / name, tiny_run / name, shallow=False)
     ours, theirs = ((path / "flags.cfg").read_text().splitlines() for path in (workdir, tiny_run))
     differing = {
-        line.partition("=")[0] for pair in zip(ours, theirs, strict=True) for line in pair
+        line.partition("=")[0]
+        for pair in zip(ours, theirs, strict=True)
+        for line in pair
         if pair[0] != pair[1]
-    }  # fmt: skip
+    }
     assert differing == {"--data_dir", "--workdir"}
+
+
+def test_a_second_run_in_a_process_has_the_numbers_of_the_program(run, tiny_run):
+    assert_same_run(Path(run[0].workdir), tiny_run)
 
 
 def test_a_run_changes_nothing_in_its_process(run):

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import tomllib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -121,7 +122,7 @@ def own_images(tiny_run, tmp_path, monkeypatch):
     """The current folder is one in which docs/own_images.md has come to its classifiers."""
     monkeypatch.chdir(tmp_path)
     # Another test of this process may have asked for deterministic operations, which need a seed.
-    tf.random.set_seed(0)
+    keras.utils.set_random_seed(0)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(tiny_run)
     for split in ("train", "test"):

@@ -123,6 +123,9 @@ def stream_in_order(
     last_epoch = -(-last_step // steps_per_epoch)
 
     def one_epoch(epoch):
+        # TensorFlow mixes the process's random seed (keras.utils.set_random_seed) into the seed of
+        # every shuffle. This call clears it in the graph of this function only.
+        tf.compat.v1.set_random_seed(None)
         done = tf.where(epoch == first_epoch, steps_done, 0)
         todo = tf.minimum(tf.cast(steps_per_epoch, tf.int64), last_step - epoch * steps_per_epoch)
 
