@@ -20,19 +20,27 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # Off by default on CPUs without AVX-512, where it still makes a training step up to 2.7x faster.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-_loaded = sys.modules.get("keras")
-_backend = _loaded.config.backend() if _loaded else os.environ["KERAS_BACKEND"]
-if _backend != "tensorflow":
-    raise ImportError(
-        "simsiam_tf needs Keras with the TensorFlow backend: set KERAS_BACKEND=tensorflow "
-        f"before Keras is imported. Received: {_backend}"
-    )
-
 _API = ("Run", "build_model", "evaluate", "load_encoder", "load_views", "pretrain")
+
+
+def check_backend() -> None:
+    """Checks that Keras has, or will have, the TensorFlow backend.
+
+    Raises:
+      ImportError: the environment, or the program that has imported Keras, chose another backend.
+    """
+    loaded = sys.modules.get("keras")
+    backend = loaded.config.backend() if loaded else os.environ["KERAS_BACKEND"]
+    if backend != "tensorflow":
+        raise ImportError(
+            "simsiam_tf needs Keras with the TensorFlow backend: set KERAS_BACKEND=tensorflow "
+            f"before Keras is imported. Received: {backend}"
+        )
 
 
 def __getattr__(name: str) -> Any:
     if name in _API:
+        check_backend()
         return getattr(importlib.import_module("simsiam_tf.api"), name)
     raise AttributeError(f"module 'simsiam_tf' has no attribute {name!r}")
 

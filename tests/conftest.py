@@ -1,6 +1,5 @@
 """What tests share: two logical CPUs, one strategy over them, a float64 switch, real runs."""
 
-import gc
 import json
 import os
 import subprocess
@@ -96,23 +95,11 @@ def pytest_configure():
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
-def forget_gradients():
-    """Lets go of traced graphs, and of the models in them.
-
-    TensorFlow keeps the function of every custom gradient that it has traced, for good.
-    """
-    from tensorflow.python.framework.ops import gradient_registry
-
-    names = [name for name in gradient_registry._registry if name.startswith("CustomGradient-")]
-    for name in names:
-        del gradient_registry._registry[name]
-    gc.collect()
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _forget_gradients():
+    """Lets go of the models of a module, which would fill the memory by the end of the session."""
     yield
-    forget_gradients()
+    process_state.forget_gradients(process_state.custom_gradients())
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import keras
@@ -169,6 +170,19 @@ def test_images_without_labels_are_enough(tmp_path):
     made = st.pretrain(dataset=labelled(24)[0], workdir=tmp_path, **SMALL)
     assert made.summary["images"] == 24
     assert "knn_top1" not in made.metrics
+
+
+def test_a_run_lets_go_of_its_model(tmp_path):
+    class Seen(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            self.seen = weakref.ref(self.model)
+
+        def on_train_end(self, logs=None):
+            self.set_model(None)
+
+    callback = Seen()
+    st.pretrain(dataset=labelled(24)[0], workdir=tmp_path, callbacks=[callback], **SMALL)
+    assert callback.seen() is None
 
 
 @pytest.mark.parametrize(

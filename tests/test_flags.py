@@ -155,9 +155,10 @@ def test_help_and_wrong_flags_do_not_load_tensorflow(new_program):
     assert new_program("-c", code).returncode == 0
 
 
-def test_another_keras_backend_is_one_line(new_program, monkeypatch):
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "simsiam_tf.training"]])
+def test_another_keras_backend_is_one_line(new_program, monkeypatch, program):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    assert_one_line(new_program("train.py"), 1, "KERAS_BACKEND=tensorflow", "jax")
+    assert_one_line(new_program(*program), 1, "KERAS_BACKEND=tensorflow", "jax")
 
 
 def test_keras_loaded_with_another_backend_is_an_import_error(new_program, monkeypatch):
@@ -167,7 +168,7 @@ def test_keras_loaded_with_another_backend_is_an_import_error(new_program, monke
         "import sys, types\n"
         "keras = types.ModuleType('keras'); keras.config = types.ModuleType('keras.config')\n"
         "keras.config.backend = lambda: 'torch'; sys.modules['keras'] = keras\n"
-        "import simsiam_tf"
+        "import simsiam_tf; simsiam_tf.pretrain"
     )
     finished = new_program("-c", code)
     assert finished.returncode == 1

@@ -6,12 +6,13 @@ import os
 import keras
 import pytest
 import tensorflow as tf
-from conftest import ROOT, forget_gradients
+from conftest import ROOT
 from tensorflow.python.distribute import mirrored_run, mirrored_strategy
 
 from simsiam_tf import flags, schema
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import views
+from simsiam_tf.distribution import process_state
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.methods.build import build_model
 from simsiam_tf.training import loop
@@ -101,7 +102,7 @@ def _deterministic():
     from tensorflow.python.framework import config as framework
 
     framework.disable_op_determinism()
-    forget_gradients()
+    process_state.forget_gradients(process_state.custom_gradients())
 
 
 @pytest.fixture
