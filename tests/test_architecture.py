@@ -121,7 +121,7 @@ def test_settings_and_tables_need_nothing_but_the_standard_library(module):
         (r"all_gather\(", {"distribution.workers"}),
         (r"all_reduce\(", {"distribution.collectives"}),
         (r"tfds\.builder", {"data.tfds_sets"}),
-        (r"read_file", {"data.folders", "detection.voc"}),
+        (r"read_file", {"data.folders", "data.lists", "detection.voc"}),
         (r"GradientTape", {"methods.base", "evaluation.linear", "evaluation.finetune"}),
         (r"/ 256$", {"optimization.schedules"}),
         # What TensorFlow and Keras keep to themselves may vanish in any release.

@@ -1,0 +1,303 @@
+"""Lists, tar shards, Parquet files and packed data sets: the same images as a folder of files."""
+
+import csv
+import io
+import os
+import pathlib
+
+import numpy as np
+import pyarrow
+import pytest
+import tensorflow as tf
+from PIL import Image
+from pyarrow import parquet
+
+from simsiam_tf.data import datasets, pipeline, views
+from simsiam_tf.data.source import UNLABELLED
+from simsiam_tf.schema import UserError
+
+CLASSES = ("0", "1", "2")  # numbers, so that every container can name them
+SPLITS = {"train": 13, "test": 5}
+RECIPE = views.build_linear_view(8, 0.2, 0.5)
+
+
+def encoded_image(number):
+    """Returns the file of a small image: a PNG or a JPEG in turn, each of another size."""
+    ramp = np.linspace(0, 60, (9 + number) * 11).reshape(9 + number, 11, 1) + 10 * number
+    file = io.BytesIO()
+    image = Image.fromarray(np.repeat(ramp, 3, axis=-1).astype(np.uint8))
+    image.save(file, ("PNG", "JPEG")[number % 2])
+    # Bytes after the end of an image belong to its file. A zero is what a C string would lose.
+    return file.getvalue() + b"\0" * (number % 3)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Returns a folder of labelled images; class 2 has none among the test images."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in SPLITS.items():
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+        for number in range(count):
+            label = number * (3 if split == "train" else 2) // count
+            suffix = ("png", "jpg")[number % 2]
+            path = root / split / str(label) / f"{number:03}.{suffix}"
+            path.write_bytes(encoded_image(number))
+    return root
+
+
+def folder(root, split="train"):
+    return datasets.load("folder", str(root), split)
+
+
+def rows_of(root, split="train"):
+    """Returns [(path relative to the root, text of the label)] in the order of the folder."""
+    source = folder(root, split)
+    paths = [source.describe(index) for index in range(source.num_examples)]
+    labels = [source.class_names[label] for label in source.labels]
+    return [(os.path.relpath(path, root), label) for path, label in zip(paths, labels, strict=True)]
+
+
+def write_table(path, rows, delimiter=","):
+    with open(path, "w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+
+
+def write_list(root, folder):
+    """Writes the images as one list with a column for the split. Returns its path."""
+    rows = [(path, label, split) for split in SPLITS for path, label in rows_of(root, split)]
+    rows = [(os.path.relpath(root / path, folder), label, split) for path, label, split in rows]
+    write_table(folder / "images.csv", [("path", "label", "split"), *rows])
+    return folder / "images.csv"
+
+
+WRITERS = {"list": write_list}
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def container(request, root, tmp_path_factory):
+    """Returns the name and the `--data_dir` of a container of the folder's images."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, str(WRITERS[request.param](root, folder))
+
+
+def read_all(source):
+    """Returns the files and the labels of a source, by index."""
+    encoded, labels = source.read(tf.range(source.num_examples, dtype=tf.int64))
+    return encoded.numpy().tolist(), labels.numpy().tolist()
+
+
+def error_of(name, data_dir, split="train"):
+    """Returns the message of the `UserError` that loading raises; it must be one line."""
+    with pytest.raises(UserError) as raised:
+        datasets.load(name, str(data_dir), split)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+# Every container.
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_container_has_the_files_labels_classes_and_order_of_the_folder(root, container, split):
+    expected, source = folder(root, split), datasets.load(*container, split)
+    assert source.num_examples == SPLITS[split]
+    assert source.class_names == expected.class_names == CLASSES
+    assert read_all(source) == read_all(expected)
+    np.testing.assert_array_equal(datasets.labels_of(source), expected.labels)
+
+
+def test_a_container_reads_any_indices_in_a_graph(root, container):
+    source = datasets.load(*container, "train")
+    files, labels = read_all(folder(root))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+    def read(indices):
+        return source.read(indices)
+
+    chosen = [12, 0, 12, 5]
+    encoded, found = read(tf.constant(chosen, tf.int64))
+    assert found.dtype == tf.int32
+    assert found.numpy().tolist() == [labels[index] for index in chosen]
+    assert encoded.numpy().tolist() == [files[index] for index in chosen]
+
+
+def batches_of(source, context=None):
+    batches = pipeline.training_batches(
+        source, RECIPE, batch_size=4, seed=3, first_step=1, last_step=8, context=context
+    )
+    return list(batches.as_numpy_iterator())
+
+
+@pytest.mark.parametrize(
+    "context", [None, tf.distribute.InputContext(2, 1, 2)], ids=["alone", "second of two workers"]
+)
+def test_a_container_gives_the_batches_of_the_folder_byte_for_byte(root, container, context):
+    expected = batches_of(folder(root), context)
+    found = batches_of(datasets.load(*container, "train"), context)
+    assert len(found) == len(expected) == 7
+    for batch, other in zip(found, expected, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, batch, other)
+
+
+def test_a_fingerprint_is_that_of_a_split_and_stays(container):
+    prints = [datasets.load(*container, split).fingerprint() for split in ("train", "test")]
+    assert prints[0] != prints[1]
+    assert prints[0] == datasets.load(*container, "train").fingerprint()
+
+
+def test_each_image_of_a_container_has_its_own_description(container):
+    source = datasets.load(*container, "train")
+    assert len({source.describe(index) for index in range(13)}) == 13
+    assert all("\n" not in source.describe(index) for index in range(13))
+
+
+def test_a_split_that_a_container_lacks_is_an_error_that_names_the_others(container):
+    message = error_of(*container, "validation")
+    assert message.endswith("Received: validation")
+    assert "test" in message
+    assert "train" in message
+
+
+def test_a_container_needs_a_data_dir_that_exists(container, tmp_path):
+    name, _ = container
+    assert error_of(name, "").endswith("Received: none")
+    assert str(tmp_path / "missing") in error_of(name, tmp_path / "missing")
+
+
+# Lists.
+
+
+@pytest.mark.parametrize("column", ["path", "image", "file_name", "Path"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt", "parquet"])
+def test_a_list_of_any_kind_is_found_by_the_names_of_its_columns(root, tmp_path, suffix, column):
+    paths, labels = zip(*rows_of(root), strict=True)
+    columns = {"id": range(13), "label": labels, column: [str(root / path) for path in paths]}
+    path = tmp_path / f"images.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(pyarrow.table(columns), path)
+    else:
+        rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+        write_table(path, rows, "," if suffix == "csv" else "\t")
+    source = datasets.load("list", str(path), "train")
+    assert source.class_names == CLASSES
+    assert read_all(source) == read_all(folder(root))
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("txt", "\t"), ("txt", ",")])
+def test_a_list_without_a_header_has_paths_and_labels_in_this_order(
+    root, tmp_path, suffix, delimiter
+):
+    rows = [(str(root / path), label) for path, label in rows_of(root)]
+    write_table(tmp_path / f"images.{suffix}", rows, delimiter)
+    source = datasets.load("list", str(tmp_path / f"images.{suffix}"), "train")
+    assert read_all(source) == read_all(folder(root))
+
+
+def test_a_list_of_paths_alone_is_unlabelled(root, tmp_path):
+    paths = [str(root / path) for path, _ in rows_of(root)]
+    (tmp_path / "images.txt").write_text("\n\n".join(paths))
+    source = datasets.load("list", str(tmp_path / "images.txt"), "train")
+    files, labels = read_all(source)
+    assert not source.labelled
+    assert labels == [UNLABELLED] * 13
+    assert files == read_all(folder(root))[0]
+    assert source.describe(3) == paths[3]
+
+
+def test_a_folder_of_lists_has_a_split_for_each_and_classes_common_to_all(root, tmp_path):
+    for split, suffix in {"train": "csv", "test": "txt"}.items():
+        rows = [(str(root / path), f"class {label}") for path, label in rows_of(root, split)]
+        write_table(tmp_path / f"{split}.{suffix}", rows)
+    (tmp_path / "readme.txt").write_text("No list.")
+    for split in SPLITS:
+        source = datasets.load("list", str(tmp_path), split)
+        assert source.class_names == ("class 0", "class 1", "class 2")
+        assert read_all(source) == read_all(folder(root, split))
+
+
+def test_labels_that_are_numbers_are_sorted_as_numbers_and_others_as_text(root, tmp_path):
+    paths = [str(root / path) for path, _ in rows_of(root)][:4]
+    for labels, names, numbers in [
+        (("10", "9", "10", "07"), ("7", "9", "10"), [2, 1, 2, 0]),
+        (("10", "9", "b", "07"), ("07", "10", "9", "b"), [1, 2, 3, 0]),
+    ]:
+        write_table(tmp_path / "images.csv", zip(paths, labels, strict=True))
+        source = datasets.load("list", str(tmp_path / "images.csv"), "train")
+        assert source.class_names == names
+        assert source.labels.tolist() == numbers
+
+
+def test_a_list_may_begin_with_a_byte_order_mark_and_name_an_image_twice(root, tmp_path):
+    path = root / rows_of(root)[0][0]
+    (tmp_path / "images.csv").write_text(f'path\n"{path}"\n{path}\n', encoding="utf-8-sig")
+    assert datasets.load("list", str(tmp_path / "images.csv"), "train").num_examples == 2
+
+
+LIST = "path,label\ntrain/0/000.png,0\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["empty"]),
+        ("path,label\n", ["empty"]),
+        (
+            "name,class,fold\na.png,0,1\n",
+            ["column path or image or file_name", "name, class, fold"],
+        ),
+        ("name,label\na.png,0\n", ["column path or image or file_name"]),
+        (f"{LIST},1\n", ["a path", "row 3 of"]),
+        (f"{LIST}\ntrain/1/005.jpg,\n", ["without a label", "row 4 of"]),
+        (f"{LIST}train/1/005.jpg\n", ["without a label", "row 3 of"]),
+        (f"{LIST}train/1/005.jpg,-1\n", ["from 0", "-1 in row 3"]),
+        (f"{LIST}gone.png,1\n", ["must exist", "gone.png, row 3 of"]),
+        ("name\ntrain/0/000.png\n", ["name, row 1 of", "a header names"]),
+        ("path,split\ntrain/0/000.png,\n", ["a split", "row 2 of"]),
+        (b"path\n\xff\xfe.png\n", ["UTF-8"]),
+    ],
+)
+def test_a_mistake_in_a_list_is_an_error_that_names_its_row(root, text, words):
+    path = root / "broken.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    message = error_of("list", path)
+    assert str(path) in message
+    for word in words:
+        assert word in message
+
+
+def test_a_list_that_is_no_parquet_file_or_holds_images_is_an_error(root, tmp_path):
+    path = tmp_path / "images.parquet"
+    path.write_bytes(b"PAR1 no more")
+    assert str(path) in error_of("list", path)
+    parquet.write_table(pyarrow.table({"image": [{"bytes": b"x", "path": "a.png"}]}), path)
+    assert "--dataset=parquet" in error_of("list", path)
+    parquet.write_table(pyarrow.table({"name": ["a.png"]}), path)
+    assert "column path or image or file_name" in error_of("list", path)
+    parquet.write_table(pyarrow.table({"path": ["a.png", None]}), path)
+    assert "row 2 of" in error_of("list", path)
+
+
+def test_a_folder_of_lists_has_one_list_for_a_split_and_no_column_for_it(root, tmp_path):
+    assert "train, val, validation, test" in error_of("list", tmp_path)
+    path = root / rows_of(root)[0][0]
+    (tmp_path / "train.csv").write_text(f"path,split\n{path},train\n")
+    assert "no column split" in error_of("list", tmp_path)
+    (tmp_path / "train.txt").write_text(f"{path}\n")
+    assert "train.csv, train.txt" in error_of("list", tmp_path)
+
+
+def test_a_listed_image_that_vanishes_is_named_when_it_is_read(root, tmp_path):
+    paths = [pathlib.Path(tmp_path, f"{number}.png") for number in range(4)]
+    for path in paths:
+        path.write_bytes(encoded_image(0))
+    (tmp_path / "images.txt").write_text("\n".join(map(str, paths)))
+    source = datasets.load("list", str(tmp_path / "images.txt"), "train")
+    before = source.fingerprint()
+    paths[2].unlink()
+    batches = pipeline.evaluation_batches(source, lambda image: image[0, 0], 4)
+    with pytest.raises(UserError, match=r"2\.png"):
+        list(pipeline.iterate(batches, source, lambda _: range(4)))
+    paths[2].write_bytes(encoded_image(2))
+    source = datasets.load("list", str(tmp_path / "images.txt"), "train")
+    assert source.fingerprint() != before
