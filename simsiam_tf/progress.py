@@ -14,16 +14,20 @@ class Progress(tqdm):
     Outside a terminal, work that takes less than half a minute writes no line.
     """
 
-    def __init__(self, total: int, description: str, unit: str) -> None:
+    def __init__(self, total: int | None, description: str, unit: str) -> None:
         """Starts the display.
 
         Args:
-          total: number of units of the work.
+          total: number of units of the work; None if it is not known.
           description: name of the work, a word or two.
           unit: name of one unit, in the singular.
         """
         self.is_shown = sys.stderr.isatty()
         bar = " |{bar:20}|" if self.is_shown else ""
+        if total is None:
+            bar_format = "{desc}: {n_fmt} {unit}s{postfix}, {elapsed}"
+        else:
+            bar_format = "{desc}: {n_fmt}/{total_fmt} {unit}s" + bar + "{postfix}, {remaining} left"
         super().__init__(
             total=total,
             desc=description,
@@ -31,7 +35,7 @@ class Progress(tqdm):
             leave=False,
             mininterval=0.1 if self.is_shown else _SECONDS_BETWEEN_LINES,
             delay=0 if self.is_shown else _SECONDS_BETWEEN_LINES,
-            bar_format="{desc}: {n_fmt}/{total_fmt} {unit}s" + bar + "{postfix}, {remaining} left",
+            bar_format=bar_format,
         )
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:

@@ -30,3 +30,11 @@ def test_short_work_writes_no_line(lines, monkeypatch):
     with progress.Progress(4, "crops", "image") as crops:
         crops.update(4)
     assert not lines
+
+
+def test_without_a_total_the_log_shows_the_finished_units(lines):
+    with progress.Progress(None, "listing", "image") as images:
+        images.update(7)
+    assert lines[-1].startswith("listing: 7 images, ")
+    assert "left" not in lines[-1]
+    assert "?" not in lines[-1]
