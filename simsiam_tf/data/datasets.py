@@ -16,6 +16,7 @@ import tensorflow as tf
 from simsiam_tf.data.folders import IMAGE_SUFFIXES, folder_splits, load_folder
 from simsiam_tf.data.lists import load_list
 from simsiam_tf.data.source import ALL_FILES, Source, StreamImages, unchanged
+from simsiam_tf.data.tar_shards import load_tar
 from simsiam_tf.data.tfds_sets import load_tfds, prepared_builder
 from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
@@ -35,7 +36,11 @@ __all__ = [
 MEMORY = "memory"  # name of the data set that a Python program passes in
 _LABELS_AT_ONCE = 256
 # name of a data set → a function of (data_dir, split); every other name is TFDS's
-_LOADERS: dict[str, Callable[[str, str], Source]] = {"folder": load_folder, "list": load_list}
+_LOADERS: dict[str, Callable[[str, str], Source]] = {
+    "folder": load_folder,
+    "list": load_list,
+    "tar": load_tar,
+}
 
 
 @contextlib.contextmanager

@@ -166,7 +166,9 @@ def _find_columns(cells: Sequence[str], file: str) -> tuple[dict[str, int], bool
     """Returns the offset of each column, and whether the first row of the list is a header."""
     names = [cell.strip().lower() for cell in cells]
     path = next((names.index(name) for name in _PATH_COLUMNS if name in names), None)
-    others = {name: names.index(name) for name in ("label", "split") if name in names}
+    others: dict[str, int] = {
+        name: names.index(name) for name in ("label", "split") if name in names
+    }
     if path is not None:
         return {"path": path, **others}, True
     if len(names) > 2 or others:

@@ -4,6 +4,9 @@ import csv
 import io
 import os
 import pathlib
+import subprocess
+import sys
+import tarfile
 
 import numpy as np
 import pyarrow
@@ -12,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 from pyarrow import parquet
 
-from simsiam_tf.data import datasets, pipeline, views
+from simsiam_tf.data import datasets, pipeline, shards, tar_shards, views
 from simsiam_tf.data.source import UNLABELLED
 from simsiam_tf.schema import UserError
 
@@ -71,7 +74,37 @@ def write_list(root, folder):
     return folder / "images.csv"
 
 
-WRITERS = {"list": write_list}
+def write_tar(path, members):
+    """Writes a tar file of [(name, content)]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+
+
+def samples_of(root, split="train"):
+    """Returns the members of a tar file, an image and a label for each image of the folder."""
+    members = []
+    for number, (path, label) in enumerate(rows_of(root, split)):
+        stem = path.partition(".")[0]
+        text = f'{{"label": {label}}}' if number % 2 else f" {label}\n"
+        members += [(path, (root / path).read_bytes())]
+        members += [(f"{stem}.{'json' if number % 2 else 'cls'}", text.encode())]
+    return members
+
+
+def write_tars(root, folder):
+    """Writes the images as tar files of at most 5 images. Returns the folder."""
+    for split in SPLITS:
+        members = samples_of(root, split)
+        for number, start in enumerate(range(0, len(members), 10)):
+            write_tar(folder / f"my-{split}-{number:03}.tar", members[start : start + 10])
+    return folder
+
+
+WRITERS = {"list": write_list, "tar": write_tars}
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -301,3 +334,225 @@ def test_a_listed_image_that_vanishes_is_named_when_it_is_read(root, tmp_path):
     paths[2].write_bytes(encoded_image(2))
     source = datasets.load("list", str(tmp_path / "images.txt"), "train")
     assert source.fingerprint() != before
+
+
+# Files of a container.
+
+
+def test_files_come_from_ranges_choices_patterns_folders_and_lists_of_these(tmp_path):
+    names = [f"{part}/{number:02}.tar" for part in "ab" for number in range(8, 12)]
+    for name in (*names, "a/notes.txt", "a/.hidden.tar", ".cache/12.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    def found(*patterns):
+        data_dir = ",".join(f"{tmp_path}/{pattern}" for pattern in patterns)
+        (paths,) = shards.find_splits(data_dir, [".tar"], "tar").values()
+        return [os.path.relpath(path, tmp_path) for path in paths]
+
+    assert found("") == names
+    assert found("a") == found("a/{08..11}.tar") == found("a/*.tar") == names[:4]
+    assert found("{b,a}/{09..10}.tar") == ["b/09.tar", "b/10.tar", "a/09.tar", "a/10.tar"]
+    assert found("b/1?.tar", "a/08.tar", "b") == [*names[6:], names[0], *names[4:6]]
+    with pytest.raises(UserError, match=r"a/12\.tar"):
+        found("a/{11..12}.tar")
+    with pytest.raises(UserError, match=r"c\*\.tar"):
+        found("c*.tar")
+    os.mkdir(tmp_path / "empty")
+    with pytest.raises(UserError, match="empty"):
+        found("empty")
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("a/train-00000-of-00002.parquet", "train"),
+        ("a/imagenet1k-validation-07.tar", "validation"),
+        ("train/0001.tar", "train"),
+        ("data/val/0001.tar", "val"),
+        ("test/train-0.tar", "train"),
+        ("Test/0.tar", "test"),
+        ("mytest/values7.tar", "train"),
+        ("my_test/0.tar", "train"),
+        ("0.tar", "train"),
+    ],
+)
+def test_a_file_is_of_the_split_that_its_name_or_its_folder_names(path, split):
+    assert shards.split_of(path) == split
+
+
+# Tar files.
+
+
+def test_files_of_one_name_up_to_the_first_dot_are_a_sample_whatever_their_order(root, tmp_path):
+    image = encoded_image(0)
+    members = [
+        ("./b/1.cls", b"2"),
+        ("./a/1.png", image),
+        ("./a/1.seg.png", b"no image of this sample"),
+        ("./b/1.JPG", encoded_image(1)),
+        ("./a/1.txt", b"a caption"),
+        ("./a/1.cls", b"1"),
+        ("./a/2.json", b'{"label": 5}'),
+        ("./readme", b""),
+        ("./.hidden.png", b""),
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    source = datasets.load("tar", str(tmp_path / "0.tar"), "train")
+    assert read_all(source) == ([encoded_image(1), image], [2, 1])
+    assert "b/1.JPG at byte " in source.describe(0)
+
+
+def test_labels_of_tar_files_are_class_numbers_or_sorted_names(tmp_path):
+    image = encoded_image(0)
+    for labels, names, numbers in [
+        (["3", "0"], ("0", "1", "2", "3"), [3, 0]),
+        (['"dog"', '"cat"'], ("cat", "dog"), [1, 0]),
+        (['"\\u00e9"', "10"], ("10", "\u00e9"), [1, 0]),
+    ]:
+        members = [(f"{n}.json", f'{{"cls": {label}}}'.encode()) for n, label in enumerate(labels)]
+        write_tar(tmp_path / "0.tar", [*members, ("0.png", image), ("1.png", image)])
+        source = datasets.load("tar", str(tmp_path / "0.tar"), "train")
+        assert source.class_names == names
+        assert source.labels.tolist() == numbers
+
+
+def test_a_tar_file_without_labels_is_unlabelled(tmp_path):
+    members = [("a.png", encoded_image(0)), ("a.json", b'{"width": 9}'), ("b.png", b"x")]
+    write_tar(tmp_path / "0.tar", members)
+    source = datasets.load("tar", str(tmp_path), "train")
+    assert not source.labelled
+    assert read_all(source) == ([encoded_image(0), b"x"], [UNLABELLED] * 2)
+
+
+def test_a_tar_file_is_indexed_once_and_again_when_it_changes(root, tmp_path, monkeypatch):
+    write_tars(root, tmp_path)
+    read, read_headers = [], tar_shards._read_headers
+    monkeypatch.setattr(
+        tar_shards, "_read_headers", lambda path: read.append(path) or read_headers(path)
+    )
+    first = datasets.load("tar", str(tmp_path), "train")
+    assert len(read) == 4
+    assert (tmp_path / tar_shards.INDEX_NAME).exists()
+    again = datasets.load("tar", str(tmp_path), "train")
+    assert len(read) == 4
+    assert read_all(first) == read_all(again)
+    changed = tmp_path / "my-train-001.tar"
+    write_tar(changed, [("x.png", encoded_image(7)), ("x.cls", b"1")])
+    # A part of the files keeps what the index has of the others.
+    datasets.load("tar", str(changed), "train")
+    source = datasets.load("tar", str(tmp_path), "train")
+    assert read[4:] == [str(changed)]
+    assert read_all(source)[0] == [
+        *read_all(first)[0][:5],
+        encoded_image(7),
+        *read_all(first)[0][10:],
+    ]
+    assert source.fingerprint() != first.fingerprint()
+    (tmp_path / tar_shards.INDEX_NAME).write_bytes(b"PK\x03\x04 no more")
+    assert read_all(datasets.load("tar", str(tmp_path), "train")) == read_all(source)
+    assert len(read) == 9
+
+
+def test_the_index_of_a_folder_that_cannot_be_written_to_is_in_the_users_cache(
+    root, tmp_path, monkeypatch
+):
+    write_tars(root, tmp_path / "shards")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # No file can have this name. The permissions of a folder would not stop root.
+    monkeypatch.setattr(tar_shards, "INDEX_NAME", "x" * 300)
+    source = datasets.load("tar", str(tmp_path / "shards"), "train")
+    (index,) = (tmp_path / "cache").rglob("*.npz")
+    written = index.stat().st_mtime_ns
+    again = datasets.load("tar", str(tmp_path / "shards"), "train")
+    assert read_all(again) == read_all(source) == read_all(folder(root))
+    assert index.stat().st_mtime_ns == written
+
+
+def test_more_tar_files_are_read_than_a_process_may_open(tmp_path):
+    for number in range(150):
+        write_tar(tmp_path / f"{number:03}.tar", [("a.png", str(number).encode())])
+    code = (
+        "import resource, sys, tensorflow as tf\n"
+        "from simsiam_tf.data import datasets, tar_shards\n"
+        "source = datasets.load('tar', sys.argv[1], 'train')\n"
+        "list(tf.data.Dataset.range(150).map(lambda i: source.read(i[None])).take(1))\n"
+        "tar_shards._FILES_OPEN = 8\n"
+        "source = datasets.load('tar', sys.argv[1], 'train')\n"
+        "import os; used = len(os.listdir('/proc/self/fd'))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, used + 40))\n"
+        "read = tf.data.Dataset.range(300).map(\n"
+        "    lambda i: source.read(i[None] % 150)[0][0], num_parallel_calls=8)\n"
+        "assert [int(x) for x in read.as_numpy_iterator()] == [*range(150)] * 2\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("suffix", ["", ".compressed"])
+def test_a_compressed_tar_file_is_an_error_that_says_what_to_do(tmp_path, compression, suffix):
+    path = tmp_path / (f"a.tar.{compression}" if suffix else "a.tar")
+    with tarfile.open(path, f"w:{compression}") as file:
+        file.addfile(tarfile.TarInfo("a.png"))
+    message = error_of("tar", tmp_path)
+    assert "must not be compressed" in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize(
+    ("cut", "offset"),
+    [(0, 0), (100, 0), (700, 1024), (1024, 1024), (1300, 1024), (2048, 2048), (2100, 2048)],
+)
+def test_a_truncated_tar_file_is_an_error_that_names_it_and_the_offset(tmp_path, cut, offset):
+    path = tmp_path / "a.tar"
+    write_tar(path, [("a.png", b"x" * 500), ("b.png", b"y" * 500)])
+    with open(path, "r+b") as file:
+        file.truncate(cut)
+    message = error_of("tar", path)
+    assert f"at byte {offset} " in message
+    assert str(path) in message
+
+
+def test_a_damaged_header_is_an_error_that_names_the_tar_file_and_the_offset(tmp_path):
+    path = tmp_path / "a.tar"
+    write_tar(path, [("a.png", b"x" * 500), ("b.png", b"y" * 500)])
+    with open(path, "r+b") as file:
+        file.seek(1024 + 150)  # in the header's checksum; tarfile alone would see an end here
+        file.write(b"zz")
+    assert "at byte 1024 " in error_of("tar", path)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ([("a.cls", b"1")], ["an image", "without one"]),
+        ([("a.png", b"x"), ("a.jpg", b"y")], ["Two images", "a.png and a.jpg"]),
+        ([("a.png", b"x"), ("a.cls", b"cat")], ["a.cls must be a number", "'cat'"]),
+        ([("a.png", b"x"), ("a.json", b"{")], ["a.json is no JSON"]),
+        ([("a.png", b"x"), ("a.json", b'{"label": -1}')], ["a.json", "-1"]),
+        ([("a.png", b"x"), ("a.json", b'{"label": 1.5}')], ["a.json", "1.5"]),
+        ([("a.png", b"x"), ("a.cls", b"1"), ("b.png", b"y")], ["b.png at byte", "without a label"]),
+    ],
+)
+def test_a_mistake_in_a_tar_file_is_an_error_that_names_the_member(tmp_path, members, words):
+    write_tar(tmp_path / "a.tar", members)
+    message = error_of("tar", tmp_path)
+    for word in (*words, str(tmp_path)):
+        assert word in message
+
+
+def test_an_image_of_a_tar_file_that_became_shorter_is_named_and_the_others_are_read(tmp_path):
+    path = tmp_path / "a.tar"
+    write_tar(path, [(f"{number}.png", encoded_image(number)) for number in range(0, 8, 2)])
+    source = datasets.load("tar", str(path), "train")
+    with open(path, "r+b") as file:
+        file.truncate(int(source.describe(3).rpartition(" ")[2]) + 7)
+    batches = pipeline.evaluation_batches(source, lambda image: image[0, 0], 4, skip_bad=True)
+    assert [len(labels) for _, labels in batches] == [3]
+    batches = pipeline.evaluation_batches(source, lambda image: image[0, 0], 4)
+    with pytest.raises(UserError, match=r"6\.png at byte .*become shorter") as raised:
+        list(pipeline.iterate(batches, source, lambda _: range(4)))
+    assert "Traceback" not in str(raised.value)
