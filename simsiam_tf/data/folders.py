@@ -94,7 +94,8 @@ def _reader(start: str, names: bytes, ends: np.ndarray, labels: np.ndarray) -> R
     # Cutting a name out of one text is as fast as looking it up in a tensor of N texts, and saves
     # 16 bytes or more for each of them.
     with tf.device("CPU"):
-        start_tensor, names_tensor = tf.constant(os.fsencode(start)), tf.constant(names)
+        start_tensor = tf.constant(os.fsencode(start))
+        names_tensor = tf.constant(np.array(names, object))  # bytes would be copied four times
         ends_tensor, labels_tensor = tf.constant(ends), tf.constant(labels)
 
     def read_one(bounds):

@@ -1,6 +1,14 @@
 """Data sets of TensorFlow Datasets (TFDS): prepared if necessary, then opened by their format."""
 
+import contextlib
+import functools
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+
 import numpy as np
+import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
@@ -13,6 +21,8 @@ from simsiam_tf.data.source import UNLABELLED, ReadImages, Source
 from simsiam_tf.schema import UserError
 
 _RECORDS_AT_ONCE = 16
+_REACH_SECONDS = 5  # after which a host without an answer counts as unreachable
+_ATTEMPT_SECONDS = 3
 
 
 def prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -40,7 +50,8 @@ def prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilde
     if not builder.is_prepared():
         logging.info("Preparing %s in %s", name, builder.data_dir)
         try:
-            builder.download_and_prepare()
+            with _unreachable_hosts_refused():
+                builder.download_and_prepare()
         # The data set's own script, the network and the disk can raise any exception.
         except Exception as error:
             raise UserError(
@@ -124,6 +135,65 @@ def load_tfds(builder: tfds.core.DatasetBuilder, split: str) -> Source:
         stream=tfrecords.streamer(shards, parse),
         num_stream_files=len(info.file_instructions),
     )
+
+
+@contextlib.contextmanager
+def _unreachable_hosts_refused() -> Iterator[None]:
+    """Context in which a download from a host that cannot be reached fails within seconds.
+
+    TFDS tries each download eleven times, in the course of more than three minutes, and limits the
+    time of no attempt. A host that has answered once is left to these attempts.
+
+    Raises:
+      requests.ConnectionError: from the download.
+    """
+    request = requests.Session.request
+    reason_of_host = functools.cache(functools.partial(_why_unreachable, request))
+
+    def checked_request(session, method, url, *arguments, **options):
+        parts = urllib.parse.urlsplit(url)
+        reason = reason_of_host(parts.scheme, parts.netloc)
+        if reason:
+            raise requests.ConnectionError(reason)
+        return request(session, method, url, *arguments, **options)
+
+    requests.Session.request = checked_request  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        requests.Session.request = request  # type: ignore[method-assign]
+
+
+def _why_unreachable(request: Callable[..., object], scheme: str, host: str) -> str | None:
+    """Returns why a host gives no answer; None if it gives one, whatever it is.
+
+    Args:
+      request: `requests.Session.request`, which knows the proxies of the environment.
+      scheme: "http" or "https".
+      host: name of the host, with its port if the address has one.
+    """
+    reasons = [f"{host.rpartition('@')[2]} does not answer within {_REACH_SECONDS} s"]
+
+    def reach():
+        url, options = f"{scheme}://{host}", {"timeout": _ATTEMPT_SECONDS, "allow_redirects": False}
+        for wait in (0, 1):
+            time.sleep(wait)
+            try:
+                with requests.Session() as session:
+                    request(session, "HEAD", url, **options)
+            except requests.ConnectionError as error:
+                reasons[:] = [str(error)]
+                continue
+            except requests.RequestException:
+                pass  # the host answers, but slowly or with nonsense
+            reasons.clear()
+            return
+
+    # In a thread, because nothing limits the time in which a name is resolved.
+    thread = threading.Thread(target=reach, daemon=True)
+    thread.start()
+    thread.join(_REACH_SECONDS)
+    return next(iter(reasons), None)
 
 
 def _one_line(error: BaseException) -> str:

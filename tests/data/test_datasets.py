@@ -1,17 +1,23 @@
 """The embedded digits and TFDS: the images of each name, and the errors; subsets of every kind."""
 
+import http.server
+import io
 import json
 import shutil
+import socket
+import threading
 
 import numpy as np
 import pytest
+import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
+import urllib3
 from conftest import ROOT
 from sklearn.datasets import load_digits
 from sources import error_of, read_all, write_images
 
-from simsiam_tf.data import datasets, decoding
+from simsiam_tf.data import datasets, decoding, tfds_sets
 from simsiam_tf.data.digits import Digits
 from simsiam_tf.data.source import UNLABELLED
 
@@ -222,6 +228,111 @@ def test_a_tfds_set_that_cannot_be_prepared_is_an_error(tmp_path):
     assert "out_of_reach" in message
     assert str(tmp_path) in message
     assert "Name or service not known" in message
+
+
+class Downloaded(UnlabelledPatches):
+    """A data set whose images are downloaded."""
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_images(dl_manager.download(URL))}
+
+    def _generate_images(self, path):
+        yield 0, {"id": "0", "picture": np.load(path)}
+
+
+URL = "http://images.invalid/image.npy"  # a name that no network knows
+
+
+@pytest.fixture
+def proxy(monkeypatch):
+    """A local proxy. Returns the requests that it gets, and its next answers if they are errors."""
+    seen, errors = [], []
+    content = io.BytesIO()
+    np.save(content, np.full([4, 5, 3], 7, np.uint8))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append((self.command, self.path))
+            self.send_response(errors.pop() if errors and self.command == "GET" else 200)
+            self.send_header("Content-Length", str(len(content.getvalue())))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content.getvalue())
+
+        do_HEAD = do_GET  # noqa: N815 (the server looks for this name)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        use_proxy(monkeypatch, f"http://127.0.0.1:{server.server_port}")
+        yield seen, errors
+        server.shutdown()
+
+
+def use_proxy(monkeypatch, address):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    if address:
+        monkeypatch.setenv("HTTP_PROXY", address)
+
+
+@pytest.fixture
+def no_retries(monkeypatch):
+    """Fails where TFDS waits before it tries a download again."""
+
+    def wait(*_):
+        raise AssertionError("TFDS tries again")
+
+    monkeypatch.setattr(urllib3.Retry, "sleep", wait)
+
+
+def test_a_download_through_a_proxy_that_is_closed_is_not_tried_again(
+    tmp_path, monkeypatch, no_retries
+):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # takes the port, and does not listen
+        use_proxy(monkeypatch, f"http://127.0.0.1:{closed.getsockname()[1]}")
+        message = error_of("downloaded", tmp_path, "train")
+    assert message.startswith("The data set downloaded is not in ")
+    assert "images.invalid" in message
+    assert "Prepare it on a machine with a network" in message
+
+
+def test_a_download_from_a_host_whose_name_is_not_resolved_is_given_up(
+    tmp_path, monkeypatch, no_retries
+):
+    use_proxy(monkeypatch, None)
+    monkeypatch.setattr(tfds_sets, "_REACH_SECONDS", 0.5)
+    resolved = threading.Event()
+
+    def hang(*_, **__):
+        resolved.wait(60)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    message = error_of("downloaded", tmp_path, "train")
+    resolved.set()
+    assert "images.invalid does not answer within 0.5 s" in message
+
+
+def test_a_download_through_a_proxy_tries_a_host_once(tmp_path, proxy):
+    seen, errors = proxy
+    request = requests.Session.request
+    errors.append(503)  # an error of a host that can be reached is left to TFDS
+    images, _ = read_all(datasets.load("downloaded", str(tmp_path), "train"))
+    assert images[0].max() == 7
+    assert seen == [("HEAD", "http://images.invalid/"), ("GET", URL), ("GET", URL)]
+    assert requests.Session.request is request
+
+
+def test_a_file_that_was_downloaded_needs_no_network(tmp_path, monkeypatch, proxy, no_retries):
+    datasets.load("downloaded", str(tmp_path), "train")
+    shutil.rmtree(tmp_path / "downloaded")
+    use_proxy(monkeypatch, "http://127.0.0.1:1")
+    assert datasets.load("downloaded", str(tmp_path), "train").num_examples == 1
 
 
 def test_a_record_is_described_by_its_split_and_folder(digits_dir):
