@@ -35,11 +35,20 @@ __all__ = [
 
 MEMORY = "memory"  # name of the data set that a Python program passes in
 _LABELS_AT_ONCE = 256
+
+
+def _load_parquet(data_dir: str, split: str) -> Source:
+    from simsiam_tf.data.parquet_files import load_parquet  # here, because only it needs pyarrow
+
+    return load_parquet(data_dir, split)
+
+
 # name of a data set → a function of (data_dir, split); every other name is TFDS's
 _LOADERS: dict[str, Callable[[str, str], Source]] = {
     "folder": load_folder,
     "list": load_list,
     "tar": load_tar,
+    "parquet": _load_parquet,
 }
 
 

@@ -2,11 +2,14 @@
 
 import csv
 import io
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tarfile
+import time
+from concurrent import futures
 
 import numpy as np
 import pyarrow
@@ -15,7 +18,7 @@ import tensorflow as tf
 from PIL import Image
 from pyarrow import parquet
 
-from simsiam_tf.data import datasets, pipeline, shards, tar_shards, views
+from simsiam_tf.data import datasets, parquet_files, pipeline, shards, tar_shards, views
 from simsiam_tf.data.source import UNLABELLED
 from simsiam_tf.schema import UserError
 
@@ -104,7 +107,41 @@ def write_tars(root, folder):
     return folder
 
 
-WRITERS = {"list": write_list, "tar": write_tars}
+def write_parquet(path, images, labels, class_names=None, rows_per_group=2):
+    """Writes a Parquet file in the layout of Hugging Face's datasets."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [image if isinstance(image, dict) else {"bytes": image} for image in images]
+    columns = {"id": range(len(images)), "image": [{"path": None, **image} for image in images]}
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    columns["image"] = pyarrow.array(columns["image"], kind)
+    features = {"image": {"_type": "Image"}, "id": {"_type": "Value", "dtype": "int64"}}
+    if labels is not None:
+        columns["label"] = labels
+        features["label"] = {"_type": "ClassLabel", "names": class_names}
+    table = pyarrow.table(columns)
+    if class_names:
+        described = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": described})
+    parquet.write_table(table, path, row_group_size=rows_per_group)
+
+
+def files_and_labels(root, split="train"):
+    rows = rows_of(root, split)
+    return [(root / path).read_bytes() for path, _ in rows], [int(label) for _, label in rows]
+
+
+def write_parquets(root, folder):
+    """Writes the images as Parquet files of at most 7 images. Returns the folder."""
+    for split in SPLITS:
+        images, labels = files_and_labels(root, split)
+        for number, start in enumerate(range(0, len(images), 7)):
+            part = slice(start, start + 7)
+            path = folder / "data" / f"{split}-{number:05}-of-00002.parquet"
+            write_parquet(path, images[part], labels[part], CLASSES)
+    return folder
+
+
+WRITERS = {"list": write_list, "tar": write_tars, "parquet": write_parquets}
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -556,3 +593,141 @@ def test_an_image_of_a_tar_file_that_became_shorter_is_named_and_the_others_are_
     with pytest.raises(UserError, match=r"6\.png at byte .*become shorter") as raised:
         list(pipeline.iterate(batches, source, lambda _: range(4)))
     assert "Traceback" not in str(raised.value)
+
+
+# Parquet files.
+
+
+@pytest.mark.parametrize("rows_per_group", [1, 3, 100])
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_images_are_read_from_row_groups_of_any_size_with_any_memory(
+    root, tmp_path, monkeypatch, rows_per_group, cache_bytes
+):
+    monkeypatch.setattr(parquet_files, "_CACHE_BYTES", cache_bytes)
+    images, labels = files_and_labels(root)
+    write_parquet(tmp_path / "0.parquet", images, labels, rows_per_group=rows_per_group)
+    source = datasets.load("parquet", str(tmp_path), "train")
+    for batch, other in zip(batches_of(source), batches_of(folder(root)), strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, batch, other)
+
+
+def test_the_row_groups_used_last_are_kept_up_to_a_limit_and_read_once_by_many_threads():
+    read = []
+    sizes = {0: 40, 1: 40, 2: 40, 3: 500}
+
+    def read_images(number):
+        read.append(number)
+        time.sleep(0.02)
+        return pyarrow.chunked_array([[bytes(sizes[number])]])
+
+    cache = parquet_files._RowGroups(read_images, 120)
+    with futures.ThreadPoolExecutor(8) as threads:
+        list(threads.map(cache.get, [0] * 16))
+    assert read == [0]
+    for number in (1, 0, 2, 0, 1):  # 2 replaces 1, then 1 replaces 2
+        assert len(cache.get(number)[0].as_py()) == 40
+        assert cache.num_bytes <= 120
+    assert read == [0, 1, 2, 1]
+    assert len(cache.get(3)[0].as_py()) == 500  # alone
+    assert cache.num_bytes > 500
+    cache.get(1)
+    assert cache.num_bytes < 120
+
+
+def test_an_image_column_may_be_bytes_and_other_columns_are_found_by_their_kind(root, tmp_path):
+    images, labels = files_and_labels(root)
+    names = ["a", "b", "c"]
+    features = {"fine": {"_type": "ClassLabel", "names": names}, "img": {"_type": "Image"}}
+    table = pyarrow.table({"other": images, "img": images, "fine": labels})
+    described = json.dumps({"info": {"features": features}})
+    parquet.write_table(
+        table.replace_schema_metadata({"huggingface": described}), tmp_path / "a.parquet"
+    )
+    source = datasets.load("parquet", str(tmp_path), "train")
+    assert source.class_names == ("a", "b", "c")
+    assert read_all(source) == (images, labels)
+    parquet.write_table(pyarrow.table({"image": images}), tmp_path / "a.parquet")
+    source = datasets.load("parquet", str(tmp_path), "train")
+    assert not source.labelled
+    assert read_all(source) == (images, [UNLABELLED] * 13)
+    assert source.describe(12) == f"{tmp_path}/a.parquet: row 12"
+
+
+def test_classes_without_names_are_numbers_or_sorted_texts_common_to_all_splits(root, tmp_path):
+    images, labels = files_and_labels(root, "test")
+    write_parquet(tmp_path / "test" / "0.parquet", images, labels)
+    write_parquet(tmp_path / "train" / "0.parquet", images, [4] * 5)
+    source = datasets.load("parquet", str(tmp_path), "test")
+    assert source.class_names == ("0", "1", "2", "3", "4")
+    assert source.labels.tolist() == labels
+    texts = pyarrow.array([f"class {label}" for label in labels]).dictionary_encode()
+    parquet.write_table(
+        pyarrow.table({"image": images, "label": texts}), tmp_path / "test" / "0.parquet"
+    )
+    write_parquet(tmp_path / "train" / "0.parquet", images, ["an apple"] * 5)
+    source = datasets.load("parquet", str(tmp_path), "test")
+    assert source.class_names == ("an apple", "class 0", "class 1")
+    assert source.labels.tolist() == [label + 1 for label in labels]
+
+
+def test_a_split_whose_labels_are_all_minus_1_is_unlabelled(root, tmp_path):
+    images, labels = files_and_labels(root, "test")
+    write_parquet(tmp_path / "train-0.parquet", images, labels, CLASSES)
+    write_parquet(tmp_path / "test-0.parquet", images, [-1] * 5, CLASSES)
+    assert not datasets.load("parquet", str(tmp_path), "test").labelled
+    assert datasets.load("parquet", str(tmp_path), "train").class_names == CLASSES
+
+
+def test_a_broken_parquet_file_is_an_error_that_names_it(root, tmp_path):
+    path = tmp_path / "0.parquet"
+    images, labels = files_and_labels(root)
+    write_parquet(path, images, labels, CLASSES)
+    whole = path.read_bytes()
+    for content in (b"", b"no Parquet file", whole[:-100]):
+        path.write_bytes(content)
+        assert str(path) in error_of("parquet", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"picture": [b"x"]}, ["a column image", "with picture"]),
+        ({"image": ["a.png"]}, ["must be bytes", "--dataset=list", "string"]),
+        ({"image": [b"x", b"y"], "label": [0, None]}, ["row 1", "without a label"]),
+        ({"image": [b"x", b"y"], "label": ["", "a"]}, ["row 0", "without a label"]),
+        ({"image": [b"x", b"y"], "label": [0, 10**7]}, ["row 1", "10000000"]),
+        ({"image": pyarrow.array([], pyarrow.binary())}, ["an image", "without one"]),
+    ],
+)
+def test_a_mistake_in_a_parquet_file_is_an_error_that_names_it(tmp_path, columns, words):
+    parquet.write_table(pyarrow.table(columns), tmp_path / "0.parquet")
+    message = error_of("parquet", tmp_path)
+    for word in (*words, str(tmp_path)):
+        assert word in message
+
+
+def test_labels_and_class_names_of_parquet_files_must_fit_together(root, tmp_path):
+    images, labels = files_and_labels(root)
+    write_parquet(tmp_path / "0.parquet", images, labels, CLASSES[:2])
+    assert "one of 2 classes. Received: 2 in" in error_of("parquet", tmp_path)
+    write_parquet(tmp_path / "1.parquet", images, labels, CLASSES)
+    assert "2 lists of classes" in error_of("parquet", tmp_path)
+
+
+def test_an_image_that_is_only_a_path_in_a_parquet_file_is_an_error_at_once(root, tmp_path):
+    images, labels = files_and_labels(root)
+    images[4] = {"bytes": None, "path": "there.png"}
+    write_parquet(tmp_path / "0.parquet", images, labels, CLASSES)
+    message = error_of("parquet", tmp_path)
+    assert "not only its path" in message
+    assert "rows 4 to 5" in message
+    assert str(tmp_path / "0.parquet") in message
+
+
+def test_an_image_without_bytes_is_named_if_the_statistics_do_not_tell_of_it(tmp_path):
+    table = pyarrow.table({"image": [encoded_image(0), None, encoded_image(2)]})
+    parquet.write_table(table, tmp_path / "0.parquet", write_statistics=False)
+    source = datasets.load("parquet", str(tmp_path), "train")
+    batches = pipeline.evaluation_batches(source, lambda image: image[0, 0], 4)
+    with pytest.raises(UserError, match=r"0\.parquet: row 1 \(the file has no bytes"):
+        list(pipeline.iterate(batches, source, lambda _: range(3)))
