@@ -19,8 +19,9 @@ import tensorflow as tf
 
 from simsiam_tf import flags
 from simsiam_tf.config import PretrainConfig
-from simsiam_tf.data import datasets, views
+from simsiam_tf.data import datasets, sampling, views
 from simsiam_tf.data.arrays import load_arrays
+from simsiam_tf.data.datasets import Source
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.distribution import process_state
 from simsiam_tf.evaluation import run as evaluation_run
@@ -133,8 +134,7 @@ def build_model(*, dataset: Any = None, **settings: Any) -> SelfSupervisedModel:
     """
     strategy = tf.distribute.get_strategy()
     with _config(PretrainConfig, dataset, settings) as config:
-        data = config.data
-        source = datasets.load(data.dataset, data.data_dir, data.train_split)
+        source = _load_source(config)
         with precision.of_new_layers(config.system.precision):
             return build.build_model(config, strategy, build.plan_of(config, source))[0]
 
@@ -148,21 +148,27 @@ def load_views(*, dataset: Any = None, num_views: int = 2, **settings: Any) -> t
       **settings: flags of `train.py`.
 
     Returns:
-      A data set of tuples of normalised views, `[batch_size, image_size, image_size, 3]` float32.
+      A data set of tuples of normalised views, `[batch_size, image_size, image_size, C]` float32.
 
     Raises:
       UserError: a `ValueError` whose text says what to change.
     """
     with _config(PretrainConfig, dataset, settings) as config:
-        data = config.data
-        source = datasets.load(data.dataset, data.data_dir, data.train_split)
+        source = _load_source(config)
         plan = build.plan_of(config, source)
-        make_views = views.build_views(config.views, num_views)
+        make_views = views.build_views(config.views, num_views, source.pixels)
         batches = TrainingBatches(
-            tf.distribute.get_strategy(), config, make_views, Quarantine(source, data), plan
+            tf.distribute.get_strategy(), config, make_views, Quarantine(source, config.data), plan
         ).of_worker(0)
-    inputs = batches.map(views.prepare)
+    inputs = batches.map(lambda batch: views.prepare(batch, source.pixels))
     return inputs.apply(tf.data.experimental.assert_cardinality(plan.num_steps))
+
+
+def _load_source(config: PretrainConfig) -> Source:
+    data = config.data
+    source = datasets.load(data.dataset, data.data_dir, data.train_split)
+    pixels = sampling.resolve_pixels(config.pixels, source, data.max_image_pixels)
+    return dataclasses.replace(source, pixels=pixels)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Settings that only evaluation has are in `evaluation/config.py`.
 
 import dataclasses
 import enum
+import math
 
 from simsiam_tf.schema import SWITCH, Config, UserError, refuse_unused, setting
 
@@ -18,6 +19,7 @@ class Purpose(enum.IntEnum):
     WEIGHTS = 4
     SUBSTITUTE = 5
     HELD_OUT = 6
+    TURNS = 7
 
 
 def _check_count(name, value, word):
@@ -69,6 +71,64 @@ class DataConfig(Config):
     )
 
 
+def _check_numbers(name, value, count=None):
+    """Returns the numbers of a comma-separated list; rejects another text or another count."""
+    try:
+        numbers = [float(number) for number in value.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or (count and len(numbers) != count) or not all(map(math.isfinite, numbers)):
+        what = f"{count} numbers" if count else "numbers"
+        raise UserError(f"--{name} must be {what} separated by commas. Received: {value}")
+    return numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelsConfig(Config):
+    """Pixels"""
+
+    channels: str = setting(
+        "auto",
+        "Channels of the images: a number, or auto (1 where all images are grey, 3 for RGB, and as "
+        "many as TIFF or NumPy files have; decided by a sample).",
+        filled=True,
+    )
+    value_range: str = setting(
+        "auto",
+        "LOW,HIGH: the values that become black and white in images of more than 8 bits; auto: "
+        "what a sample shows (4095 for sensors of 12 bits).",
+        filled=True,
+    )
+    channel_mean: str = setting(
+        "",
+        "Mean of each channel, from 0 (LOW) to 1 (HIGH), separated by commas; empty: ImageNet's "
+        "for RGB, measured on a sample for others.",
+    )
+    channel_std: str = setting(
+        "", "Standard deviation of each channel; empty: as for --channel_mean."
+    )
+    exif_orientation: str = setting(
+        "apply",
+        "Orientation that a camera wrote into a file: apply (turn the image upright) or ignore "
+        "(leave it as it is stored, as the authors' code does).",
+        choices=("apply", "ignore"),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_count("channels", self.channels, "auto")
+        if self.value_range != "auto":
+            low, high = _check_numbers("value_range", self.value_range, 2)
+            if low >= high:
+                raise UserError(
+                    f"--value_range must be LOW,HIGH with LOW < HIGH. Received: {self.value_range}"
+                )
+        if self.channel_mean:
+            _check_numbers("channel_mean", self.channel_mean)
+        if self.channel_std and min(_check_numbers("channel_std", self.channel_std)) <= 0:
+            raise UserError(f"--channel_std must be above 0. Received: {self.channel_std}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewsConfig(Config):
     """Views (defaults: the paper's ImageNet recipe)"""
@@ -101,6 +161,18 @@ class ViewsConfig(Config):
     blur_sigma_max: float = setting(2.0, "Largest sigma of the blur, in pixels.", above=0)
     flip_probability: float = setting(
         0.5, "Probability of a left-right flip.", at_least=0, at_most=1
+    )
+    vertical_flip_probability: float = setting(
+        0.0,
+        "Probability of an up-down flip, for images without an up, such as from microscopes.",
+        at_least=0,
+        at_most=1,
+    )
+    rotate90_probability: float = setting(
+        0.0,
+        "Probability of a rotation by 90, 180 or 270 degrees, for images without an up.",
+        at_least=0,
+        at_most=1,
     )
     augment_on: str = setting(
         "host",
@@ -478,6 +550,7 @@ class PretrainConfig(Config):
     """What `train.py` does: pre-train an encoder on unlabelled images."""
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    pixels: PixelsConfig = dataclasses.field(default_factory=PixelsConfig)
     views: ViewsConfig = dataclasses.field(default_factory=ViewsConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     method: MethodConfig = dataclasses.field(default_factory=MethodConfig)

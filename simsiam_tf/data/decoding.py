@@ -1,17 +1,26 @@
-"""Decoding of JPEG, PNG and BMP files to pixels. The header decides whether a file is rejected.
+"""Decoding of image files to pixels, inside of a graph.
 
-Pixels are those of Pillow's `Image.open(file).convert("RGB")`, as the reference loads images: alpha
-is dropped, 16-bit levels keep their upper 8 bits, and EXIF's orientation is not applied.
+TensorFlow decodes JPEG, PNG and the usual BMP files: it is faster than Pillow and gives the same
+pixels. `image_files` decodes everything else. The content of a file decides its kind; the header
+decides whether it is rejected. Pixels are those of Pillow's `Image.open(file).convert("RGB")`, as
+the reference loads images: alpha is dropped, and 16-bit levels of 8-bit RGB keep their upper 8
+bits.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from simsiam_tf.config import DataConfig
+from simsiam_tf.data import image_files
+from simsiam_tf.data.pixels import RGB, Pixels
 
 _HEADER_BYTES = 66  # long enough for all fields that are read below
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTH_AT = 24  # bits of a level
+_PNG_EXIF = b"eXIf"
+_MOST_SEGMENTS = 64  # in which EXIF is looked for
 # (bits per pixel, compression, 0) of the BMP files that TensorFlow decodes correctly. The third
 # kind must have the masks below. The last kind must have the palette below: blue, green, red and a
 # filler byte for each level.
@@ -21,48 +30,246 @@ _GRAY_PIXELS_AT = 14 + 40 + 1024
 _GRAY_PALETTE = b"".join(bytes([level, level, level, 0]) for level in range(256))
 
 
-def decode_image(encoded: tf.Tensor, max_pixels: int = DataConfig.max_image_pixels) -> tf.Tensor:
-    """Returns the pixels of a JPEG, PNG or BMP file, `[H, W, 3]` uint8 in RGB.
+def decode_image(
+    encoded: tf.Tensor,
+    max_pixels: int = DataConfig.max_image_pixels,
+    pixels: Pixels = RGB,
+    *,
+    by_python: bool = True,
+) -> tf.Tensor:
+    """Returns the pixels of an image file: RGB of 8 bits, or numbers in [0, 1].
 
     JPEG is decoded with the accurate inverse transform, as Pillow does.
 
     Args:
       encoded: the bytes of the file, a scalar string.
       max_pixels: largest number of pixels of an image.
+      pixels: what the pixels of the data set are.
+      by_python: decode what TensorFlow does not decode by Python's libraries. A SavedModel has
+        none; it is False there, and such files are rejected.
+
+    Returns:
+      `[H, W, 3]` uint8 in RGB for `pixels` of this depth, otherwise `[H, W, C]` float32 in [0, 1].
 
     Raises:
       tf.errors.InvalidArgumentError: the image has more than `max_pixels`, which is found before
-        memory is allocated for it; or the file is damaged or of another kind. GIF and BMP with a
-        palette are rejected too, because TensorFlow decodes their canvas or colours incorrectly.
+        memory is allocated for it; or the file is damaged, or of another kind, or has other
+        channels.
     """
     # Decoding a small image takes as long as a dozen operations. So the header is checked with few
     # operations, and the kinds are tested in turn: tf.switch_case takes as long as all the rest.
+    is_rgb = pixels.depth == "uint8"
+
+    def finish(levels):
+        """Returns the result for RGB of 8 bits."""
+        return levels if is_rgb else _to_float(levels, pixels)
 
     def decode_jpeg():
         width_and_height = tf.image.extract_jpeg_shape(encoded)[1::-1]
         checked = _limited(encoded, width_and_height, max_pixels)
-        return tf.io.decode_jpeg(checked, channels=3, dct_method="INTEGER_ACCURATE")
+        image = tf.io.decode_jpeg(checked, channels=3, dct_method="INTEGER_ACCURATE")
+        return _turned(finish(image), _exif_of_jpeg(encoded)) if pixels.upright else finish(image)
 
     def decode_png():
         words = _words(encoded, little_endian=False)
         width_and_height = 65536 * words[8:12:2] + words[9:12:2]
-        return tf.io.decode_png(_limited(encoded, width_and_height, max_pixels), channels=3)
+        checked = _limited(encoded, width_and_height, max_pixels)
+
+        def decode_deep():
+            return pixels.scale(tf.io.decode_png(checked, channels=pixels.channels, dtype="uint16"))
+
+        def decode_8_bits():
+            return finish(tf.io.decode_png(checked, channels=3))
+
+        if is_rgb:
+            image = decode_8_bits()
+        else:
+            is_deep = tf.equal(tf.strings.substr(encoded, _PNG_DEPTH_AT, 1), b"\x10")
+            image = tf.cond(is_deep, decode_deep, decode_8_bits)
+        return _turned(image, _exif_of_png(encoded)) if pixels.upright else image
 
     def decode_bmp():
-        checked = _plain_bmp(encoded)
-        words = _words(checked, little_endian=True)
+        words = _words(encoded, little_endian=True)
         width_and_height = words[9:13:2] + 65536 * words[10:13:2]
         # A negative height (here 2³¹ or more) means that the first row is the top one.
         width_and_height = tf.minimum(width_and_height, 2**32 - width_and_height)
-        checked = _limited(checked, width_and_height, max_pixels)
-        return tf.io.decode_image(checked, channels=3, expand_animations=False)
+        checked = _limited(encoded, width_and_height, max_pixels)
+        return finish(tf.io.decode_image(checked, channels=3, expand_animations=False))
 
-    def decode_others():
-        is_png = tf.equal(tf.strings.substr(encoded, 0, len(_PNG_SIGNATURE)), _PNG_SIGNATURE)
-        return tf.cond(is_png, decode_png, decode_bmp)
+    def decode_by_python():
+        return _decode_by_python(encoded, max_pixels, pixels)
 
-    image = tf.cond(tf.io.is_jpeg(encoded), decode_jpeg, decode_others)
-    return tf.ensure_shape(image, [None, None, 3])
+    def reject():
+        is_empty = tf.equal(encoded, "")
+        reason = tf.where(
+            is_empty, "an empty file", "neither a JPEG nor a PNG nor a usual BMP file"
+        )
+        return tf.cast(_require(tf.constant(False), [reason], tf.zeros([1, 1, 3])), dtype)
+
+    dtype = tf.uint8 if is_rgb else tf.float32
+    decode_others = decode_by_python if by_python else reject
+    if pixels.channels not in (1, 3):
+        image = decode_others()
+    else:
+        starts_like_png = tf.equal(
+            tf.strings.substr(encoded, 0, len(_PNG_SIGNATURE)), _PNG_SIGNATURE
+        )
+        image = tf.cond(
+            tf.io.is_jpeg(encoded),
+            decode_jpeg,
+            lambda: tf.cond(
+                starts_like_png,
+                decode_png,
+                lambda: tf.cond(_is_usual_bmp(encoded), decode_bmp, decode_others),
+            ),
+        )
+    return tf.ensure_shape(image, [None, None, pixels.channels])
+
+
+def _decode_by_python(encoded: tf.Tensor, max_pixels: int, pixels: Pixels) -> tf.Tensor:
+    dtype = np.uint8 if pixels.depth == "uint8" else np.float32
+
+    def decode(encoded_files):
+        levels, reason = image_files.decode(encoded_files[0], max_pixels, upright=pixels.upright)
+        try:
+            if reason:
+                pass
+            elif dtype == np.uint8:
+                levels = image_files.to_rgb(levels)
+            else:
+                levels = image_files.to_float(levels, pixels.channels, pixels.low, pixels.high)
+        except image_files.UnreadableError as error:
+            reason = str(error)
+        if reason:
+            levels = np.zeros((0, 0, pixels.channels), dtype)
+        return levels, reason.encode()
+
+    # A stateful function would make `enable_op_determinism` run the pipeline sequentially.
+    # A scalar would lose its zeros at the end outside of a graph.
+    files = tf.reshape(encoded, [1])
+    image, reason = tf.numpy_function(decode, [files], (dtype, tf.string), stateful=False)
+    reason = tf.ensure_shape(reason, [])
+    return _require(tf.equal(reason, ""), [reason], image)
+
+
+def _to_float(levels: tf.Tensor, pixels: Pixels) -> tf.Tensor:
+    """Returns RGB of 8 bits as numbers in [0, 1], grey where the data set is: as `image_files`."""
+    if pixels.channels == 1:
+        weights = tf.constant(image_files.LUMA)
+        luma = tf.reduce_sum(tf.cast(levels, tf.int32) * weights, axis=-1, keepdims=True)
+        levels = tf.cast((luma + 32768) // 65536, tf.uint8)
+    return pixels.scale(levels)
+
+
+def _exif_of_jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns EXIF's block of a JPEG file from the TIFF header on, a scalar string, or ""."""
+    # Segments start with FF, a marker and two bytes of length. APP1 has EXIF, mostly as the first.
+    # The walk ends at the first segment that is neither for an application nor a comment.
+    size = tf.strings.length(encoded)
+
+    def start_of(at):
+        return tf.cast(
+            tf.io.decode_raw(
+                tf.strings.substr(encoded, tf.minimum(at, size), 10), tf.uint8, fixed_length=10
+            ),
+            tf.int32,
+        )
+
+    def is_exif(start):
+        return tf.reduce_all(start[4:10] == [0x45, 0x78, 0x69, 0x66, 0, 0]) & (start[1] == 0xE1)
+
+    def is_before(at, start):
+        is_optional = ((start[1] >= 0xE0) & (start[1] <= 0xEF)) | (start[1] == 0xFE)
+        return (start[0] == 0xFF) & is_optional & ~is_exif(start)
+
+    def next_segment(at, start):
+        at += 2 + 256 * start[2] + start[3]
+        return at, start_of(at)
+
+    first = tf.constant(2)
+    at, start = tf.while_loop(
+        is_before, next_segment, (first, start_of(first)), maximum_iterations=_MOST_SEGMENTS
+    )
+    length = tf.where(is_exif(start), 256 * start[2] + start[3] - 8, 0)
+    return tf.strings.substr(encoded, tf.minimum(at + 10, size), tf.maximum(length, 0))
+
+
+def _exif_of_png(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the content of a PNG file's eXIf chunk, a scalar string, or ""."""
+    size = tf.strings.length(encoded)
+
+    def start_of(at):
+        start = tf.strings.substr(encoded, tf.minimum(at, size), 8)
+        length = tf.io.decode_raw(start, tf.uint8, fixed_length=8)[:4]
+        return tf.cast(
+            tf.reduce_sum(tf.cast(length, tf.int64) * [1 << 24, 1 << 16, 256, 1]), tf.int64
+        )
+
+    def kind_of(at):
+        return tf.strings.substr(encoded, tf.minimum(tf.cast(at, tf.int32) + 4, size), 4)
+
+    def is_before(at, kind):
+        return (kind != _PNG_EXIF) & (kind != b"IDAT") & (at < tf.cast(size, tf.int64))
+
+    def next_chunk(at, kind):
+        at = tf.minimum(at + 12 + start_of(tf.cast(at, tf.int32)), tf.cast(size, tf.int64))
+        return at, kind_of(at)
+
+    first = tf.constant(len(_PNG_SIGNATURE), tf.int64)
+    at, kind = tf.while_loop(
+        is_before, next_chunk, (first, kind_of(first)), maximum_iterations=_MOST_SEGMENTS
+    )
+    at = tf.minimum(tf.cast(at, tf.int32) + 8, size)
+    length = tf.where(tf.equal(kind, _PNG_EXIF), 65536, 0)
+    return tf.strings.substr(encoded, at, length)
+
+
+def _turned(image: tf.Tensor, exif: tf.Tensor) -> tf.Tensor:
+    """Returns an image as EXIF's orientation says that it is looked at.
+
+    Args:
+      image: `[H, W, C]`.
+      exif: a block of EXIF from its TIFF header on, a scalar string; "" for none.
+    """
+
+    def turn():
+        orientation = _orientation(exif)
+
+        def is_one_of(*numbers):
+            return tf.reduce_any(orientation == numbers)
+
+        turned = tf.cond(
+            is_one_of(5, 6, 7, 8), lambda: tf.transpose(image, [1, 0, 2]), lambda: image
+        )
+        turned = tf.cond(is_one_of(3, 4, 7, 8), lambda: turned[::-1], lambda: turned)
+        return tf.cond(is_one_of(2, 3, 6, 7), lambda: turned[:, ::-1], lambda: turned)
+
+    return tf.cond(tf.equal(exif, ""), lambda: image, turn)
+
+
+def _orientation(exif: tf.Tensor) -> tf.Tensor:
+    """Returns the orientation in a block of EXIF, 1 to 8; 1 where the block has none.
+
+    Args:
+      exif: a scalar string that starts with the TIFF header.
+    """
+    # Zeros follow the end, and offsets are bounded, so that a damaged block is only not understood.
+    size = 1 << 17
+    levels = tf.cast(tf.io.decode_raw(exif, tf.uint8, fixed_length=size), tf.int32)
+    is_little = levels[0] == 0x49
+
+    def word(at):
+        first, second = tf.gather(levels, at), tf.gather(levels, at + 1)
+        return tf.where(is_little, first + 256 * second, 256 * first + second)
+
+    directory = tf.where(is_little, word(4), word(6))  # the low word of its offset
+    entries = directory + 2 + 12 * tf.range(word(directory))
+    entries = tf.minimum(entries, size - 16)
+    is_long = word(entries + 2) == 4
+    values = word(entries + 8 + tf.where(is_long & ~is_little, 2, 0))
+    found = tf.boolean_mask(values, word(entries) == 0x0112)
+    orientation = tf.concat([found, [1]], axis=0)[0]
+    return tf.where((orientation >= 1) & (orientation <= 8), orientation, 1)
 
 
 def _words(encoded: tf.Tensor, *, little_endian: bool) -> tf.Tensor:
@@ -85,11 +292,8 @@ def _limited(encoded: tf.Tensor, width_and_height: tf.Tensor, max_pixels: int) -
     return _require((pixels > 0) & (pixels <= max_pixels), [message, width_and_height], encoded)
 
 
-def _plain_bmp(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the file after checking that it is a BMP that TensorFlow decodes correctly."""
-    is_empty = tf.equal(encoded, "")
-    reason = tf.where(is_empty, "an empty file", "neither a JPEG nor a PNG nor a BMP file")
-    encoded = _require(tf.equal(tf.strings.substr(encoded, 0, 2), "BM"), [reason], encoded)
+def _is_usual_bmp(encoded: tf.Tensor) -> tf.Tensor:
+    """Whether a file is a BMP that TensorFlow decodes correctly."""
     words = _words(encoded, little_endian=True)
     start = tf.strings.substr(encoded, 0, _GRAY_PIXELS_AT) + bytes(_GRAY_PIXELS_AT)
     has_gray_palette = tf.equal(
@@ -98,9 +302,8 @@ def _plain_bmp(encoded: tf.Tensor) -> tf.Tensor:
     ) & _all_equal(words[5:9], (_GRAY_PIXELS_AT, 0, 40, 0))
     has_usual_masks = _all_equal(words[27:33], _BMP_MASKS)
     is_kind = _all_equal(words[14:17], _BMP_KINDS) & [True, True, has_usual_masks, has_gray_palette]
-    message = "a BMP must have 24 or 32 bits or be grey; bits per pixel and compression are"
-    is_plain = tf.reduce_any(is_kind) & (words[7] >= 40)
-    return _require(is_plain, [message, words[14:16]], encoded)
+    starts_like_bmp = tf.equal(tf.strings.substr(encoded, 0, 2), "BM")
+    return starts_like_bmp & tf.reduce_any(is_kind) & (words[7] >= 40)
 
 
 def _all_equal(words: tf.Tensor, expected: Sequence) -> tf.Tensor:

@@ -1,10 +1,11 @@
 """Views on the host: loops over pixels, compiled by Numba. Each image is processed by one thread.
 
-A crop equals Pillow's bilinear resize, rows first, to the last bit. The operations after the crop
-are computed in float32 and rounded once, at the end; `ops.recolor` computes the same for batches on
-an accelerator. The colours are stored as planes and sums run along rows, so that the inner loops
-become vector instructions. The results depend neither on the width of these nor on the number of
-threads.
+`crops` and `views` take RGB of 8 bits. Their crop equals Pillow's bilinear resize, rows first, to
+the last bit. The operations after the crop are computed in float32 and rounded once, at the end.
+`deep_crops` and `deep_views` compute the same in float32 for images of any number of channels.
+`ops.recolor` computes the same for batches on an accelerator. The channels are stored as planes and
+sums run along rows, so that the inner loops become vector instructions. The results depend neither
+on the width of these nor on the number of threads.
 """
 
 import math
@@ -74,13 +75,59 @@ def views(
     for view in range(len(boxes)):
         _crop(image, boxes[view], out[view])
         _load(out[view], planes)
-        for operation in order[view]:
-            _adjust(planes, operation, factors[view, operation])
-        if gray[view]:
-            _blend_with_luma(planes, _ZERO)
-        if sigma[view] > 0:
-            _blur(planes, sigma[view])
+        _recolor(planes, factors[view], order[view], gray[view], sigma[view])
         _store(planes, flip[view], out[view])
+    return out
+
+
+@_compiled
+def deep_crops(image: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """Returns boxes of an image, resized bilinearly with antialiasing.
+
+    The result is `[V, size, size, C]` float32 in [0, 1].
+
+    Args:
+      image: `[H, W, C]` float32 in [0, 1].
+      boxes: `[V, 4]` int32: top, left, height, width, in pixels.
+      size: height and width of the results, in pixels.
+    """
+    out = np.empty((len(boxes), size, size, image.shape[2]), np.float32)
+    planes = np.empty((image.shape[2], size, size), np.float32)
+    for view in range(len(boxes)):
+        _deep_crop(image, boxes[view], planes)
+        _deep_store(planes, False, out[view])
+    return out
+
+
+@_compiled
+def deep_views(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    size: int,
+    factors: np.ndarray,
+    order: np.ndarray,
+    gray: np.ndarray,
+    sigma: np.ndarray,
+    flip: np.ndarray,
+) -> np.ndarray:
+    """Returns `deep_crops` after the operations of `ops.recolor`: `[V, size, size, C]` float32.
+
+    Args:
+      image: `[H, W, C]` float32 in [0, 1].
+      boxes: `[V, 4]` int32: top, left, height, width, in pixels.
+      size: height and width of the results, in pixels.
+      factors: `[V, 4]` float32, as `ops.recolor` takes it, like all that follow.
+      order: `[V, 4]` int32.
+      gray: `[V]` bool.
+      sigma: `[V]` float32, in pixels.
+      flip: `[V]` bool.
+    """
+    out = np.empty((len(boxes), size, size, image.shape[2]), np.float32)
+    planes = np.empty((image.shape[2], size, size), np.float32)
+    for view in range(len(boxes)):
+        _deep_crop(image, boxes[view], planes)
+        _recolor(planes, factors[view], order[view], gray[view], sigma[view])
+        _deep_store(planes, flip[view], out[view])
     return out
 
 
@@ -117,30 +164,66 @@ def _crop(image, box, out):
 
 
 @_compiled
+def _deep_crop(image, box, planes):
+    top, left, height, width = box
+    num_channels, size = len(planes), planes.shape[1]
+    starts, counts, shares = _shares(width, size)
+    narrow = np.zeros((height, size, num_channels), np.float32)
+    for y in range(height):
+        row = image[top + y, left : left + width]
+        for x in range(size):
+            for tap in range(counts[x]):
+                share, pixel = np.float32(shares[x, tap]), row[starts[x] + tap]
+                for channel in range(num_channels):
+                    narrow[y, x, channel] += share * pixel[channel]
+    starts, counts, shares = _shares(height, size)
+    planes[:] = 0
+    for y in range(size):
+        for tap in range(counts[y]):
+            share, line = np.float32(shares[y, tap]), narrow[starts[y] + tap]
+            for channel in range(num_channels):
+                for x in range(size):
+                    planes[channel, y, x] += share * line[x, channel]
+    values = planes.reshape(planes.size)
+    for i in range(len(values)):
+        values[i] = _clip(values[i])  # rounding may leave [0, 1]
+
+
+@_compiled
 def _taps(length, size):
+    """Returns `_shares` in Pillow's fixed-point numbers, `[size, most]` int32."""
+    starts, counts, shares = _shares(length, size)
+    weights = np.zeros(shares.shape, np.int32)
+    for x in range(size):
+        for tap in range(counts[x]):
+            weights[x, tap] = int(0.5 + shares[x, tap] * (1 << _FRACTION_BITS))
+    return starts, counts, weights
+
+
+@_compiled
+def _shares(length, size):
     """Returns Pillow's weights of `length` input pixels in each of `size` output pixels.
 
     Returns:
       For each output pixel: the first input pixel, `[size]` int32; the number of input pixels,
-      `[size]` int32; and their fixed-point weights, `[size, most]` int32.
+      `[size]` int32; and their weights, whose sum is 1, `[size, most]` float64.
     """
     scale = length / size
     support = max(scale, 1.0)  # an output pixel has at least two input pixels
     starts, counts = np.empty(size, np.int32), np.empty(size, np.int32)
-    weights = np.zeros((size, 2 * math.ceil(support) + 1), np.int32)
-    share = np.empty(weights.shape[1])
+    shares = np.zeros((size, 2 * math.ceil(support) + 1))
     for x in range(size):
         center = (x + 0.5) * scale
         start = max(int(center - support + 0.5), 0)
         count = min(int(center + support + 0.5), length) - start
         total = 0.0
         for tap in range(count):
-            share[tap] = max(1 - abs((start + tap - center + 0.5) / support), 0.0)
-            total += share[tap]
+            shares[x, tap] = max(1 - abs((start + tap - center + 0.5) / support), 0.0)
+            total += shares[x, tap]
         for tap in range(count):
-            weights[x, tap] = int(0.5 + share[tap] / total * (1 << _FRACTION_BITS))
+            shares[x, tap] /= total
         starts[x], counts[x] = start, count
-    return starts, counts, weights
+    return starts, counts, shares
 
 
 @_compiled
@@ -170,11 +253,30 @@ def _store(planes, flip, image):
 
 
 @_compiled
+def _deep_store(planes, flip, image):
+    last = len(image) - 1
+    for y in range(len(image)):
+        for x in range(len(image)):
+            for channel in range(len(planes)):
+                image[y, last - x if flip else x, channel] = planes[channel, y, x]
+
+
+@_compiled
+def _recolor(planes, factors, order, gray, sigma):
+    for operation in order:
+        _adjust(planes, operation, factors[operation])
+    if gray:
+        _blend_with_luma(planes, _ZERO)
+    if sigma > 0:
+        _blur(planes, sigma)
+
+
+@_compiled
 def _adjust(planes, operation, factor):
     if operation == BRIGHTNESS and factor != 1:
         _blend(planes, factor, _ZERO)
     elif operation == CONTRAST and factor != 1:
-        _blend(planes, factor, _mean_luma(planes))
+        _blend(planes, factor, _mean_luma(planes) if len(planes) == 3 else _mean(planes))
     elif operation == SATURATION and factor != 1:
         _blend_with_luma(planes, factor)
     elif operation == HUE and factor != 0:
@@ -215,6 +317,16 @@ def _mean_luma(planes):
     for x in range(size):
         mean += total[x]
     return np.float32(mean / size**2)
+
+
+@_compiled
+def _mean(planes):
+    total = 0.0
+    for plane in planes:
+        for y in range(len(plane)):
+            for x in range(len(plane)):
+                total += plane[y, x]
+    return np.float32(total / planes.size)
 
 
 @_compiled
@@ -259,7 +371,7 @@ def _blur(planes, sigma):
         weights[i] /= total
     padded = np.empty(size + 2 * radius, np.float32)
     across = np.empty((size, size), np.float32)
-    for channel in range(3):
+    for channel in range(len(planes)):
         plane = planes[channel]
         for y in range(size):
             padded[radius : radius + size] = plane[y]

@@ -1,8 +1,9 @@
 """The arithmetic of the augmentations, as torchvision and Pillow compute it. Nothing is random.
 
 Unless stated otherwise, images are `[..., H, W, 3]` float in [0, 1]: a single image, or a batch
-whose other arguments have one value per image. `views` draws the random numbers (the recipe of
-section 3); `kernels` computes the same image by image on the host.
+whose other arguments have one value per image. Brightness, contrast, blur, crop and flip take any
+number of channels C; the grey image is then the mean of the channels. `views` draws the random
+numbers (the recipe of section 3); `kernels` computes the same image by image on the host.
 """
 
 import math
@@ -87,12 +88,12 @@ def resize(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) ->
     """Returns the image resized bilinearly with antialiasing, as Pillow does.
 
     Args:
-      image: `[H, W, 3]`.
+      image: `[H, W, C]`.
       height: of the result, in pixels.
       width: of the result, in pixels.
 
     Returns:
-      `[height, width, 3]` float32 in the range of the input.
+      `[height, width, C]` float32 in the range of the input.
     """
     return tf.image.resize(image, [height, width], "bilinear", antialias=True)
 
@@ -101,12 +102,12 @@ def central_crop(image: tf.Tensor, size: int, ratio: float) -> tf.Tensor:
     """Returns the view of evaluation: the short side is resized to size / ratio, then cropped.
 
     Args:
-      image: `[H, W, 3]` uint8 in [0, 255].
+      image: `[H, W, C]` uint8 in [0, 255], or float32 in [0, 1].
       size: height and width of the central crop, in pixels.
       ratio: `size` divided by the resized short side, in (0, 1]; 224 of 256 is 0.875.
 
     Returns:
-      `[size, size, 3]` float32 in [0, 1].
+      `[size, size, C]` float32 in [0, 1].
     """
     image = tf.image.convert_image_dtype(image, tf.float32)
     shape = tf.shape(image)[:2]
@@ -117,7 +118,7 @@ def central_crop(image: tf.Tensor, size: int, ratio: float) -> tf.Tensor:
     image = resize(image, resized[0], resized[1])
     top, left = tf.unstack(tf.cast(tf.round((resized - size) / 2), tf.int32))
     image = image[top : top + size, left : left + size]
-    return tf.ensure_shape(tf.clip_by_value(image, 0, 1), [size, size, 3])
+    return tf.ensure_shape(tf.clip_by_value(image, 0, 1), [size, size, image.shape[-1]])
 
 
 def recolor(
@@ -131,9 +132,9 @@ def recolor(
     """Returns the images after colour jitter, grey, blur and flip, each by draws of its own.
 
     Args:
-      images: `[B, S, S, 3]` float in [0, 1].
+      images: `[B, S, S, C]` float in [0, 1].
       factors: `[B, 4]` float: factors of brightness, contrast and saturation, and the shift of the
-        hue in turns. The factors 1, 1, 1 and 0 change nothing.
+        hue in turns. The factors 1, 1, 1 and 0 change nothing. Only RGB has a hue.
       order: `[B, 4]` int32: the indices of these operations, from the first to the last.
       gray: `[B]` bool: whether the image becomes grey.
       sigma: `[B]` float: of the blur, in pixels; 0 for no blur.
@@ -153,7 +154,8 @@ def recolor(
         other = tf.where(each(operation == CONTRAST), _mean(luma), luma)
         other = tf.where(each(operation == BRIGHTNESS), tf.zeros([], images.dtype), other)
         images = blend(images, other, each(tf.where(is_hue, tf.ones_like(factor), factor)))
-        images = adjust_hue(images, each(tf.where(is_hue, factor, tf.zeros_like(factor))))
+        if images.shape[-1] == 3:
+            images = adjust_hue(images, each(tf.where(is_hue, factor, tf.zeros_like(factor))))
     images = tf.where(each(gray), grayscale(images), images)
     images = gaussian_blur(images, sigma, radius=tf.shape(images)[1] - 1)
     return tf.where(each(flip), tf.reverse(images, axis=[2]), images)
@@ -221,15 +223,17 @@ def adjust_hue(image: tf.Tensor, turns: float | tf.Tensor) -> tf.Tensor:
 
 
 def grayscale(image: tf.Tensor) -> tf.Tensor:
-    """Returns the ITU-R 601 luma of the image in three equal channels.
+    """Returns the grey image in equal channels: the ITU-R 601 luma of RGB.
 
     Args:
-      image: `[..., H, W, 3]` float in [0, 1].
+      image: `[..., H, W, C]` float in [0, 1].
     """
-    return tf.repeat(_luma(image), 3, axis=-1)
+    return tf.repeat(_luma(image), image.shape[-1], axis=-1)
 
 
 def _luma(image: tf.Tensor) -> tf.Tensor:
+    if image.shape[-1] != 3:
+        return tf.reduce_mean(image, axis=-1, keepdims=True)
     return tf.tensordot(image, tf.constant(LUMA, image.dtype), axes=1)[..., tf.newaxis]
 
 

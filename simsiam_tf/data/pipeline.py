@@ -83,7 +83,7 @@ def training_batches(
 
     def to_example(epoch, index, encoded, label):
         views_seed = fold_in([seed, Purpose.VIEWS], epoch, index)
-        image = decode_image(encoded, max_pixels)
+        image = decode_image(encoded, max_pixels, source.pixels)
         return {**views(image, views_seed), "label": label, "index": index}
 
     def make_batch(epochs, indices, *streamed):
@@ -168,7 +168,7 @@ def evaluation_batches(
         )
         examples = order.map(source.read, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
     examples = examples.map(
-        lambda encoded, label: (view(decode_image(encoded, max_pixels)), label),
+        lambda encoded, label: (view(decode_image(encoded, max_pixels, source.pixels)), label),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     if skip_bad:

@@ -154,7 +154,7 @@ def _first_unreadable(
 def _why_unreadable(source: Source, index: int, max_pixels: int) -> str | None:
     try:
         encoded, _ = source.read(tf.constant([index], tf.int64))
-        decode_image(encoded[0], max_pixels)
+        decode_image(encoded[0], max_pixels, source.pixels)
     except READ_ERRORS as error:
         return reason_of(error)
     return None

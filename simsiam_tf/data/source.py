@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
+from simsiam_tf.data.pixels import RGB, Pixels
+
 UNLABELLED = -1  # the label of every image of an unlabelled source
 ALL_FILES = (0, 1)  # share 0 of 1: one worker reads every file of a stream
 
@@ -64,6 +66,7 @@ class Source:
       stream: sequential reader; None where `read` is fast.
       num_stream_files: largest number of workers that can share `stream`.
       labels: `[N]` int32 where the labels are known without reading the images, else None.
+      pixels: what the images become when they are decoded.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Source:
     stream: StreamImages | None = None
     num_stream_files: int = 1
     labels: np.ndarray | None = None
+    pixels: Pixels = RGB
 
     @property
     def labelled(self) -> bool:

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from simsiam_tf.data import views
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.detection.settings import TransferConfig
 from simsiam_tf.detection.voc import Split
 
@@ -27,7 +27,7 @@ def fit(image: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     target = tf.maximum(tf.round(shape * size / tf.reduce_max(shape)), 1)
     height, width = tf.unstack(tf.cast(target, tf.int32))
     resized = tf.image.resize(image, (height, width), antialias=True)
-    normalized = views.normalize(resized / 255)
+    normalized = RGB.normalize(resized / 255)
     padded = tf.pad(normalized, [[0, size - height], [0, size - width], [0, 0]])
     scale = tf.reverse(target / shape, axis=[0])
     return tf.ensure_shape(padded, [size, size, 3]), tf.tile(scale, [2])

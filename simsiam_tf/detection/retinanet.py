@@ -13,7 +13,7 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from simsiam_tf.data import views
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import UserError
 
@@ -108,7 +108,7 @@ def check_features(
     tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     expected = np.asarray(encode(images))
-    maps = backbone(views.normalize(images / 255), training=False)
+    maps = backbone(RGB.normalize(images / 255), training=False)
     found = np.asarray(tf.reduce_mean(maps, axis=(1, 2)))
     tf.config.experimental.enable_tensor_float_32_execution(tensor_float_32)
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())

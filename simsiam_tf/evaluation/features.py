@@ -157,6 +157,7 @@ def extract_with_thumbnails(
     def encode_and_keep(images: tf.Tensor) -> tf.Tensor:
         small = min(size, images.shape[1])
         small = tf.image.resize(images, [small, small], antialias=True)
+        small = 255 * source.pixels.show(source.pixels.from_values(small))
         thumbnails.append(tf.cast(tf.round(tf.clip_by_value(small, 0, 255)), tf.uint8).numpy())
         return encode(images)
 

@@ -64,19 +64,20 @@ def train(
       strategy: the strategy in whose scope the encoder was built.
       encoder: the encoder; its weights are changed.
       source: labelled images; all of them are trained on.
-      view: (image, seed) → {"views": a tuple of one view, uint8}.
+      view: (image, seed) → {"views": a tuple of one view}, of `views.build_linear_view`.
       config: settings; if the batch is larger than the source, the batch is the whole source.
       seed: seed of the classifier, the order and the crops.
       quarantine: says how to treat an image of the source that cannot be read.
 
     Returns:
-      A function: images `[b, size, size, 3]` float32 in [0, 255] → logits `[b, classes]`, in
-      inference mode.
+      A function: images `[b, size, size, C]` float32 as the encoder takes them → logits
+      `[b, classes]`, in inference mode.
 
     Raises:
       UserError: replicas cannot share a batch evenly, an image cannot be read, or the loss is not
         finite.
     """
+    pixels = source.pixels
     batch_size = _batch_size(config, source, strategy.num_replicas_in_sync)
     epochs = config.num_epochs
     steps_per_epoch = source.num_examples // batch_size
@@ -93,7 +94,7 @@ def train(
             sgd.build(trained)
 
     def replica_step(batch: dict[str, Any]) -> tf.Tensor:
-        (images,) = views.prepare(batch)
+        (images,) = views.prepare(batch, pixels)
         with tf.GradientTape() as tape:
             logits = classifier(encoder(images, training=True))
             loss = tf.reduce_mean(
@@ -113,8 +114,8 @@ def train(
 
     @tf.function(reduce_retracing=True)
     def predict(images: tf.Tensor) -> tf.Tensor:
-        normalized = views.normalize(tf.cast(images, keras.config.floatx()) / 255)
-        return classifier(encoder(normalized, training=False))
+        numbers = pixels.from_values(tf.cast(images, keras.config.floatx()))
+        return classifier(encoder(pixels.normalize(numbers), training=False))
 
     batches = pipeline.first_steps(
         view,

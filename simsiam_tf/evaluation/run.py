@@ -13,6 +13,7 @@ from absl import logging
 from simsiam_tf.config import DevicesConfig, SystemConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.datasets import Source
+from simsiam_tf.data.pixels import Pixels
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.distribution import devices
 from simsiam_tf.evaluation import (
@@ -37,15 +38,25 @@ class _Encoder:
 
     path: str
     sha256: str
-    # images [b, size, size, 3] in [0, 255] → features [b, F]
+    # images [b, size, size, C], in [0, 255] or the encoder's range of values → features [b, F]
     encode: Callable[[tf.Tensor], tf.Tensor]
     image_size: int
     crop_ratio: float
+    pixels: Pixels  # of the images that it was trained on
     strategy: tf.distribute.Strategy  # its replicas share the work
 
     def view(self, image: tf.Tensor) -> tf.Tensor:
-        """Evaluation's view of an image, `[size, size, 3]` float32 in [0, 255]."""
-        return views.build_evaluation_view(self.image_size, self.crop_ratio)(image)
+        """Evaluation's view of an image, `[size, size, C]` float32, as `encode` takes it."""
+        return views.build_evaluation_view(self.image_size, self.crop_ratio, self.pixels)(image)
+
+    def encode_crops(self, crops: tf.Tensor) -> tf.Tensor:
+        """The features of views of `views.build_linear_view`, `[b, F]`."""
+        return self.encode(crops if crops.dtype == tf.uint8 else self.pixels.to_values(crops))
+
+    def load(self, data: EvaluationDataConfig, split: str) -> Source:
+        """The images of a split, with the pixels that the encoder knows."""
+        source = datasets.load(data.dataset, data.data_dir, split)
+        return dataclasses.replace(source, pixels=self.pixels)
 
 
 def run(config: EvaluationConfig) -> None:
@@ -122,6 +133,7 @@ def _load_encoder(config: EvaluationConfig, strategy: tf.distribute.Strategy) ->
         encode=encoding.on_all_replicas(strategy, encode, config.feature_batch_size),
         image_size=image_size,
         crop_ratio=config.eval_crop_ratio or description.get("eval_crop_ratio", 0.875),
+        pixels=saved_model.pixels_of(description),
         strategy=strategy,
     )
 
@@ -135,8 +147,8 @@ _Classified = tuple[tf.Tensor | np.ndarray, np.ndarray, dict[str, Any], dict[str
 def _classify(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
     """The accuracy of a classifier on the evaluation split, none of which it was trained on."""
     data = config.data
-    train = _load_labelled(data, data.train_split)
-    test = _load_labelled(data, data.eval_split)
+    train = _load_labelled(encoder, data, data.train_split)
+    test = _load_labelled(encoder, data, data.eval_split)
     if train.class_names != test.class_names:
         raise UserError(
             f"--train_split and --eval_split must have the same classes. Received: {train.name} "
@@ -197,7 +209,7 @@ def _linear(
     test_features, labels, _ = _features_of(config, encoder, test)
     quarantine = Quarantine(train, config.data)
     classifier = linear.train_classifier(
-        encoder.encode,
+        encoder.encode_crops,
         test_features.shape[1],
         train,
         _crops(config, encoder),
@@ -245,7 +257,7 @@ def _finetune(
 
 def _describe(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
     """How the features of the evaluation split are spread; labels are not needed."""
-    source = datasets.load(config.data.dataset, config.data.data_dir, config.data.eval_split)
+    source = encoder.load(config.data, config.data.eval_split)
     if source.num_examples < 2:
         raise UserError(
             f"--protocol=spectrum needs two images or more. Received: {source.num_examples}"
@@ -253,7 +265,7 @@ def _describe(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
     logging.info("Protocol spectrum: %d images", source.num_examples)
     found, _, _ = _features_of(config, encoder, source)
     alignment = spectrum.alignment_of_crops(
-        encoder.encode,
+        encoder.encode_crops,
         source,
         _crops(config, encoder),
         config.feature_batch_size,
@@ -266,7 +278,7 @@ def _describe(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
 
 def _extract(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
     """Extracts the features of the evaluation split into the cache."""
-    source = datasets.load(config.data.dataset, config.data.data_dir, config.data.eval_split)
+    source = encoder.load(config.data, config.data.eval_split)
     logging.info("Protocol features: %d images", source.num_examples)
     found, _, _ = _features_of(config, encoder, source)
     result = {"num_images": len(found), "num_features": found.shape[1], "output": config.output}
@@ -328,7 +340,9 @@ def _crops(
     config: EvaluationConfig, encoder: _Encoder
 ) -> Callable[[tf.Tensor, tf.Tensor], dict[str, Any]]:
     crops = config.crops
-    return views.build_linear_view(encoder.image_size, crops.crop_min_area, crops.flip_probability)
+    return views.build_linear_view(
+        encoder.image_size, crops.crop_min_area, crops.flip_probability, encoder.pixels
+    )
 
 
 def _cache_folder(config: EvaluationConfig) -> str:
@@ -344,8 +358,8 @@ def _of_whole_folder(config: EvaluationConfig) -> EvaluationConfig:
     return dataclasses.replace(config, data=data)
 
 
-def _load_labelled(data: EvaluationDataConfig, split: str) -> Source:
-    source = datasets.load(data.dataset, data.data_dir, split)
+def _load_labelled(encoder: _Encoder, data: EvaluationDataConfig, split: str) -> Source:
+    source = encoder.load(data, split)
     if not source.labelled:
         raise UserError(
             f"Evaluation needs labels (class subfolders). Received: {source.name}, unlabelled"

@@ -1,8 +1,8 @@
 """Export of the encoder to several formats; each is run by its own runtime and compared.
 
-All formats have one contract: `images` float32 `[N, H, W, 3]` in [0, 255] → `features` float32
-`[N, F]`, with N, H and W free. Normalisation is inside. Only the SavedModel also takes encoded
-files.
+All formats have one contract: `images` float32 `[N, H, W, C]`, in [0, 255] or in the run's range of
+values, → `features` float32 `[N, F]`, with N, H and W free. Normalisation is inside. Only the
+SavedModel also takes encoded files.
 """
 
 import os
@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from simsiam_tf import files
 from simsiam_tf.config import PretrainConfig
+from simsiam_tf.data.pixels import RGB, Pixels
 from simsiam_tf.export import saved_model
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
@@ -38,7 +39,12 @@ class Parity(NamedTuple):
 
 
 def export(
-    encoder: ResNet, config: PretrainConfig, name: str, output: str, facts: dict[str, Any]
+    encoder: ResNet,
+    config: PretrainConfig,
+    name: str,
+    output: str,
+    facts: dict[str, Any],
+    pixels: Pixels = RGB,
 ) -> Parity:
     """Writes an encoder in a format, if the written file reproduces the encoder's features.
 
@@ -51,6 +57,7 @@ def export(
       output: the file, described by `<output>.json` beside it; for savedmodel the folder, described
         by `encoder.json` in it.
       facts: more entries of the description.
+      pixels: what the pixels of the run's images are.
 
     Returns:
       The `Parity` of the written file with `encoder`.
@@ -59,12 +66,12 @@ def export(
       UserError: the relative difference is above `MOST_RELATIVE_DIFFERENCE`.
     """
     format_ = FORMATS[name]
-    served = saved_model.serve(encoder, config, format_.dtype or encoder.variable_dtype)
+    served = saved_model.serve(encoder, config, format_.dtype or encoder.variable_dtype, pixels)
     with files.written_whole(output) as staging:
         format_.write(served, staging)
         # Compared with the encoder, not with the copy in `served`, so that an error of the copying
         # shows as well.
-        parity = compare(encoder, config, format_.load(staging))
+        parity = compare(encoder, config, format_.load(staging), pixels)
         if not parity.relative <= MOST_RELATIVE_DIFFERENCE:  # or NaN
             raise UserError(
                 f"--format={name} does not reproduce the encoder's features, and was not written. "
@@ -81,7 +88,10 @@ def export(
 
 
 def compare(
-    encoder: ResNet, config: PretrainConfig, encode: Callable[[np.ndarray], np.ndarray]
+    encoder: ResNet,
+    config: PretrainConfig,
+    encode: Callable[[np.ndarray], np.ndarray],
+    pixels: Pixels = RGB,
 ) -> Parity:
     """Returns the `Parity` of a loaded format with an encoder; the images are always the same.
 
@@ -90,13 +100,15 @@ def compare(
     Args:
       encoder: the encoder.
       config: settings of the encoder's run.
-      encode: the loaded format: images `[N, H, W, 3]` float32 in [0, 255] → features `[N, F]`.
+      encode: the loaded format: images `[N, H, W, C]` float32 → features `[N, F]`.
+      pixels: what the pixels of the run's images are.
     """
     size = config.views.image_size
-    reference = saved_model.ServedEncoder(encoder, size, config.views.eval_crop_ratio)
+    reference = saved_model.ServedEncoder(encoder, size, config.views.eval_crop_ratio, pixels)
     differences, features = [], []
-    for seed, shape in enumerate([(1, size, size, 3), (3, size + 8, size + 5, 3)]):
-        images = tf.random.stateless_uniform(shape, [seed, 0], 0, 255)
+    for seed, shape in enumerate([(1, size, size), (3, size + 8, size + 5)]):
+        whole = [*shape, pixels.channels]
+        images = tf.random.stateless_uniform(whole, [seed, 0], pixels.low, pixels.high)
         expected = reference.features(images)["features"].numpy()
         differences.append(np.abs(encode(images.numpy()) - expected).max())
         features.append(np.abs(expected).max())

@@ -35,7 +35,8 @@ def export(config: ExportConfig) -> None:
     devices.build_strategy(system)
     # On a GPU, the rounding of TensorFloat-32 would count as a difference.
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    encoder = resnet.ResNet(run.encoder, run.system.seed)
+    pixels = run_folder.read_pixels(workdir)
+    encoder = resnet.ResNet(run.encoder, run.system.seed, pixels.channels)
     # The weights of the encoder are the first ones of its model.
     saved = checkpoints.Checkpoints(workdir, encoder)
     if step is None:
@@ -48,7 +49,7 @@ def export(config: ExportConfig) -> None:
         )
 
     try:
-        parity = formats.export(encoder, run, config.format, output, {"step": step})
+        parity = formats.export(encoder, run, config.format, output, {"step": step}, pixels)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--output cannot be written ({reason}). Received: {output}") from error

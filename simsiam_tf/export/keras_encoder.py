@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from simsiam_tf import schema
 from simsiam_tf.config import PretrainConfig
-from simsiam_tf.data import views
+from simsiam_tf.data.pixels import RGB, Pixels
 from simsiam_tf.export import saved_model
 from simsiam_tf.models import precision
 from simsiam_tf.models.resnet import ResNet
@@ -18,7 +18,7 @@ from simsiam_tf.runs import run_folder
 
 @keras.saving.register_keras_serializable("simsiam_tf")
 class Encoder(keras.Model):
-    """Images `[N, H, W, 3]`, uint8 or float in [0, 255] → features `[N, F]`.
+    """Images `[N, H, W, C]`, uint8 or float in [0, 255] → features `[N, F]`.
 
     The model normalises its input. With `trainable = False`, its batch normalization uses the
     running statistics in training too, as Keras' own layers do.
@@ -27,27 +27,36 @@ class Encoder(keras.Model):
       backbone: the network of normalised images.
       image_size: height and width of the images that evaluation prepares, in pixels.
       crop_ratio: share of the resized image that evaluation's central crop keeps.
+      pixels: what the pixels of the images are; images of more than 8 bits have its range of
+        values instead of [0, 255].
     """
 
     def __init__(
-        self, backbone: ResNet, image_size: int, crop_ratio: float, name: str = "encoder"
+        self,
+        backbone: ResNet,
+        image_size: int,
+        crop_ratio: float,
+        pixels: Pixels = RGB,
+        name: str = "encoder",
     ) -> None:
         """Wraps a backbone; the arguments are the attributes."""
         super().__init__(name=name)
         self.backbone = backbone
         self.image_size = image_size
         self.crop_ratio = crop_ratio
+        self.pixels = pixels
         self.built = True
 
     def call(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        normalized = views.normalize(tf.cast(images, self.backbone.compute_dtype) / 255)
-        return self.backbone(normalized, training=training and self.trainable)
+        numbers = self.pixels.from_values(tf.cast(images, self.backbone.compute_dtype))
+        return self.backbone(self.pixels.normalize(numbers), training=training and self.trainable)
 
     def get_config(self) -> dict[str, Any]:
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "image_size": self.image_size,
             "crop_ratio": self.crop_ratio,
+            "pixels": dataclasses.asdict(self.pixels),
             "name": self.name,
             "precision": self.dtype_policy.name,
         }
@@ -57,7 +66,8 @@ class Encoder(keras.Model):
         settings = dict(config)
         with precision.of_new_layers(settings.pop("precision")):
             backbone = keras.saving.deserialize_keras_object(settings["backbone"], custom_objects)
-            return cls(**settings | {"backbone": backbone})
+            pixels = Pixels.from_dict(settings.get("pixels", {}) or dataclasses.asdict(RGB))
+            return cls(**settings | {"backbone": backbone, "pixels": pixels})
 
     def export_folder(self, directory: str) -> None:
         """Writes the folder of a SavedModel that `evaluate.py` reads, with `encoder.json`.
@@ -69,7 +79,7 @@ class Encoder(keras.Model):
         network = dataclasses.asdict(self.backbone.config)
         settings = schema.defaults(PretrainConfig) | size | network
         config = schema.build(PretrainConfig, settings)
-        saved_model.save(self.backbone, config, directory, {})
+        saved_model.save(self.backbone, config, directory, {}, self.pixels)
 
 
 def load_encoder(path: str | os.PathLike) -> Encoder:
@@ -83,4 +93,5 @@ def load_encoder(path: str | os.PathLike) -> Encoder:
     """
     folder = run_folder.encoder_folder(os.fspath(path))
     backbone, description = saved_model.load_resnet(folder)
-    return Encoder(backbone, description["image_size"], description["eval_crop_ratio"])
+    size, crop_ratio = description["image_size"], description["eval_crop_ratio"]
+    return Encoder(backbone, size, crop_ratio, saved_model.pixels_of(description))

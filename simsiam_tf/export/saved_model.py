@@ -2,11 +2,14 @@
 
 The folder `encoder/` contains the SavedModel and `encoder.json`, which describes the encoder's
 input and how the encoder was made. The SavedModel has two signatures:
-- `serving_default`: `images` float32 `[N, H, W, 3]` in [0, 255] → `features` float32 `[N, F]`.
-- `serve_encoded`: `encoded` string `[N]`, JPEG or PNG files → `features` float32 `[N, F]`.
+- `serving_default`: `images` float32 `[N, H, W, C]` → `features` float32 `[N, F]`. The images are
+  in [0, 255], or in the run's `value_range` where they have more than 8 bits.
+- `serve_encoded`: `encoded` string `[N]`, JPEG, PNG or BMP files → `features` float32 `[N, F]`.
+  Only encoders of grey and RGB images have it.
 Normalisation is inside both signatures, and gradients flow through both to the weights.
 """
 
+import dataclasses
 import json
 import os
 import platform
@@ -19,6 +22,7 @@ import tensorflow as tf
 from simsiam_tf import files
 from simsiam_tf.config import EncoderConfig, PretrainConfig
 from simsiam_tf.data import decoding, views
+from simsiam_tf.data.pixels import RGB, Pixels
 from simsiam_tf.models import precision, resnet
 from simsiam_tf.schema import UserError
 
@@ -28,32 +32,41 @@ DESCRIPTION = "encoder.json"
 class ServedEncoder(tf.Module):
     """The two signatures of the SavedModel, around an encoder of normalised images."""
 
-    def __init__(self, encoder: resnet.ResNet, image_size: int, crop_ratio: float) -> None:
+    def __init__(
+        self, encoder: resnet.ResNet, image_size: int, crop_ratio: float, pixels: Pixels = RGB
+    ) -> None:
         """Args:
-        encoder: normalised images `[N, H, W, 3]` → features `[N, F]`.
+        encoder: normalised images `[N, H, W, C]` → features `[N, F]`.
         image_size: height and width of the view of an encoded file, in pixels.
         crop_ratio: share of the resized image that the central crop of an encoded file keeps.
+        pixels: what the pixels of the run's images are.
         """
         super().__init__()
         self.encoder = encoder
+        self.pixels = pixels
         # In the order of the encoder's weights, so that `load_resnet` can restore them.
         self.weights = [variable.value for variable in encoder.weights]
-        self.view = views.build_evaluation_view(image_size, crop_ratio)
+        self.view = views.build_evaluation_view(image_size, crop_ratio, pixels)
+        shape = [None, None, None, pixels.channels]
+        self.features = tf.function(
+            self._features,
+            input_signature=[tf.TensorSpec(shape, tf.float32, "images")],
+            autograph=False,
+        )
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32, "images")],
-        autograph=False,
-    )
-    def features(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Returns {"features": `[N, F]` float32} of images `[N, H, W, 3]` float32 in [0, 255]."""
-        normalized = views.normalize(tf.cast(images, self.encoder.compute_dtype) / 255)
+    def _features(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns {"features": `[N, F]` float32} of images `[N, H, W, C]` float32."""
+        numbers = self.pixels.from_values(tf.cast(images, self.encoder.compute_dtype))
+        normalized = self.pixels.normalize(numbers)
         return {"features": tf.cast(self.encoder(normalized, training=False), tf.float32)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")], autograph=False)
     def features_of_encoded(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns {"features": `[N, F]` float32} of JPEG or PNG files, string `[N]`."""
         images = tf.map_fn(
-            lambda file: self.view(decoding.decode_image(file)),
+            lambda file: self.view(
+                decoding.decode_image(file, pixels=self.pixels, by_python=False)
+            ),
             encoded,
             fn_output_signature=tf.float32,
         )
@@ -61,7 +74,11 @@ class ServedEncoder(tf.Module):
 
 
 def save(
-    encoder: resnet.ResNet, config: PretrainConfig, directory: str, facts: dict[str, Any]
+    encoder: resnet.ResNet,
+    config: PretrainConfig,
+    directory: str,
+    facts: dict[str, Any],
+    pixels: Pixels = RGB,
 ) -> None:
     """Writes the encoder of a run, trained under any strategy; an earlier export is replaced.
 
@@ -70,14 +87,17 @@ def save(
       config: settings of the encoder's run.
       directory: the folder to write.
       facts: more entries of `encoder.json`.
+      pixels: what the pixels of the run's images are.
     """
-    served = serve(encoder, config, encoder.variable_dtype)
+    served = serve(encoder, config, encoder.variable_dtype, pixels)
     with files.written_whole(directory) as staging:
         write(served, staging)
         write_description(os.path.join(staging, DESCRIPTION), served, config, facts)
 
 
-def serve(encoder: resnet.ResNet, config: PretrainConfig, dtype: str) -> ServedEncoder:
+def serve(
+    encoder: resnet.ResNet, config: PretrainConfig, dtype: str, pixels: Pixels = RGB
+) -> ServedEncoder:
     """Returns a `ServedEncoder` of a new copy of an encoder.
 
     The copy keeps replicas, strategies, training graphs and mixed precision out of the file.
@@ -86,19 +106,19 @@ def serve(encoder: resnet.ResNet, config: PretrainConfig, dtype: str) -> ServedE
       encoder: the trained encoder.
       config: settings of the encoder's run.
       dtype: dtype of the weights and arithmetic of the copy.
+      pixels: what the pixels of the run's images are.
     """
     with precision.of_new_layers(dtype):
-        copy = resnet.ResNet(config.encoder, config.system.seed)
+        copy = encoder.initial_copy()
     copy.set_weights(encoder.get_weights())
-    return ServedEncoder(copy, config.views.image_size, config.views.eval_crop_ratio)
+    return ServedEncoder(copy, config.views.image_size, config.views.eval_crop_ratio, pixels)
 
 
 def write(served: ServedEncoder, directory: str) -> None:
     """Writes the SavedModel of a `ServedEncoder`, without `encoder.json`."""
-    signatures = {
-        "serving_default": served.features,
-        "serve_encoded": served.features_of_encoded,
-    }
+    signatures = {"serving_default": served.features}
+    if served.pixels.channels in (1, 3):
+        signatures["serve_encoded"] = served.features_of_encoded
     tf.saved_model.save(served, directory, signatures=signatures)
 
 
@@ -115,12 +135,15 @@ def write_description(
     """
     description = {
         "image_size": config.views.image_size,
-        "channels": 3,
+        "channels": served.pixels.channels,
         "features": served.encoder.feature_dim,
         "eval_crop_ratio": config.views.eval_crop_ratio,
         "resize": "bilinear, antialiased",
-        "mean": views.MEAN,
-        "std": views.STD,
+        "mean": served.pixels.mean,
+        "std": served.pixels.std,
+        "depth": served.pixels.depth,
+        "value_range": [served.pixels.low, served.pixels.high],
+        "exif_orientation": served.pixels.exif_orientation,
         "backbone": config.encoder.backbone,
         "width": config.encoder.width,
         "stem": config.encoder.stem,
@@ -137,7 +160,8 @@ def load(directory: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], dict[str, An
     """Loads the encoder of any SavedModel that has the signature `serving_default` of `save`.
 
     Returns:
-      A function: images `[N, H, W, 3]` float32 in [0, 255] → features `[N, F]` float32; and the
+      A function: images `[N, H, W, C]` float32, in [0, 255] or in the `value_range` of
+      `encoder.json`, → features `[N, F]` float32; and the
       entries of `encoder.json`, an empty dict if the file is missing.
 
     Raises:
@@ -165,6 +189,19 @@ def load(directory: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], dict[str, An
     return encode, description
 
 
+def pixels_of(description: dict[str, Any]) -> Pixels:
+    """Returns what the pixels of an encoder's images are.
+
+    Args:
+      description: entries of `encoder.json`. An encoder of an earlier version, or of another
+        project, takes RGB of 8 bits.
+    """
+    low, high = description.get("value_range", (RGB.low, RGB.high))
+    names = ("channels", "depth", "mean", "std", "exif_orientation")
+    known = {name: description[name] for name in names if name in description}
+    return Pixels.from_dict(dataclasses.asdict(RGB) | known | {"low": low, "high": high})
+
+
 def load_resnet(directory: str) -> tuple[resnet.ResNet, dict[str, Any]]:
     """Loads an encoder that `save` wrote as a `ResNet`, whose weights can be trained.
 
@@ -177,7 +214,7 @@ def load_resnet(directory: str) -> tuple[resnet.ResNet, dict[str, Any]]:
     loaded, description = _load(directory)
     try:
         config = EncoderConfig(*(description[key] for key in ("backbone", "width", "stem")))
-        encoder = resnet.ResNet(config, seed=0)
+        encoder = resnet.ResNet(config, seed=0, channels=description.get("channels", 3))
         encoder.set_weights([variable.numpy() for variable in loaded.weights])
     except (KeyError, AttributeError, ValueError) as error:
         raise UserError(

@@ -28,6 +28,7 @@ class Plan:
     num_classes: int  # 0: the data set has no labels
     batch_size: int  # number of images in the global batch, over all replicas
     epochs: int
+    channels: int = 3  # of the images
 
     @property
     def steps_per_epoch(self) -> int:

@@ -21,7 +21,13 @@ def plan_of(config: PretrainConfig, source: Source) -> Plan:
       source: the data set to train on.
     """
     settings = config.optimization
-    return Plan(source.num_examples, len(source.class_names), settings.batch_size, settings.epochs)
+    return Plan(
+        num_examples=source.num_examples,
+        num_classes=len(source.class_names),
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        channels=source.pixels.channels,
+    )
 
 
 def build_model(
@@ -36,7 +42,8 @@ def build_model(
         changes at every step instead of at every epoch.
     """
     with strategy.scope():
-        encoder = resnet.ResNet(config.encoder, config.system.seed)
+        channels = plan.channels if plan else 3
+        encoder = resnet.ResNet(config.encoder, config.system.seed, channels)
         model = build_method(config.method, encoder, config.system.seed, plan)
         model.accumulate_steps = config.optimization.accumulate_steps
         optimizer = _build_optimizer(config.optimization, model, plan)

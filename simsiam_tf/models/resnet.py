@@ -145,29 +145,31 @@ class Block(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("simsiam_tf")
 class ResNet(keras.layers.Layer):
-    """The encoder: normalised images `[N, H, W, 3]` → pooled features `[N, feature_dim]`."""
+    """The encoder: normalised images `[N, H, W, C]` → pooled features `[N, feature_dim]`."""
 
-    def __init__(self, config: EncoderConfig, seed: int) -> None:
+    def __init__(self, config: EncoderConfig, seed: int, channels: int = 3) -> None:
         """Builds the network with all its weights.
 
         Args:
           config: the encoder's settings.
           seed: seed of the initial weights.
+          channels: C, number of channels of the images.
         """
         super().__init__(name=config.backbone)
         self.config = config
         self.seed = seed
+        self.channels = channels
         bottleneck, depths = ARCHITECTURES[config.backbone]
         imagenet = config.stem == "imagenet"
         kernel_size, strides = (7, 2) if imagenet else (3, 1)
-        self.stem = ConvNorm(3, config.width, kernel_size, strides, seed, name="conv1")
+        self.stem = ConvNorm(channels, config.width, kernel_size, strides, seed, name="conv1")
         self.pool = MaxPool() if imagenet else None
         self.blocks = []
-        channels = config.width
+        inner = config.width
         for stage, depth in enumerate(depths):
             for index in range(depth):
                 block = Block(
-                    channels,
+                    inner,
                     config.width * 2**stage,
                     2 if stage > 0 and index == 0 else 1,
                     bottleneck,
@@ -175,28 +177,28 @@ class ResNet(keras.layers.Layer):
                     name=f"layer{stage + 1}.{index}",
                 )
                 self.blocks.append(block)
-                channels = block.output_channels
-        self.feature_dim = channels
+                inner = block.output_channels
+        self.feature_dim = inner
         self.built = True  # the lines above have created every weight
 
     def get_config(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self.config), "seed": self.seed}
+        return {**dataclasses.asdict(self.config), "seed": self.seed, "channels": self.channels}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "ResNet":
         settings = dict(config)
-        seed = settings.pop("seed")
-        return cls(EncoderConfig(**settings), seed)
+        seed, channels = settings.pop("seed"), settings.pop("channels", 3)
+        return cls(EncoderConfig(**settings), seed, channels)
 
     def initial_copy(self) -> "ResNet":
         """Returns another network with the weights that this one had when it was built."""
-        return ResNet(self.config, self.seed)
+        return ResNet(self.config, self.seed, self.channels)
 
     def call(self, images: tf.Tensor, training: bool = False, num_views: int = 1) -> tf.Tensor:
         """Returns the features of images, `[num_views · B, feature_dim]` in the weights' dtype.
 
         Args:
-          images: `[num_views · B, H, W, 3]` float, normalised, the views one after another.
+          images: `[num_views · B, H, W, C]` float, normalised, the views one after another.
           training: normalise by the statistics of the batch.
           num_views: number of views in `images`.
         """

@@ -52,7 +52,7 @@ def render(run: record.Record) -> str:
         ("Warnings", _warnings(run)),
         ("Speed", _speed(run)),
         ("Evaluation", _evaluation(run)),
-        ("View pairs", _or_reason(lambda: _view_pairs(run.config))),
+        ("View pairs", _or_reason(lambda: _view_pairs(run))),
         *_encoder_sections(run),
         ("Configuration", _configuration(run)),
     ]
@@ -162,10 +162,11 @@ def _evaluation(run: record.Record) -> str:
     return table(["Protocol", "Data set", "Top-1", "Top-5", "File"], rows)
 
 
-def _view_pairs(config: PretrainConfig) -> str:
+def _view_pairs(run: record.Record) -> str:
+    views = pictures.view_pairs(run.config, run_folder.read_pixels(run.workdir))
     pairs = "".join(
         f'<div class="pair">{_image(first, "first view")}{_image(second, "second view")}</div>'
-        for first, second in zip(*pictures.view_pairs(config), strict=True)
+        for first, second in zip(*views, strict=True)
     )
     text = "Each pair is two views of one image, as the first training step received them."
     return f'<div class="pairs">{pairs}</div>{note(text)}'

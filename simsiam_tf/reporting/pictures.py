@@ -11,6 +11,7 @@ from sklearn import manifold
 
 from simsiam_tf.config import DataConfig, PretrainConfig
 from simsiam_tf.data import datasets, pipeline, views
+from simsiam_tf.data.pixels import RGB, Pixels
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import features
 from simsiam_tf.export import saved_model
@@ -22,11 +23,12 @@ _BATCH_SIZE = 64
 _MAX_PNG_HEIGHT = 64  # in pixels; taller images are smaller as JPEG
 
 
-def view_pairs(config: PretrainConfig) -> list[np.ndarray]:
+def view_pairs(config: PretrainConfig, pixels: Pixels = RGB) -> list[np.ndarray]:
     """Returns two views of a few images, as the first training step received them.
 
     Args:
       config: of the run.
+      pixels: of the run's images.
 
     Returns:
       The first views and the second views, `[N, S, S, 3] uint8` each.
@@ -36,9 +38,11 @@ def view_pairs(config: PretrainConfig) -> list[np.ndarray]:
     """
     data = dataclasses.replace(config.data, on_bad_image="skip")
     source = datasets.load(data.dataset, data.data_dir, data.train_split)
-    make_views = views.build_views(config.views, num_views=2)
+    source = dataclasses.replace(source, pixels=pixels)
+    make_views = views.build_views(config.views, num_views=2, pixels=pixels)
     batch = pipeline.first_views(make_views, config.system.seed, Quarantine(source, data))
-    return [_to_uint8(255 * views.denormalize(view)) for view in views.prepare(batch)]
+    prepared = views.prepare(batch, pixels)
+    return [_to_uint8(255 * pixels.show(pixels.denormalize(view))) for view in prepared]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +72,11 @@ def gallery(config: PretrainConfig, encoder: str) -> Gallery:
         raise UserError(f"There is no {encoder}; train.py --export writes it at any time")
     encode, description = saved_model.load(encoder)
     data = dataclasses.replace(config.data, on_bad_image="skip")
-    source = _evaluation_source(data)
-    view = views.build_evaluation_view(config.views.image_size, config.views.eval_crop_ratio)
+    pixels = saved_model.pixels_of(description)
+    source = dataclasses.replace(_evaluation_source(data), pixels=pixels)
+    view = views.build_evaluation_view(
+        config.views.image_size, config.views.eval_crop_ratio, pixels
+    )
     found, labels, thumbnails = features.extract_with_thumbnails(
         encode,
         source,

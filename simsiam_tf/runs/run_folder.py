@@ -1,17 +1,20 @@
 """The folder of a run: the names of its files, its flags and its metrics."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
 
 from simsiam_tf import files, schema
 from simsiam_tf.config import PretrainConfig
+from simsiam_tf.data.datasets import Source
+from simsiam_tf.data.pixels import RGB, Pixels
 from simsiam_tf.schema import UserError
 
 FLAGFILE = "flags.cfg"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
-IMAGES = "images.json"  # the size of the data set that the run began with
+IMAGES = "images.json"  # the size and the pixels of the data set that the run began with
 ENCODER = "encoder"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
@@ -52,13 +55,30 @@ def check_workdir(config: PretrainConfig) -> None:
         )
 
 
-def write_images(workdir: str, num_examples: int, class_names: tuple[str, ...]) -> None:
-    """Writes the size of a run's data set, for `check_images`."""
-    here = {"images": num_examples, "classes": list(class_names)}
+def write_images(workdir: str, source: Source) -> None:
+    """Writes the size of a run's data set for `check_images`, and its pixels for `read_pixels`."""
+    here = {
+        "images": source.num_examples,
+        "classes": list(source.class_names),
+        "pixels": dataclasses.asdict(source.pixels),
+    }
     files.write_text(os.path.join(workdir, IMAGES), json.dumps(here))
 
 
-def check_images(workdir: str, num_examples: int, class_names: tuple[str, ...]) -> None:
+def read_pixels(workdir: str) -> Pixels:
+    """Returns what the pixels of a run's images are.
+
+    A run of a version that did not write it has RGB of 8 bits, and EXIF's orientation is ignored.
+    """
+    path = os.path.join(workdir, IMAGES)
+    if not os.path.exists(path):
+        return RGB
+    with open(path, encoding="utf-8") as file:
+        entries = json.load(file).get("pixels")
+    return Pixels.from_dict(entries) if entries else RGB
+
+
+def check_images(workdir: str, source: Source) -> None:
     """Checks that a run resumes on as many images as it began with, of the same classes.
 
     The order of the images follows from their number. Runs of versions that did not write it are
@@ -68,7 +88,7 @@ def check_images(workdir: str, num_examples: int, class_names: tuple[str, ...]) 
       UserError: the data set has changed since the run began.
     """
     path = os.path.join(workdir, IMAGES)
-    here = {"images": num_examples, "classes": list(class_names)}
+    here = {"images": source.num_examples, "classes": list(source.class_names)}
     if not os.path.exists(path):
         return
     with open(path, encoding="utf-8") as file:

@@ -1,5 +1,6 @@
 """The kNN monitor: how well nearest neighbours classify by the features of the moment."""
 
+import dataclasses
 import tempfile
 
 import keras
@@ -39,17 +40,22 @@ def load_sources(config: PretrainConfig, train: Source) -> tuple[Source, Source]
         queries = datasets.load(name, folder, data.eval_split)
         if not (bank.labelled and queries.labelled):
             raise UserError(f"--knn_dataset must have labels. Received: {name} {folder}".strip())
-        return bank, queries
+        return _with_pixels(bank, train), _with_pixels(queries, train)
     if not train.labelled:
         logging.info("No kNN monitor: %s has no labels; --knn_dataset may name another", train.name)
         return None
     try:
-        return train, datasets.load(data.dataset, data.data_dir, data.eval_split)
+        queries = datasets.load(data.dataset, data.data_dir, data.eval_split)
+        return train, _with_pixels(queries, train)
     except UserError as error:
         if data.dataset not in ("folder", datasets.MEMORY):
             raise
         logging.info("No kNN monitor: %s", error)  # a run needs only images to train on
         return None
+
+
+def _with_pixels(source: Source, train: Source) -> Source:
+    return dataclasses.replace(source, pixels=train.pixels)
 
 
 class Knn(keras.callbacks.Callback):
@@ -78,7 +84,7 @@ class Knn(keras.callbacks.Callback):
         super().__init__()
         self.log = log
         self.served = saved_model.ServedEncoder(
-            encoder, config.views.image_size, config.views.eval_crop_ratio
+            encoder, config.views.image_size, config.views.eval_crop_ratio, bank.pixels
         )
         self.encode = encoding.on_all_replicas(
             strategy, lambda images: self.served.features(images)["features"], _ENCODE_AT_ONCE

@@ -1,6 +1,8 @@
 """The work of `train.py`, from top to bottom."""
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -14,8 +16,9 @@ from tqdm import tqdm
 
 from simsiam_tf import files
 from simsiam_tf.config import OptimizationConfig, PretrainConfig
-from simsiam_tf.data import datasets, views
+from simsiam_tf.data import datasets, sampling, views
 from simsiam_tf.data.datasets import Source
+from simsiam_tf.data.pixels import Pixels
 from simsiam_tf.data.quarantine import FILE_NAME, Quarantine
 from simsiam_tf.distribution import devices, workers
 from simsiam_tf.export import saved_model
@@ -81,7 +84,7 @@ def _train(
     workdir, is_chief = config.system.workdir, workers.is_chief(strategy)
     data = config.data
     with workers.chief_first(strategy):  # it may download
-        source = datasets.load(data.dataset, data.data_dir, data.train_split)
+        source = _load_source(config)
         knn_sources = knn.load_sources(config, source) if is_chief else None
     _check_batch(config.optimization, source, strategy.num_replicas_in_sync)
     plan = plan_of(config, source)
@@ -100,16 +103,17 @@ def _train(
     first_step = restored_step or 0
     _check_agreement(strategy, first_step, workdir)
     if restored_step is not None:
-        run_folder.check_images(workdir, source.num_examples, source.class_names)
+        run_folder.check_images(workdir, source)
 
     quarantine_file = os.path.join(workdir, FILE_NAME) if is_chief else None
     quarantine = Quarantine(source, data, path=quarantine_file)
-    make_views = views.build_views(config.views, model.num_views)
+    make_views = views.build_views(config.views, model.num_views, source.pixels)
+    prepare = functools.partial(views.prepare, pixels=source.pixels)
     batches = TrainingBatches(strategy, config, make_views, quarantine, plan)
     freezer = None
     if model.freeze_every:
         freezer = loop.TargetFreezer(
-            strategy, model, batches.start_at, views.prepare, plan=plan, first_step=first_step
+            strategy, model, batches.start_at, prepare, plan=plan, first_step=first_step
         )
     loop_end = _schedule_loops(config, strategy, plan, freezer)
 
@@ -117,7 +121,7 @@ def _train(
     if is_chief:
         with files.writing_to(workdir):
             run_folder.write_flags(config)
-            run_folder.write_images(workdir, source.num_examples, source.class_names)
+            run_folder.write_images(workdir, source)
     with RunLog(output, plan, restored_step) as log, interruption.noted() as received:
         metrics = Metrics(log, config.optimization, config.monitor.log_every_steps, peak_flops)
         on_chief = []
@@ -130,7 +134,7 @@ def _train(
             strategy,
             model,
             batches.start_at(first_step),
-            views.prepare,
+            prepare,
             replica_batch_size=plan.batch_size // strategy.num_replicas_in_sync,
             first_step=first_step,
             loop_end=loop_end,
@@ -154,7 +158,7 @@ def _train(
             plan.steps_per_epoch,
         )
     if is_chief:
-        _export(config, model.encoder, plan.num_steps)
+        _export(config, model.encoder, plan.num_steps, source.pixels)
         summary = {
             "steps": plan.num_steps,
             "epochs": plan.epochs,
@@ -209,6 +213,17 @@ def _schedule_loops(
     return loop_end
 
 
+def _load_source(config: PretrainConfig) -> Source:
+    """The images to train on. Their pixels are those that the run began with."""
+    data, workdir = config.data, config.system.workdir
+    source = datasets.load(data.dataset, data.data_dir, data.train_split)
+    if os.path.exists(os.path.join(workdir, run_folder.FLAGFILE)):
+        pixels = run_folder.read_pixels(workdir)
+    else:
+        pixels = sampling.resolve_pixels(config.pixels, source, data.max_image_pixels)
+    return dataclasses.replace(source, pixels=pixels)
+
+
 def _check_batch(settings: OptimizationConfig, source: Source, num_replicas: int) -> None:
     batch_size, parts = settings.batch_size, num_replicas * settings.accumulate_steps
     among = f"{num_replicas} replica(s)"
@@ -244,7 +259,8 @@ def _check_agreement(strategy: tf.distribute.Strategy, first_step: int, workdir:
 def _export_newest(config: PretrainConfig, strategy: tf.distribute.Strategy) -> None:
     """`--export`: exports the encoder of the newest checkpoint, without training."""
     with strategy.scope():
-        encoder = resnet.ResNet(config.encoder, config.system.seed)
+        pixels = run_folder.read_pixels(config.system.workdir)
+        encoder = resnet.ResNet(config.encoder, config.system.seed, pixels.channels)
     # The first of a model's weights are its encoder's.
     step = Checkpoints(config.system.workdir, encoder).restore()
     if step is None:
@@ -252,13 +268,13 @@ def _export_newest(config: PretrainConfig, strategy: tf.distribute.Strategy) -> 
             f"--export needs a checkpoint; train first. Received: --workdir={config.system.workdir}"
         )
     if workers.is_chief(strategy):
-        _export(config, encoder, step)
+        _export(config, encoder, step, pixels)
 
 
-def _export(config: PretrainConfig, encoder: keras.layers.Layer, step: int) -> None:
+def _export(config: PretrainConfig, encoder: resnet.ResNet, step: int, pixels: Pixels) -> None:
     directory = os.path.join(config.system.workdir, run_folder.ENCODER)
     with files.writing_to(config.system.workdir):
-        saved_model.save(encoder, config, directory, {"step": step})
+        saved_model.save(encoder, config, directory, {"step": step}, pixels)
     logging.info("Exported the encoder of step %d to %s", step, directory)
 
 

@@ -17,6 +17,7 @@ from simsiam_tf import files, schema
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import pipeline, views
 from simsiam_tf.data.datasets import Source
+from simsiam_tf.data.pixels import Pixels
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import features, spectrum
 from simsiam_tf.export import saved_model
@@ -81,7 +82,8 @@ class TensorBoard(keras.callbacks.Callback):
         batch = pipeline.first_views(self.make_views, self.config.system.seed, self.quarantine)
         with self.log.summaries(0):
             describe_run(self.config)
-            write_view_pairs(views.prepare(batch))
+            pixels = self.quarantine.source.pixels
+            write_view_pairs(views.prepare(batch, pixels), pixels)
 
     def on_epoch_end(self, epoch: int, logs: Step) -> None:
         every = self.config.monitor.histogram_every_epochs
@@ -91,7 +93,9 @@ class TensorBoard(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict | None = None) -> None:
         size, ratio = self.config.views.image_size, self.config.views.eval_crop_ratio
-        served = saved_model.ServedEncoder(self.model.encoder, size, ratio)
+        served = saved_model.ServedEncoder(
+            self.model.encoder, size, ratio, self.quarantine.source.pixels
+        )
         found, labels, thumbnails = features.extract_with_thumbnails(
             lambda images: served.features(images)["features"],
             self.evaluated,
@@ -142,13 +146,14 @@ def describe_run(config: PretrainConfig) -> None:
     hparams.hparams(values)
 
 
-def write_view_pairs(batch_views: tuple[tf.Tensor, ...]) -> None:
+def write_view_pairs(batch_views: tuple[tf.Tensor, ...], pixels: Pixels) -> None:
     """Writes a grid of views as the network sees them, a row for each image.
 
     Args:
-      batch_views: `[B, H, W, 3]` each, normalised.
+      batch_views: `[B, H, W, C]` each, normalised.
+      pixels: what the pixels of the images are.
     """
-    rows = tf.concat([views.denormalize(view) for view in batch_views], axis=2)
+    rows = tf.concat([pixels.show(pixels.denormalize(view)) for view in batch_views], axis=2)
     grid = tf.concat(tf.unstack(rows), axis=0)
     tf.summary.image("view_pairs", grid[tf.newaxis])
 

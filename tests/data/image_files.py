@@ -95,4 +95,13 @@ FILES = {
     "bmp_32": encode(with_alpha(COLOUR), "BMP"),
     "bmp_32_with_masks": bmp_with_masks(0xFF0000, 0xFF00, 0xFF),
     "bmp_gray": encode(GRAY, "BMP"),
+    "bmp_palette": encode(COLOUR.convert("P"), "BMP"),
+    "bmp_1_bit": encode(COLOUR.convert("1"), "BMP"),
+    "gif": encode(COLOUR, "GIF", save_all=True, append_images=[GRAY.convert("RGB")]),
+    "tiff": encode(COLOUR, "TIFF"),
+    "tiff_lzw": encode(COLOUR, "TIFF", compression="tiff_lzw"),
+    "tiff_gray": encode(GRAY, "TIFF"),
+    "webp": encode(COLOUR, "WEBP"),
+    "webp_alpha": encode(with_alpha(COLOUR), "WEBP", lossless=True),
+    "avif": encode(COLOUR, "AVIF"),
 }

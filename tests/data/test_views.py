@@ -11,6 +11,7 @@ from test_ops import kolmogorov_smirnov, uniform_cdf
 
 from simsiam_tf.config import ViewsConfig
 from simsiam_tf.data import ops, views
+from simsiam_tf.data.pixels import RGB
 
 SIZE = 20
 # The reference passes these numbers to torchvision's normalize.
@@ -140,21 +141,19 @@ def test_a_recipe_without_augmentation_only_resizes_and_normalizes(run, plain, s
 
 def test_normalize_uses_the_mean_and_std_of_imagenet(run):
     image = photograph().astype(np.float32) / 255
-    (result,) = run(lambda image, _: views.normalize(image), [image], [seed_of(0)])
+    (result,) = run(lambda image, _: RGB.normalize(image), [image], [seed_of(0)])
     np.testing.assert_allclose(result, (image - MEAN) / STD, atol=1e-5)
 
 
 def test_denormalize_is_the_inverse_of_normalize(run):
     image = photograph().astype(np.float32) / 255
-    (result,) = run(
-        lambda image, _: views.denormalize(views.normalize(image)), [image], [seed_of(0)]
-    )
+    (result,) = run(lambda image, _: RGB.denormalize(RGB.normalize(image)), [image], [seed_of(0)])
     np.testing.assert_allclose(result, image, atol=1e-6)
 
 
 def test_denormalized_values_are_clipped(run):
     image = np.array([[[-9, 0, 9]]], np.float32)
-    (result,) = run(lambda image, _: views.denormalize(image), [image], [seed_of(0)])
+    (result,) = run(lambda image, _: RGB.denormalize(image), [image], [seed_of(0)])
     np.testing.assert_allclose(result, [[[0, 0.456, 1]]], atol=1e-6)
 
 
@@ -186,7 +185,7 @@ def test_jitter_probability_is_the_share_of_views_with_changed_colours(plain):
 
 
 def test_blur_has_the_probability_and_sigma_of_the_config(plain):
-    resized = views.denormalize(recipe(plain)(photograph(), seed_of(0))[0])
+    resized = RGB.denormalize(recipe(plain)(photograph(), seed_of(0))[0])
     settings = {"blur_sigma_min": 1.3, "blur_sigma_max": 1.3}
     blurred = np.asarray(ops.gaussian_blur(resized, 1.3))
     for probability in (0.0, 0.4, 1.0):
@@ -199,7 +198,7 @@ def test_blur_has_the_probability_and_sigma_of_the_config(plain):
 
 
 def test_blur_sigma_is_drawn_between_its_bounds(plain):
-    resized = views.denormalize(recipe(plain)(photograph(), seed_of(0))[0])
+    resized = RGB.denormalize(recipe(plain)(photograph(), seed_of(0))[0])
     config = changed(plain, blur_probability=1.0, blur_sigma_min=0.6, blur_sigma_max=1.8)
     sharpness = np.abs(np.diff(many_views(config, 100), axis=1)).mean(axis=(1, 2, 3))
     bounds = [

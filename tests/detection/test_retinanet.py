@@ -10,7 +10,7 @@ import tensorflow as tf
 from conftest import ROOT
 
 from simsiam_tf.config import EncoderConfig
-from simsiam_tf.data import views
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.detection import digits, precision, retinanet, transfer
 from simsiam_tf.export import saved_model
 from simsiam_tf.models.resnet import ARCHITECTURES, ResNet
@@ -41,7 +41,7 @@ def maps_of(encoder, images):
 
 
 def encode(encoder):
-    return lambda images: encoder(views.normalize(images / 255))
+    return lambda images: encoder(RGB.normalize(images / 255))
 
 
 @pytest.fixture

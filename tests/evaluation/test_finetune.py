@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from simsiam_tf.config import DataConfig, EncoderConfig
 from simsiam_tf.data import datasets, pipeline, views
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import finetune, linear
 from simsiam_tf.evaluation.config import FinetuneConfig
@@ -99,7 +100,7 @@ def test_one_step_follows_the_definition_of_sgd(colours):
         colours, views.build_linear_view(SIZE, 0.5, 0.5), batch_size=40, seed=0, first_step=0,
         last_step=1,
     )  # fmt: skip
-    images = views.normalize(tf.cast(batch["views"][0], tf.float32) / 255)
+    images = RGB.normalize(tf.cast(batch["views"][0], tf.float32) / 255)
     with tf.GradientTape(persistent=True) as tape:
         log_softmax = tf.nn.log_softmax(head(expected(images, training=True)))
         loss = -tf.reduce_mean(tf.gather(log_softmax, batch["label"], batch_dims=1))
@@ -113,7 +114,7 @@ def test_one_step_follows_the_definition_of_sgd(colours):
     for ours, theirs in zip(encoder.weights, expected.weights, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=ours.path)
     images = tf.random.stateless_uniform([3, SIZE, SIZE, 3], [0, 0], 0, 255)
-    served = head(expected(views.normalize(images / 255), training=False))
+    served = head(expected(RGB.normalize(images / 255), training=False))
     np.testing.assert_allclose(classify(images), served, rtol=1e-3, atol=1e-4)
 
 

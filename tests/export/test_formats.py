@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from simsiam_tf.data import views
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.export import formats
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
@@ -53,7 +53,7 @@ def test_every_format_reproduces_the_encoders_features(tmp_path, pretrain_config
     parity = formats.export(encoder, config, name, str(output), {"step": 7})
     assert 0 <= parity.relative < 1e-5
     images = np.random.default_rng(0).uniform(0, 255, (5, 40, 48, 3)).astype(np.float32)
-    expected = encoder(views.normalize(tf.constant(images) / 255), training=False).numpy()
+    expected = encoder(RGB.normalize(tf.constant(images) / 255), training=False).numpy()
     got = RUN[name](str(output), images)
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
     beside = {"savedmodel": output / "encoder.json"}.get(name, tmp_path / "encoder.json")
@@ -67,7 +67,7 @@ def test_parity_is_the_largest_difference_of_any_feature(pretrain_config):
 
     def shifted(images):
         """Features with an error of 0.25 in the last image of the batch of three."""
-        features = encoder(views.normalize(tf.constant(images) / 255), training=False).numpy()
+        features = encoder(RGB.normalize(tf.constant(images) / 255), training=False).numpy()
         features[-1, 3] -= 0.25 * (len(images) == 3)
         return features
 

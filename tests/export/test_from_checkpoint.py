@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simsiam_tf.data import views
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.export import from_checkpoint, saved_model
 from simsiam_tf.export.settings import ExportConfig
 from simsiam_tf.models.resnet import ResNet
@@ -28,7 +28,7 @@ def run(tmp_path, pretrain_config):
         for variable in encoder.weights:
             variable.assign(variable.value * 1.1 + 0.1)
         Checkpoints(str(workdir), encoder).save(step)
-        features[step] = encoder(views.normalize(images / 255), training=False)
+        features[step] = encoder(RGB.normalize(images / 255), training=False)
     return SimpleNamespace(workdir=workdir, images=images, features=features)
 
 

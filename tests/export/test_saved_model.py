@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from simsiam_tf.data import decoding, views
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.export import saved_model
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
@@ -34,7 +35,7 @@ def save(config, directory):
 def test_the_loaded_encoder_gives_the_features_of_the_saved_one(tmp_path, pretrain_config, images):
     encoder = save(pretrain_config(**SETTINGS), tmp_path / "encoder")
     encode, description = saved_model.load(str(tmp_path / "encoder"))
-    expected = encoder(views.normalize(images / 255), training=False)
+    expected = encoder(RGB.normalize(images / 255), training=False)
     np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-6)
     assert encode(images).shape == (3, description["features"])
     assert description["step"] == 7
@@ -76,7 +77,7 @@ def test_a_float64_encoder_serves_float32(tmp_path, pretrain_config, images):
     encoder = save(pretrain_config(**SETTINGS, precision="float64"), tmp_path / "encoder")
     features = saved_model.load(str(tmp_path / "encoder"))[0](images)
     assert features.dtype == tf.float32
-    expected = encoder(views.normalize(tf.cast(images, tf.float64) / 255), training=False)
+    expected = encoder(RGB.normalize(tf.cast(images, tf.float64) / 255), training=False)
     np.testing.assert_allclose(features, expected, rtol=1e-6)
 
 
@@ -87,7 +88,7 @@ def test_an_encoder_trained_on_two_replicas_is_exported_as_one(
     with two_replicas.scope():
         encoder = train_a_little(ResNet(config.encoder, seed=0))
     saved_model.save(encoder, config, str(tmp_path / "encoder"), {})
-    expected = train_a_little(ResNet(config.encoder, seed=0))(views.normalize(images / 255))
+    expected = train_a_little(ResNet(config.encoder, seed=0))(RGB.normalize(images / 255))
     encode, _ = saved_model.load(str(tmp_path / "encoder"))
     np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-6)
 

@@ -10,7 +10,7 @@ import torch
 import torch_copy
 from safetensors.torch import load_file
 
-from simsiam_tf.data import views
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.export import saved_model
 from simsiam_tf.interop import convert
 from simsiam_tf.interop.settings import (
@@ -70,7 +70,7 @@ def test_imported_features_equal_pytorchs_and_the_export_restores_the_file(tmp_p
     images = np.random.default_rng(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
 
     encode, description = saved_model.load(encoder)
-    normalized = (images / 255 - views.MEAN) / views.STD
+    normalized = (images / 255 - RGB.mean) / RGB.std
     nchw = torch.from_numpy(normalized.transpose(0, 3, 1, 2).astype(np.float32))
     expected = torch_copy.features(state, nchw).numpy()
     got = encode(tf.constant(images)).numpy()

@@ -3,6 +3,8 @@ import json
 import keras
 import pytest
 
+from simsiam_tf.data.pixels import RGB, Pixels
+from simsiam_tf.data.source import Source
 from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import pretrain
@@ -41,11 +43,24 @@ def test_a_workdir_below_a_file_is_refused(tmp_path, pretrain_config):
 def test_a_run_resumes_only_on_as_many_images_of_the_same_classes(
     tmp_path, num_examples, class_names, words
 ):
-    run_folder.check_images(str(tmp_path), 40, ("a", "b"))  # an earlier version wrote nothing
-    run_folder.write_images(str(tmp_path), 40, ("a", "b"))
-    run_folder.check_images(str(tmp_path), 40, ("a", "b"))
+    before = Source("train", 40, ("a", "b"), str, read=None)
+    run_folder.check_images(str(tmp_path), before)  # an earlier version wrote nothing
+    run_folder.write_images(str(tmp_path), before)
+    run_folder.check_images(str(tmp_path), before)
     with pytest.raises(UserError, match=words):
-        run_folder.check_images(str(tmp_path), num_examples, class_names)
+        run_folder.check_images(
+            str(tmp_path), Source("train", num_examples, class_names, str, None)
+        )
+
+
+def test_a_run_keeps_its_pixels_and_an_old_run_has_rgb_as_it_is_stored(tmp_path):
+    assert run_folder.read_pixels(str(tmp_path)) == RGB
+    (tmp_path / "images.json").write_text('{"images": 40, "classes": []}')
+    assert run_folder.read_pixels(str(tmp_path)) == RGB
+    assert RGB.exif_orientation == "ignore"
+    pixels = Pixels(2, "float32", 0.0, 4095.0, (0.1, 0.2), (0.3, 0.4), "apply")
+    run_folder.write_images(str(tmp_path), Source("train", 40, (), str, None, pixels=pixels))
+    assert run_folder.read_pixels(str(tmp_path)) == pixels
 
 
 def test_a_run_resumes_from_a_moved_folder_without_its_knn_monitor(
