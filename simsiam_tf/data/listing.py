@@ -232,8 +232,9 @@ class _Walk:
     def _is_listed_without_links(self, link: str) -> bool:
         """Returns whether a link leads to a folder that the walk reaches without any link."""
         inside = os.path.relpath(os.path.realpath(link), self._real_root)
-        # A path out of the folder starts with "..", which counts as hidden here.
-        return inside == "." or not any(is_hidden(part) for part in inside.split("/"))
+        # A path out of the folder starts with "..", which counts as hidden here. The folder itself
+        # is ".", and the walk has visited it.
+        return not any(is_hidden(part) for part in inside.split("/"))
 
     def _leave_out(self, ending: str) -> None:
         if len(ending) > _LONGEST_ENDING or " " in ending or not ending.isprintable():
