@@ -1,6 +1,7 @@
 """Images in memory as data sets: NumPy arrays and `tf.data.Dataset`s."""
 
 import hashlib
+import io
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,21 +18,24 @@ _TAKES = (
 
 
 def load_arrays(data: Any, name: str) -> Source:
-    """Returns the `Source` of images in memory. They are kept as PNG files, which lose nothing.
+    """Returns the `Source` of images in memory. They are kept as files, which lose nothing.
 
     Args:
-      data: images `[N, H, W, 3]`, `[N, H, W, 1]` or `[N, H, W]` of uint8, or of float in [0, 255],
-        which is rounded; a pair of images and integer labels `[N]`; or a `tf.data.Dataset` of
-        images, or of pairs, whose images may differ in size. Class i has the name "i".
+      data: images `[N, H, W, C]` or `[N, H, W]`; a pair of images and integer labels `[N]`; or a
+        `tf.data.Dataset` of images, or of pairs, whose images may differ in size. Class i has the
+        name "i". Other numbers than uint8 are rounded to 8 bits if they are from 0 to 255 and
+        exceed 1; otherwise they keep their depth, as files of more than 8 bits do.
       name: name of the split.
 
     Raises:
       UserError: the data are of another kind, or there is no image.
     """
-    files, labels = [], []
+    images, labels = [], []
     for image, label in _examples(data):
-        files.append(tf.io.encode_png(_as_uint8(image)).numpy())
+        images.append(_with_channels(image))
         labels.append(UNLABELLED if label is None else int(label))
+    is_rounded = _are_levels([image for image in images if image.dtype != np.uint8])
+    files = [_encoded(image, is_rounded) for image in images]
     if not files:
         raise UserError(f"dataset must contain an image. Received: none in {name}")
     if (min(labels) < 0 and max(labels, default=0) >= 0) or min(labels) < UNLABELLED:
@@ -78,21 +82,33 @@ def _examples(data: Any) -> Iterable[tuple[np.ndarray, Any]]:
         yield example if isinstance(example, tuple) else (example, None)
 
 
-def _as_uint8(image: np.ndarray) -> np.ndarray:
+def _with_channels(image: np.ndarray) -> np.ndarray:
+    """Returns an image as `[H, W, C]`."""
     image = np.asarray(image)
     image = image[..., np.newaxis] if image.ndim == 2 else image
-    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+    if image.ndim != 3 or image.dtype.kind not in "uif":
         raise UserError(
-            "dataset must have images [H, W, 3], [H, W, 1] or [H, W]. "
-            f"Received: one of the shape {list(image.shape)}"
+            "dataset must have images [H, W, C] or [H, W] of numbers. "
+            f"Received: one of the shape {list(image.shape)}, {image.dtype}"
         )
-    if image.dtype != np.uint8:
-        levels = np.round(image)
-        is_scaled_to_one = levels.max() <= 1 and bool((levels != image).any())
-        if is_scaled_to_one or levels.min() < 0 or levels.max() > 255:
-            raise UserError(
-                "dataset must have images of uint8, or of other numbers from 0 to 255. Received: "
-                f"{image.dtype} from {image.min():g} to {image.max():g}"
-            )
-        image = levels.astype(np.uint8)
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+    return image
+
+
+def _are_levels(images: list[np.ndarray]) -> bool:
+    """Whether images of other numbers than uint8 are levels of 8 bits: from 0 to 255."""
+    images = [image for image in images if image.size]
+    if not all(np.round(image.min()) >= 0 and np.round(image.max()) <= 255 for image in images):
+        return False
+    exceeds_one = any(image.max() > 1 for image in images)
+    return exceeds_one or all((np.round(image) == image).all() for image in images)
+
+
+def _encoded(image: np.ndarray, is_rounded: bool) -> bytes:
+    """Returns an image as a file: PNG of 8 bits, which is smaller, or NumPy's own."""
+    if image.dtype != np.uint8 and is_rounded:
+        image = np.round(image).astype(np.uint8)
+    if image.dtype == np.uint8 and image.shape[-1] in (1, 3):
+        return tf.io.encode_png(image).numpy()
+    file = io.BytesIO()
+    np.save(file, image)
+    return file.getvalue()

@@ -53,6 +53,13 @@ class ServedEncoder(tf.Module):
             input_signature=[tf.TensorSpec(shape, tf.float32, "images")],
             autograph=False,
         )
+        self.features_of_encoded = None
+        if pixels.channels in (1, 3):
+            self.features_of_encoded = tf.function(
+                self._features_of_encoded,
+                input_signature=[tf.TensorSpec([None], tf.string, "encoded")],
+                autograph=False,
+            )
 
     def _features(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns {"features": `[N, F]` float32} of images `[N, H, W, C]` float32."""
@@ -60,8 +67,7 @@ class ServedEncoder(tf.Module):
         normalized = self.pixels.normalize(numbers)
         return {"features": tf.cast(self.encoder(normalized, training=False), tf.float32)}
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "encoded")], autograph=False)
-    def features_of_encoded(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _features_of_encoded(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns {"features": `[N, F]` float32} of JPEG or PNG files, string `[N]`."""
         images = tf.map_fn(
             lambda file: self.view(
@@ -117,7 +123,7 @@ def serve(
 def write(served: ServedEncoder, directory: str) -> None:
     """Writes the SavedModel of a `ServedEncoder`, without `encoder.json`."""
     signatures = {"serving_default": served.features}
-    if served.pixels.channels in (1, 3):
+    if served.features_of_encoded:
         signatures["serve_encoded"] = served.features_of_encoded
     tf.saved_model.save(served, directory, signatures=signatures)
 
