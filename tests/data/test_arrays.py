@@ -47,7 +47,7 @@ def test_images_keep_every_pixel(data, expected):
         IMAGES.astype(int) - 1,
         IMAGES.astype(np.uint16) * 256,
         IMAGES[..., :2],
-        np.concatenate([IMAGES] * 4, axis=-1).astype(np.float32) - 0.5,
+        np.concatenate([IMAGES] * 4, axis=-1).astype(np.float32) - 1.5,
     ],
     ids=["unit range", "negative", "16 bits", "two channels", "twelve channels"],
 )
