@@ -34,14 +34,14 @@ class DataConfig(Config):
 
     dataset: str = setting(
         "digits",
-        "Data set: digits (embedded), folder (your own images), or a TFDS name with optional "
-        "/config.",
+        "Data set: digits (embedded); your own images as folder, list, tar, parquet or packed (of "
+        "simsiam-pack); or a TFDS name with optional /config.",
         filled=True,
     )
     data_dir: str = setting(
         "",
-        "Folder of the images (folder), or where TFDS keeps its data sets; empty: TFDS's own "
-        "default.",
+        "Folder, list or shards ('shards/{000..099}.tar') of your own images, or where TFDS keeps "
+        "its data sets; empty: TFDS's own default.",
         defines_run=False,
     )
     train_split: str = setting(

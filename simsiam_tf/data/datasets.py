@@ -1,8 +1,8 @@
 """Data sets by name. Other packages import the functions for data sets from here.
 
-Image folders (`folders`) and TFDS's ArrayRecord files are read by random access, so that the n-th
-sample of an epoch is a lookup. TFDS's TFRecord files (`tfrecords`) are streamed, because a lookup
-in them reads every earlier record of the file.
+Image folders (`folders`), lists, tar and Parquet files, packed data sets and TFDS's ArrayRecord
+files are read by random access, so that the n-th sample of an epoch is a lookup. TFDS's TFRecord
+files (`tfrecords`) are streamed, because a lookup in them reads every earlier record of the file.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from simsiam_tf.data.folders import IMAGE_SUFFIXES, folder_splits, load_folder
 from simsiam_tf.data.lists import load_list
+from simsiam_tf.data.packed import load_packed
 from simsiam_tf.data.source import ALL_FILES, Source, StreamImages, unchanged
 from simsiam_tf.data.tar_shards import load_tar
 from simsiam_tf.data.tfds_sets import load_tfds, prepared_builder
@@ -49,6 +50,7 @@ _LOADERS: dict[str, Callable[[str, str], Source]] = {
     "list": load_list,
     "tar": load_tar,
     "parquet": _load_parquet,
+    "packed": load_packed,
 }
 
 
@@ -72,9 +74,10 @@ def load(name: str, data_dir: str, split: str) -> Source:
     """Returns the `Source` of a split. TFDS downloads and prepares a data set that is not on disk.
 
     Args:
-      name: "digits", "folder", "memory" (see `in_memory`), or a TFDS name with optional "/config".
-      data_dir: the folder of the images, or the folder where TFDS keeps its data sets. Empty:
-        TFDS's own default.
+      name: "digits", "folder", "list", "tar", "parquet", "packed", "memory" (see `in_memory`), or
+        a TFDS name with optional "/config".
+      data_dir: the folder, list or shards of the images, or the folder where TFDS keeps its data
+        sets. Empty: TFDS's own default.
       split: name of a split; for TFDS also a slice, "train[:90%]".
 
     Raises:

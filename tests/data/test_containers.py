@@ -18,7 +18,16 @@ import tensorflow as tf
 from PIL import Image
 from pyarrow import parquet
 
-from simsiam_tf.data import datasets, parquet_files, pipeline, shards, tar_shards, views
+from simsiam_tf.data import (
+    datasets,
+    pack,
+    packing,
+    parquet_files,
+    pipeline,
+    shards,
+    tar_shards,
+    views,
+)
 from simsiam_tf.data.source import UNLABELLED
 from simsiam_tf.schema import UserError
 
@@ -141,7 +150,26 @@ def write_parquets(root, folder):
     return folder
 
 
-WRITERS = {"list": write_list, "tar": write_tars, "parquet": write_parquets}
+def write_packed(root, folder):
+    """Packs the images, at most 6 in a file. Returns the folder."""
+    packing.pack(
+        pack.PackConfig(
+            dataset="folder",
+            data_dir=str(root),
+            split="train,test",
+            output=str(folder),
+            images_per_shard=6,
+        )
+    )
+    return folder
+
+
+WRITERS = {
+    "list": write_list,
+    "tar": write_tars,
+    "parquet": write_parquets,
+    "packed": write_packed,
+}
 
 
 @pytest.fixture(scope="module", params=WRITERS)
