@@ -28,10 +28,14 @@ def with_alpha(image):
     return image
 
 
-def rotated_by_exif():
+def orientation(number):
     exif = Image.Exif()
-    exif[0x0112] = 6  # "turn by 90 degrees"
-    return encode(COLOUR, "JPEG", exif=exif)
+    exif[0x0112] = number
+    return exif
+
+
+def rotated_by_exif():
+    return encode(COLOUR, "JPEG", exif=orientation(6))  # "turn by 90 degrees"
 
 
 def ycck():
