@@ -316,15 +316,6 @@ def test_the_error_of_a_folder_without_images_counts_the_files(tmp_path):
     assert message.endswith(f"Received: {tmp_path / 'train'}")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_that_cannot_be_read_is_named(tmp_path, log):
-    write_files(tmp_path, "cat/a.png", "dog/b.png")
-    (tmp_path / "dog").chmod(0)
-    assert described(load(tmp_path), tmp_path) == ["cat/a.png"]
-    (tmp_path / "dog").chmod(0o700)
-    assert f"the first one is {tmp_path}/dog/ (Permission denied)" in "".join(log)
-
-
 def test_a_folder_that_vanishes_during_the_walk_is_named(tmp_path, log, monkeypatch):
     write_files(tmp_path, "cat/a.png", "dog/b.png")
     scan = os.scandir
