@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
+from simsiam_tf import storage
 from simsiam_tf.data.folders import IMAGE_SUFFIXES, folder_splits, load_folder
 from simsiam_tf.data.lists import load_list
 from simsiam_tf.data.packed import load_packed
@@ -76,13 +77,18 @@ def load(name: str, data_dir: str, split: str) -> Source:
     Args:
       name: "digits", "folder", "list", "tar", "parquet", "packed", "memory" (see `in_memory`), or
         a TFDS name with optional "/config".
-      data_dir: the folder, list or shards of the images, or the folder where TFDS keeps its data
-        sets. Empty: TFDS's own default.
+      data_dir: the folder (also as a URL), list or shards of the images, or the folder where TFDS
+        keeps its data sets. Empty: TFDS's own default.
       split: name of a split; for TFDS also a slice, "train[:90%]".
 
     Raises:
       UserError: the data set is unknown, is not available, or contains no image.
     """
+    if storage.is_url(data_dir) and name in _LOADERS and name not in ("folder", MEMORY):
+        raise UserError(
+            "--data_dir may be a URL for --dataset=folder; rows of --dataset=list may be URLs too. "
+            f"Received: --dataset={name} --data_dir={data_dir}"
+        )
     if name in _LOADERS:
         return _LOADERS[name](data_dir, split)
     if name == MEMORY:

@@ -1,4 +1,4 @@
-"""Folders of images as data sets, read file by file."""
+"""Folders of images as data sets, read file by file. A folder may be a URL, such as gs://bucket."""
 
 import functools
 import hashlib
@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from simsiam_tf import storage
+from simsiam_tf.data import shards
 from simsiam_tf.data.listing import (
     IMAGE_SUFFIXES,
     Listing,
@@ -29,7 +31,7 @@ def load_folder(data_dir: str, split: str) -> Source:
     are images and which links are followed.
 
     Args:
-      data_dir: the folder; "~" is expanded.
+      data_dir: the folder; "~" is expanded. Or its URL.
       split: one of `folder_splits`; "train" where the folder has none of these.
 
     Raises:
@@ -65,21 +67,39 @@ def load_folder(data_dir: str, split: str) -> Source:
     def fingerprint():
         # The hash of the JSON list of all files. One file is added at a time to save memory.
         whole, separator = hashlib.sha256(b"["), b""
+        stored = storage.find_files(split_root) if storage.is_url(split_root) else None
         for name in split_names(names, listing.lengths):
-            whole.update(separator + json.dumps([name, *_size_and_time(start + name)]).encode())
+            facts = _size_and_time(start + name) if stored is None else [stored.get(name)]
+            whole.update(separator + json.dumps([name, *facts]).encode())
             separator = b", "
         whole.update(b"]")
         return whole.hexdigest()
 
+    if storage.is_url(split_root):
+        read, read_at_once = _url_reader(start, names, ends, labels), storage.READS_AT_ONCE
+    else:
+        read, read_at_once = _reader(start, names, ends, labels), 1
     return Source(
         split_root,
         num_examples,
         class_names,
         describe,
-        read=_reader(start, names, ends, labels),
+        read=read,
+        read_at_once=read_at_once,
         fingerprint=fingerprint,
         labels=labels,
     )
+
+
+def _url_reader(start: str, names: bytes, ends: np.ndarray, labels: np.ndarray) -> ReadImages:
+    """As `_reader`, where the start of each path is a URL."""
+    system, root = storage.open_url(start)
+
+    def fetch(index):
+        name = os.fsdecode(names[ends[index] : ends[index + 1]])
+        return storage.read_from(system, f"{root.rstrip('/')}/{name}")
+
+    return shards.reader(fetch, labels, num_threads=storage.READS_AT_ONCE)
 
 
 def _reader(start: str, names: bytes, ends: np.ndarray, labels: np.ndarray) -> ReadImages:
@@ -116,8 +136,11 @@ def folder_splits(data_dir: str) -> list[str]:
     The list is empty where the folder has no such subfolder; all its images are then "train".
 
     Args:
-      data_dir: the folder; "~" is expanded.
+      data_dir: the folder; "~" is expanded. Or its URL.
     """
+    if storage.is_url(data_dir):
+        found = storage.subfolders(data_dir)
+        return [name for name in SPLIT_FOLDERS if name in found]
     root = os.path.expanduser(data_dir)
     return [name for name in SPLIT_FOLDERS if os.path.isdir(os.path.join(root, name))]
 
@@ -127,7 +150,8 @@ def _find_split(data_dir: str, split: str) -> tuple[str, str, list[str]]:
     if not data_dir:
         raise UserError("--dataset=folder needs --data_dir, the folder of images. Received: none")
     root = os.path.expanduser(data_dir)
-    if not os.path.isdir(root):
+    exists = storage.is_folder(root) if storage.is_url(root) else os.path.isdir(root)
+    if not exists:
         raise UserError(f"--data_dir must be a folder that exists. Received: {data_dir}")
     splits = folder_splits(data_dir)
     if not splits and split != "train":
@@ -175,6 +199,8 @@ def _warn_of_folders(root: str, listing: Listing) -> None:
 
 
 def _subfolders(folder: str) -> list[str]:
+    if storage.is_url(folder):
+        return [name for name in storage.subfolders(folder) if not is_hidden(name)]
     return [
         entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name)
     ]

@@ -12,13 +12,13 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from simsiam_tf import files
+from simsiam_tf import files, storage
 from simsiam_tf.progress import Progress
 
 IMAGE_SUFFIXES = (
@@ -82,11 +82,13 @@ def list_images(root: str) -> Listing:
     The list of 100,000 images or more is kept in a hidden file of the folder, or, if that is
     read-only, in the user's cache folder. It is read from there while the inode number and the time
     of change of each visited folder are the same. Adding, removing or renaming a file changes the
-    time of its folder.
+    time of its folder. The list of a URL is not kept.
 
     Args:
-      root: path of a folder that exists.
+      root: path of a folder that exists, or its URL.
     """
+    if storage.is_url(root):
+        return _list_files(storage.find_files(root))
     for path in _kept_in(root):
         kept = _load(path, root)
         if kept:
@@ -99,6 +101,38 @@ def list_images(root: str) -> Listing:
     if len(listing.lengths) >= _LEAST_KEPT and settled and not listing.unreadable:
         _keep(root, listing, walk)
     return listing
+
+
+def _list_files(found: Iterable[str]) -> Listing:
+    """Returns the list of the images among files.
+
+    Args:
+      found: their paths relative to the folder, in any order.
+    """
+    images, left_out, num_loose = _Names(), _LeftOut(), 0
+    subfolders: collections.Counter[str] = collections.Counter()
+    for name in sorted(found):
+        if any(is_hidden(part) for part in name.split("/")):
+            continue
+        ending = _ending_of(name.rpartition("/")[2])
+        if ending not in _SUFFIXES:
+            left_out.add(ending)
+            continue
+        images.append(name)
+        subfolder, slash, _ = name.partition("/")
+        if slash:
+            subfolders[subfolder] += 1
+        else:
+            num_loose += 1
+    return Listing(
+        images.text.getvalue(),
+        np.frombuffer(images.lengths, np.uint16),
+        num_loose,
+        dict(subfolders),
+        dict(left_out.counts),
+        num_repeated=0,
+        unreadable=(),
+    )
 
 
 def split_names(text: bytes, lengths: np.ndarray) -> Iterator[str]:
@@ -135,6 +169,20 @@ class _Names:
         self.lengths.append(len(encoded))
 
 
+class _LeftOut:
+    """Numbers of the files that are not images, by ending."""
+
+    def __init__(self) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def add(self, ending: str) -> None:
+        if len(ending) > _LONGEST_ENDING or " " in ending or not ending.isprintable():
+            ending = _OTHER
+        ending = ending or _NO_ENDING
+        known = ending in self.counts or len(self.counts) < _MOST_ENDINGS
+        self.counts[ending if known else _OTHER] += 1
+
+
 class _Walk:
     """One walk through a folder; keeps what tells later whether a folder has changed.
 
@@ -152,7 +200,7 @@ class _Walk:
         self._start = os.path.join(root, "")
         self._real_root = os.path.realpath(root)
         self._visited: set[int] = set()
-        self._left_out: collections.Counter[str] = collections.Counter()
+        self._left_out = _LeftOut()
         self._num_repeated = 0
 
     def run(self) -> Listing:
@@ -186,7 +234,7 @@ class _Walk:
             np.frombuffer(images.lengths, np.uint16),
             num_loose,
             {name: end - first_images[name] for name, end in zip(first_images, ends, strict=True)},
-            dict(self._left_out),
+            dict(self._left_out.counts),
             self._num_repeated,
             tuple(unreadable),
         )
@@ -218,10 +266,9 @@ class _Walk:
                     else:
                         yield f"{name}{entry.name}/"
                     continue
-                dot = entry.name.rfind(".")
-                ending = entry.name[dot:].lower() if dot >= 0 else ""
+                ending = _ending_of(entry.name)
                 if ending not in _SUFFIXES:
-                    self._leave_out(ending)
+                    self._left_out.add(ending)
                     continue
                 yield name + entry.name
                 num_images += 1
@@ -236,12 +283,11 @@ class _Walk:
         # is ".", and the walk has visited it.
         return not any(is_hidden(part) for part in inside.split("/"))
 
-    def _leave_out(self, ending: str) -> None:
-        if len(ending) > _LONGEST_ENDING or " " in ending or not ending.isprintable():
-            ending = _OTHER
-        ending = ending or _NO_ENDING
-        known = ending in self._left_out or len(self._left_out) < _MOST_ENDINGS
-        self._left_out[ending if known else _OTHER] += 1
+
+def _ending_of(name: str) -> str:
+    """Returns the ending of a file's name, in lower case; "" if it has none."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot >= 0 else ""
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

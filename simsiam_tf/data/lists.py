@@ -13,7 +13,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf.data.source import UNLABELLED, Source
+from simsiam_tf import storage
+from simsiam_tf.data import shards
+from simsiam_tf.data.source import UNLABELLED, ReadImages, Source
 from simsiam_tf.schema import UserError
 
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
@@ -45,7 +47,8 @@ def load_list(data_dir: str, split: str) -> Source:
 
     A list has the columns `path` (or `image`, or `file_name`), `label` and `split`; only the first
     is required. Without a header the columns are the path and the label. Relative paths start at
-    the folder of the list. Labels that are all integers are sorted by value, others as text.
+    the folder of the list. A path may be a URL, which is not looked at before its image is read.
+    Labels that are all integers are sorted by value, others as text.
 
     Args:
       data_dir: the list, or a folder with a list for each split, such as `train.csv`.
@@ -69,7 +72,10 @@ def load_list(data_dir: str, split: str) -> Source:
     if not rows[0].label:
         class_names = ()
     labels = np.array([label_of.get(row.label, UNLABELLED) for row in rows], np.int32)
-    paths = [os.path.join(os.path.dirname(row.file), row.path) for row in rows]
+    paths = [
+        row.path if storage.is_url(row.path) else os.path.join(os.path.dirname(row.file), row.path)
+        for row in rows
+    ]
     _check_files(rows, paths)
     written = [row.path for row in rows]
     del everything, rows  # a million rows take more memory than all else here
@@ -80,13 +86,7 @@ def load_list(data_dir: str, split: str) -> Source:
         len(paths),
         f"{len(class_names)} classes" if class_names else "unlabelled",
     )
-    # Arrays of objects: a NumPy array of text is as wide as the longest path.
-    path_tensor = tf.constant(np.array(paths, dtype=object))
-    label_tensor = tf.constant(labels)
-
-    def read(indices):
-        encoded = tf.map_fn(tf.io.read_file, tf.gather(path_tensor, indices))
-        return encoded, tf.gather(label_tensor, indices)
+    has_urls = any(map(storage.is_url, paths))
 
     @functools.cache  # one result asks for it several times
     def fingerprint():
@@ -100,9 +100,30 @@ def load_list(data_dir: str, split: str) -> Source:
         len(paths),
         class_names,
         lambda index: paths[index],
-        read=read,
+        read=_url_reader(paths, labels) if has_urls else _reader(paths, labels),
+        read_at_once=storage.READS_AT_ONCE if has_urls else 1,
         fingerprint=fingerprint,
         labels=labels,
+    )
+
+
+def _reader(paths: list[str], labels: np.ndarray) -> ReadImages:
+    # Arrays of objects: a NumPy array of text is as wide as the longest path.
+    path_tensor = tf.constant(np.array(paths, dtype=object))
+    label_tensor = tf.constant(labels)
+
+    def read(indices):
+        encoded = tf.map_fn(tf.io.read_file, tf.gather(path_tensor, indices))
+        return encoded, tf.gather(label_tensor, indices)
+
+    return read
+
+
+def _url_reader(paths: list[str], labels: np.ndarray) -> ReadImages:
+    for url in {path.split("://")[0]: path for path in paths if storage.is_url(path)}.values():
+        storage.open_url(url)  # a driver that is missing would make every image unreadable
+    return shards.reader(
+        lambda index: storage.read_bytes(paths[index]), labels, num_threads=storage.READS_AT_ONCE
     )
 
 
@@ -273,7 +294,7 @@ def _check_labels(rows: list[_Row]) -> None:
 
 def _check_files(rows: list[_Row], paths: list[str]) -> None:
     for row, path in zip(rows, paths, strict=True):
-        if not os.path.isfile(path):
+        if not storage.is_url(path) and not os.path.isfile(path):
             is_first = row.number == 1 and not row.file.lower().endswith(".parquet")
             hint = f" (a header names its column {' or '.join(_PATH_COLUMNS)})" if is_first else ""
             raise UserError(

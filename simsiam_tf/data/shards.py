@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import tensorflow as tf
@@ -106,28 +107,34 @@ def _files_below(root: str, suffixes: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def reader(fetch: Callable[[int], bytes], labels: np.ndarray) -> ReadImages:
+def reader(
+    fetch: Callable[[int], bytes], labels: np.ndarray, *, num_threads: int = 1
+) -> ReadImages:
     """Returns the `read` of a source whose images a Python function reads.
 
     Args:
       fetch: index → encoded image; called by several threads at once. The text of its exception is
         the reason for which an image cannot be read.
       labels: `[N]` int32.
+      num_threads: number of images that are read at once, where reading waits for a network.
 
     Returns:
       The function. An image that cannot be read is an error if it is read alone. Among others it is
       an empty file, so that only this one is missing in a batch.
     """
     label_tensor = tf.constant(labels)
+    threads = ThreadPoolExecutor(num_threads) if num_threads > 1 else None
+
+    def try_to_fetch(index):
+        try:
+            return fetch(index), ""
+        except Exception as error:  # those of the file system, of tarfile, of Arrow, ...
+            return b"", one_line(error)
 
     def fetch_all(indices):
-        files, reason = [], ""
-        for index in indices.tolist():
-            try:
-                files.append(fetch(index))
-            except Exception as error:  # those of the file system, of tarfile, of Arrow, ...
-                files.append(b"")
-                reason = one_line(error) if len(indices) == 1 else ""
+        fetched = (threads.map if threads else map)(try_to_fetch, indices.tolist())
+        files, reasons = zip(*fetched, strict=True) if len(indices) else ((), ())
+        reason = reasons[0] if len(indices) == 1 else ""
         # An array of objects: NumPy's own texts lose the zeros at their ends.
         return np.array(files, dtype=object), np.array(reason.encode(), dtype=object)
 
