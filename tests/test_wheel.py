@@ -108,8 +108,8 @@ def test_an_installed_wheel_trains_and_evaluates_by_the_names_of_its_recipes(
 
 @pytest.mark.parametrize(
     "name",
-    ["train", "evaluate", "compare", "report", "pack", "curves", "export", "import-torch",
-     "export-torch", "export-detectron2", "detect", "reproduce"],
+    ["train", "evaluate", "compare", "report", "inspect", "pack", "curves", "export",
+     "import-torch", "export-torch", "export-detectron2", "detect", "reproduce"],
 )  # fmt: skip
 def test_every_program_of_the_wheel_exists(wheel, name):
     with zipfile.ZipFile(wheel) as file:

@@ -100,8 +100,15 @@ def _range(value_range: str, deep: list[np.ndarray]) -> tuple[float, float]:
     if value_range != "auto":
         low, high = map(float, value_range.split(","))
         return low, high
-    if not deep:
-        return 0.0, 255.0
+    return range_of(deep) if deep else (0.0, 255.0)
+
+
+def range_of(deep: list[np.ndarray]) -> tuple[float, float]:
+    """Returns the values that become 0 and 1 in images of more than 8 bits.
+
+    Args:
+      deep: levels of one image or more, or only their extremes.
+    """
     if all(levels.dtype.kind == "u" for levels in deep):
         # Cameras of 10, 12 or 14 bits fill a part of 16.
         bits = max(int(levels.max()).bit_length() for levels in deep)

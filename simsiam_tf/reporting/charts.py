@@ -2,6 +2,7 @@
 
 import colorsys
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from simsiam_tf.reporting.html_page import dot, escape
 MAX_MARKERS = 40  # a curve of at most so many points has a dot at each point
 _WIDTH, _HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 352, 10, 164
+_CHARACTER = 6  # mean width of a character below an axis
 _MAX_POINTS = 600  # of a curve; more cannot be seen
 _MAP_SIZE = 400
 _MAX_LEGEND = 20  # classes; the colours of more classes look alike
@@ -27,6 +29,49 @@ class Curve:
     points: Sequence[Point]  # one or more, in order of the epoch
     name: str = ""  # shown while the pointer is on the curve
     color: str = ""  # of CSS; empty: the page's colour for a single curve
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """One bar of a chart."""
+
+    value: float
+    name: str  # on the horizontal axis, where there is room
+    text: str  # shown while the pointer is on the bar
+    color: str = ""  # of CSS; empty: the page's colour for a single curve
+
+
+def bar_chart(bars: Sequence[Bar], title: str) -> str:
+    """Draws bars from 0 up.
+
+    Args:
+      bars: one or more, from left to right.
+      title: read out by screen readers.
+    """
+    y_ticks, y_of = _axis(0, max(bar.value for bar in bars) or 1, _BOTTOM, _TOP, 4)
+    parts = []
+    for tick in y_ticks:
+        y = y_of(tick)
+        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="end">{tick:.6g}</text>')
+    width = (_RIGHT - _LEFT) / len(bars)
+    # A name is centred below its bar, so that it has the room up to the next name that is shown.
+    name_width = _CHARACTER * (2 + max(len(bar.name) for bar in bars))
+    shown_every = math.ceil(name_width / width)
+    for number, bar in enumerate(bars):
+        left = _LEFT + number * width
+        y = y_of(bar.value)
+        # Tall enough to see that it is not zero.
+        height = max(_BOTTOM - y, 1.0) if bar.value else 0.0
+        rectangle = (
+            f'<rect x="{left + 0.08 * width:.2f}" y="{_BOTTOM - height:.1f}" '
+            f'width="{0.84 * width:.2f}" height="{height:.1f}"/>'
+        )
+        parts.append(_group("series", bar.text, bar.color, rectangle))
+        if number % shown_every == 0 and name_width <= _RIGHT - _LEFT:
+            at = f'x="{left + width / 2:.1f}" y="{_BOTTOM + 18}"'
+            parts.append(f'<text {at} class="middle">{escape(bar.name)}</text>')
+    return _svg(_WIDTH, _HEIGHT, title, parts)
 
 
 def line_chart(

@@ -164,21 +164,8 @@ def _evaluation(run: record.Record) -> str:
 
 def _view_pairs(run: record.Record) -> str:
     views = pictures.view_pairs(run.config, run_folder.read_pixels(run.workdir))
-    pairs = "".join(
-        f'<div class="pair">{_image(first, "first view")}{_image(second, "second view")}</div>'
-        for first, second in zip(*views, strict=True)
-    )
     text = "Each pair is two views of one image, as the first training step received them."
-    return f'<div class="pairs">{pairs}</div>{note(text)}'
-
-
-def _image(image: np.ndarray, text: str, kind: str = "") -> str:
-    height, width, _ = image.shape
-    kinds = " ".join(filter(None, [kind, "small" if height <= 64 else ""]))
-    return (
-        f'<img src="{pictures.data_url(image)}" width="{width}" height="{height}" '
-        f'alt="{escape(text)}" class="{kinds}">'
-    )
+    return f"{pictures.pairs_element(views)}{note(text)}"
 
 
 def _encoder_sections(run: record.Record) -> list[tuple[str, str]]:
@@ -223,7 +210,7 @@ def _neighbours(gallery: pictures.Gallery) -> str:
 def _cell(gallery: pictures.Gallery, index: int, cosine: str, kind: str) -> str:
     label = gallery.class_names[gallery.labels[index]] if gallery.class_names else ""
     caption = " · ".join(filter(None, [label, cosine]))
-    image = _image(gallery.thumbnails[index], caption or "an image", kind)
+    image = pictures.element(gallery.thumbnails[index], caption or "an image", kind)
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

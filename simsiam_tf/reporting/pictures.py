@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +16,7 @@ from simsiam_tf.data.pixels import RGB, Pixels
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import features
 from simsiam_tf.export import saved_model
+from simsiam_tf.reporting.html_page import escape
 from simsiam_tf.schema import UserError
 
 _MAX_IMAGES = 1000
@@ -41,6 +43,16 @@ def view_pairs(config: PretrainConfig, pixels: Pixels = RGB) -> list[np.ndarray]
     source = dataclasses.replace(source, pixels=pixels)
     make_views = views.build_views(config.views, num_views=2, pixels=pixels)
     batch = pipeline.first_views(make_views, config.system.seed, Quarantine(source, data))
+    return to_look_at(batch, pixels)
+
+
+def to_look_at(batch: pipeline.Batch, pixels: Pixels = RGB) -> list[np.ndarray]:
+    """Returns the views of a batch as RGB images, `[N, S, S, 3] uint8` each.
+
+    Args:
+      batch: as `views.prepare` takes it.
+      pixels: of the images.
+    """
     prepared = views.prepare(batch, pixels)
     return [_to_uint8(255 * pixels.show(pixels.denormalize(view))) for view in prepared]
 
@@ -157,6 +169,35 @@ def data_url(image: np.ndarray) -> str:
     else:
         kind, file = "jpeg", tf.io.encode_jpeg(image, quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(file.numpy()).decode()}"
+
+
+def element(image: np.ndarray, text: str, kind: str = "") -> str:
+    """Returns an image as an HTML element.
+
+    Args:
+      image: `[H, W, 3]` uint8.
+      text: read out by screen readers.
+      kind: CSS classes; empty: none.
+    """
+    height, width, _ = image.shape
+    kinds = " ".join(filter(None, [kind, "small" if height <= 64 else ""]))
+    return (
+        f'<img src="{data_url(image)}" width="{width}" height="{height}" '
+        f'alt="{escape(text)}" class="{kinds}">'
+    )
+
+
+def pairs_element(views: Sequence[np.ndarray]) -> str:
+    """Returns pairs of views as an HTML element.
+
+    Args:
+      views: the first views and the second views, `[N, S, S, 3]` uint8 each.
+    """
+    pairs = "".join(
+        f'<div class="pair">{element(first, "first view")}{element(second, "second view")}</div>'
+        for first, second in zip(*views, strict=True)
+    )
+    return f'<div class="pairs">{pairs}</div>'
 
 
 def _to_uint8(images: tf.Tensor) -> np.ndarray:
