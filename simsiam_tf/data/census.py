@@ -83,10 +83,11 @@ class Census:
         """Number of images that cannot be read."""
         return int(np.sum(~self.records["readable"]))
 
-    @property
+    @functools.cached_property
     def readable(self) -> np.ndarray:
         """The records of the images that can be read."""
-        return self.records[self.records["readable"]]
+        is_readable = self.records["readable"]
+        return self.records if is_readable.all() else self.records[is_readable]
 
     @property
     def short_sides(self) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -254,7 +255,7 @@ def _header(inspection: Inspection, name: str) -> str:
     kind = warnings[0].kind if warnings else "good"
     kind = "good" if kind == "open" else kind
     word = {"bad": "Fix this first.", "doubtful": "Look at this.", "good": "Ready to train."}[kind]
-    text = warnings[0].text if warnings and kind != "good" else "No warning needs an answer."
+    text = _text(warnings[0]) if kind != "good" else "No warning needs an answer."
     rest = len(warnings) - (kind != "good")
     notes = f"{rest} more {'note' if rest == 1 else 'notes'} below. " if rest else ""
     total, inspected = counts.source.num_examples, len(counts.records)
@@ -262,10 +263,15 @@ def _header(inspection: Inspection, name: str) -> str:
     title = f"{config.data.dataset} · {config.data.train_split}"
     return (
         f'<p class="kind">{escape(title)}</p><h1>{escape(name)}</h1>'
-        f'<div class="verdict {kind}"><p>{html_page.state(word, kind)} {escape(text)}</p>'
+        f'<div class="verdict {kind}"><p>{html_page.state(word, kind)} {text}</p>'
         f'<p class="progress">{escape(sample + notes)}{_megabytes(counts.num_bytes)}.</p></div>'
         f'<dl class="facts">{_facts(inspection)}</dl>'
     )
+
+
+def _text(warning: Advice) -> str:
+    """Returns a warning as HTML; a flag in it is not broken after its hyphens."""
+    return re.sub(r"(--\w+)", r'<span class="flag">\1</span>', escape(warning.text))
 
 
 def _megabytes(num_bytes: int) -> str:
@@ -290,7 +296,7 @@ def _facts(inspection: Inspection) -> str:
 
 def _advice(inspection: Inspection) -> str:
     entries = "".join(
-        f'<li class="{warning.kind}">{escape(warning.text)}</li>' for warning in inspection.warnings
+        f'<li class="{warning.kind}">{_text(warning)}</li>' for warning in inspection.warnings
     )
     content = f'<ul class="advice">{entries}</ul>' if entries else note("Nothing: no warning.")
     if not inspection.suggested:

@@ -1,5 +1,6 @@
 """Charts: coordinates follow the data, texts are escaped, colours are readable."""
 
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -135,3 +136,38 @@ def test_colours_differ_and_contrast_with_light_and_dark_pages(count):
         assert re.fullmatch("#[0-9a-f]{6}", color)
         assert 1.05 / (luminance(color) + 0.05) > 2.8  # with #ffffff
         assert (luminance(color) + 0.05) / (luminance("#1b1f23") + 0.05) > 3
+
+
+def bars_of(svg):
+    """Returns (left, top, width, height) of each bar."""
+    return [
+        tuple(float(bar.get(name)) for name in ("x", "y", "width", "height"))
+        for bar in ElementTree.fromstring(svg).findall("g/rect")
+    ]
+
+
+def test_bars_stand_on_one_line_and_are_as_high_as_their_values():
+    values = [30, 0, 60]
+    svg = charts.bar_chart([charts.Bar(value, "", "") for value in values], "title")
+    heights = [height for _, _, _, height in bars_of(svg)]
+    assert heights[1] == 0
+    assert heights[2] == pytest.approx(2 * heights[0], abs=0.2)
+    assert len({round(top + height, 1) for _, top, _, height in bars_of(svg)}) == 1
+    lefts = [left for left, _, _, _ in bars_of(svg)]
+    assert lefts[1] - lefts[0] == pytest.approx(lefts[2] - lefts[1], abs=0.02)
+
+
+def test_a_small_value_can_be_seen():
+    svg = charts.bar_chart([charts.Bar(1, "a", ""), charts.Bar(10**6, "b", "")], "title")
+    assert bars_of(svg)[0][3] == 1
+
+
+@pytest.mark.parametrize(("count", "length"), [(3, 4), (40, 4), (40, 20), (120, 60)])
+def test_names_below_bars_do_not_overlap(count, length):
+    bars = [charts.Bar(1, "n" * length, f"<{number}>") for number in range(count)]
+    svg = charts.bar_chart(bars, "title")
+    assert svg.count("<title>&lt;") == count
+    tree = ElementTree.fromstring(svg)
+    places = [float(text.get("x")) for text in tree.findall("text[@class='middle']")]
+    assert all(right - left > 5 * length for left, right in itertools.pairwise(places))
+    assert bool(places) == (length < 60)  # a name that has no room is only shown by the pointer
