@@ -264,7 +264,11 @@ def evaluate(evaluation_config, pixels_encoder, tfds_dir, capsys):
             patch.setattr(
                 evaluation_run,
                 "saved_model",
-                SimpleNamespace(load=load, versions=saved_model.versions),
+                SimpleNamespace(
+                    load=load,
+                    versions=saved_model.versions,
+                    pixels_of=saved_model.pixels_of,
+                ),
             )
             evaluation_run.run(evaluation_config(**settings | more))
         return json.loads(capsys.readouterr().out.splitlines()[-1]), sum(encoded)

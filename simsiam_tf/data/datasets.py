@@ -28,6 +28,7 @@ __all__ = [
     "Source",
     "folder_splits",
     "in_memory",
+    "is_own",
     "labels_of",
     "load",
     "prepared_builder",
@@ -53,6 +54,15 @@ _LOADERS: dict[str, Callable[[str, str], Source]] = {
     "parquet": _load_parquet,
     "packed": load_packed,
 }
+
+
+def is_own(name: str) -> bool:
+    """True if a data set is the user's own files or arrays, which may lack a split to evaluate on.
+
+    Args:
+      name: name of the data set.
+    """
+    return name in (*_LOADERS, MEMORY)
 
 
 @contextlib.contextmanager

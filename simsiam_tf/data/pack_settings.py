@@ -15,9 +15,9 @@ class PackConfig(schema.Config):
     split: str = setting("train", "Splits to pack, separated by commas.", filled=True)
     output: str = setting("", "Folder to write.", filled=True)
     max_side: int = setting(
-        512,
-        "Images with a longer side are made smaller: JPEG stays JPEG (quality 95), others become "
-        "PNG. 0: none. All other images keep their bytes.",
+        0,
+        "Images with a longer side, such as 512 pixels, are made smaller: JPEG stays JPEG (quality "
+        "95), others become PNG. 0: none. All other images keep their bytes.",
         at_least=0,
     )
     images_per_shard: int = setting(10_000, "Number of images in a file.", at_least=1)

@@ -17,7 +17,9 @@ _SAMPLE = 64  # number of images
 _SMALLEST_STD = 1e-3  # a constant channel is not divided by zero
 
 
-def resolve_pixels(config: PixelsConfig, source: Source, max_pixels: int | None = None) -> Pixels:
+def resolve_pixels(
+    config: PixelsConfig, source: Source, max_pixels: int = DataConfig.max_image_pixels
+) -> Pixels:
     """Returns the `Pixels` of a run. `auto` is decided by a sample of the images.
 
     The sample is the same in every run on the same images.
@@ -25,16 +27,14 @@ def resolve_pixels(config: PixelsConfig, source: Source, max_pixels: int | None 
     Args:
       config: the settings.
       source: the images to train on.
-      max_pixels: largest number of pixels of an image; None: the default.
+      max_pixels: largest number of pixels of an image.
 
     Raises:
       UserError: the images have different numbers of channels, or the settings do not fit them.
     """
-    sample = None
-    if "auto" in (config.channels, config.value_range):
-        sample = _sample(source, max_pixels or DataConfig.max_image_pixels)
+    sample = _sample(source, max_pixels)
     channels = _channels(config, sample)
-    deep = [levels for levels in sample or () if levels.dtype != np.uint8]
+    deep = [levels for levels in sample if levels.dtype != np.uint8]
     low, high = _range(config.value_range, deep)
     is_rgb = channels == 3 and (low, high) == (0, 255) and not deep
     pixels = Pixels(
@@ -81,10 +81,10 @@ def _sample(source: Source, max_pixels: int) -> list[np.ndarray]:
     return found
 
 
-def _channels(config: PixelsConfig, sample: list[np.ndarray] | None) -> int:
+def _channels(config: PixelsConfig, sample: list[np.ndarray]) -> int:
     if config.channels != "auto":
         return int(config.channels)
-    counts = {levels.shape[-1] for levels in sample or ()}
+    counts = {levels.shape[-1] for levels in sample}
     if counts <= {1, 3}:  # an empty sample too: the pipeline will say what cannot be read
         return 1 if counts == {1} else 3
     if len(counts) > 1:
@@ -121,7 +121,7 @@ def range_of(deep: list[np.ndarray]) -> tuple[float, float]:
 
 
 def _with_statistics(
-    config: PixelsConfig, pixels: Pixels, source: Source, sample: list[np.ndarray] | None
+    config: PixelsConfig, pixels: Pixels, source: Source, sample: list[np.ndarray]
 ) -> Pixels:
     """Returns the pixels with the given mean and deviation, ImageNet's, or those of a sample."""
     given = {
@@ -137,8 +137,6 @@ def _with_statistics(
             )
     if pixels.channels == 3 or len(given) == 2:
         return _replaced(pixels, given)
-    if sample is None:
-        sample = _sample(source, DataConfig.max_image_pixels)
     rows = [
         image_files.to_float(levels, pixels.channels, pixels.low, pixels.high).reshape(
             -1, pixels.channels

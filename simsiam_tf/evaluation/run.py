@@ -84,7 +84,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any]:
         feature_cache.check(_cache_folder(config))
     unlabelled = {"spectrum": _describe, "features": _extract}
     if config.protocol in unlabelled:
-        config = _of_whole_folder(config)
+        config = _of_whole_data_set(config)
     protocol = unlabelled.get(config.protocol, _classify)
     found, settings, sources = protocol(config, encoder)
     result = {
@@ -290,7 +290,7 @@ def _write_features(
 ) -> None:
     found, labels, indices = _features_of(config, encoder, source)
     paths = []
-    if config.data.dataset == "folder":
+    if datasets.is_own(config.data.dataset):
         paths = [source.describe(index) for index in indices.tolist()]
     feature_file.save(config.output, found, labels, indices, paths, source.class_names, facts)
 
@@ -350,12 +350,27 @@ def _cache_folder(config: EvaluationConfig) -> str:
     return config.feature_cache or os.path.join(beside, "features")
 
 
-def _of_whole_folder(config: EvaluationConfig) -> EvaluationConfig:
-    """The config with a folder that has no splits taken whole; any other config unchanged."""
+def _of_whole_data_set(config: EvaluationConfig) -> EvaluationConfig:
+    """The config with own images that have no split to evaluate on taken whole.
+
+    Any other config is returned unchanged.
+    """
     data = config.data
-    if data.dataset == "folder" and not datasets.folder_splits(data.data_dir):
+    if data.dataset == "folder":
+        is_whole = not datasets.folder_splits(data.data_dir)
+    else:
+        is_whole = datasets.is_own(data.dataset) and not _has_split(data, data.eval_split)
+    if is_whole and (data.dataset == "folder" or _has_split(data, "train")):
         data = dataclasses.replace(data, eval_split="train")
     return dataclasses.replace(config, data=data)
+
+
+def _has_split(data: EvaluationDataConfig, split: str) -> bool:
+    try:
+        datasets.load(data.dataset, data.data_dir, split)
+    except UserError:
+        return False
+    return True
 
 
 def _load_labelled(encoder: _Encoder, data: EvaluationDataConfig, split: str) -> Source:

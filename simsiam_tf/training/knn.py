@@ -48,7 +48,7 @@ def load_sources(config: PretrainConfig, train: Source) -> tuple[Source, Source]
         queries = datasets.load(data.dataset, data.data_dir, data.eval_split)
         return train, _with_pixels(queries, train)
     except UserError as error:
-        if data.dataset not in ("folder", datasets.MEMORY):
+        if not datasets.is_own(data.dataset):
             raise
         logging.info("No kNN monitor: %s", error)  # a run needs only images to train on
         return None

@@ -253,3 +253,19 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_work_starts(
         dataset="never loaded",
         feature_cache=str(tmp_path / "file"),
     )
+
+
+def test_a_list_without_a_split_to_evaluate_on_is_taken_whole_and_its_paths_are_kept(
+    evaluation_config, pixels_encoder, tmp_path
+):
+    names = [f"{number}.png" for number in range(5)]
+    folder_of(tmp_path, *names)
+    (tmp_path / "images.txt").write_text("\n".join(names) + "\n")
+    output = tmp_path / "features.npz"
+    run.evaluate(
+        evaluation_config(
+            encoder=str(pixels_encoder), protocol="features", dataset="list", image_size=8,
+            data_dir=str(tmp_path / "images.txt"), output=str(output),
+        )
+    )  # fmt: skip
+    assert np.load(output)["paths"].tolist() == [str(tmp_path / name) for name in names]
