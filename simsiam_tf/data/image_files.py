@@ -199,7 +199,10 @@ def _open(encoded: bytes) -> Image.Image:
     formats: tuple[str, ...] = _FORMATS
     if encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS:
         if not _reads_heif():
-            raise UnreadableError("a HEIC file, which needs: pip install -r requirements-formats.txt, or simsiam-tf[formats]")
+            raise UnreadableError(
+                "a HEIC file, which needs: pip install -r requirements-formats.txt, or "
+                "simsiam-tf[formats]"
+            )
         formats = ("HEIF",)
     try:
         return Image.open(io.BytesIO(encoded), formats=formats)

@@ -41,8 +41,8 @@ def prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilde
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         raise UserError(
-            "--dataset must be digits, folder, list, tar, parquet, packed or the name of a TFDS data "
-            "set from "
+            "--dataset must be digits, folder, list, tar, parquet, packed or the name of a TFDS "
+            "data set from "
             f"https://www.tensorflow.org/datasets/catalog. Received: {name}"
         ) from None
     # TFDS raises an AssertionError for an unknown version.
