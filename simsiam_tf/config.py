@@ -508,7 +508,8 @@ class SystemConfig(DevicesConfig):
     seed: int = setting(0, "Seed of weights, order and views.", at_least=0, at_most=2**31 - 1)
     workdir: str = setting(
         "runs/simsiam",
-        "Folder of the run: flags, checkpoints, metrics, TensorBoard, encoder.",
+        "Folder of the run, or its URL (gs://...): flags, checkpoints, metrics, TensorBoard, "
+        "encoder.",
         filled=True,
         defines_run=False,
     )

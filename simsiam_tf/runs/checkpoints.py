@@ -17,7 +17,7 @@ from simsiam_tf.models.bank import Bank
 from simsiam_tf.runs.run_folder import CHECKPOINTS
 from simsiam_tf.schema import UserError
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"  # of a checkpoint: the SHA-256 of its other files
 _BANK = "targets.npy"
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 
@@ -101,9 +101,9 @@ class Checkpoints:
         if self.bank:
             _write_bank(os.path.join(folder, _BANK), self.bank, parts)
         hashes = {name: _sha256(os.path.join(folder, name)) for name in os.listdir(folder)}
-        with open(os.path.join(folder, _MANIFEST), "w", encoding="utf-8") as file:
+        with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
             json.dump(hashes, file, indent=2, sort_keys=True)
-        for name in [*hashes, _MANIFEST, ""]:
+        for name in [*hashes, MANIFEST, ""]:
             _force_to_disk(os.path.join(folder, name))
 
     def _discard_unfinished(self) -> None:
@@ -177,7 +177,7 @@ class Checkpoints:
 def _damage(folder: str) -> str | None:
     """Describes what is wrong with a checkpoint's folder; None if it is complete."""
     try:
-        with open(os.path.join(folder, _MANIFEST), encoding="utf-8") as file:
+        with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
             hashes = json.load(file)
         changed = [
             name

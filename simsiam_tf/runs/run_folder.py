@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable
 
-from simsiam_tf import files, schema
+from simsiam_tf import files, schema, storage
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data.datasets import Source
 from simsiam_tf.data.pixels import RGB, Pixels
@@ -20,15 +20,21 @@ TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 
 
-def check_workdir(config: PretrainConfig) -> None:
+def check_workdir(config: PretrainConfig, named: str | None = None) -> None:
     """Makes the workdir of a run.
 
     Flags that the workdir's flagfile does not name, as after an import, may have any value.
+
+    Args:
+      config: of the run.
+      named: the workdir as the user named it, where `config` has a local copy. None: no copy.
 
     Raises:
       UserError: the folder cannot be written to, or holds a run of another configuration.
     """
     workdir = config.system.workdir
+    if storage.is_url(workdir):
+        raise UserError(f"Only train.py takes a URL as --workdir. Received: {workdir}")
     try:
         files.make_folder(workdir)
     except OSError as error:
@@ -50,8 +56,8 @@ def check_workdir(config: PretrainConfig) -> None:
     ]
     if differing:
         raise UserError(
-            f"--workdir={workdir} holds a run of another configuration: {'; '.join(differing)}. "
-            "Take another --workdir, or its flags"
+            f"--workdir={named or workdir} holds a run of another configuration: "
+            f"{'; '.join(differing)}. Take another --workdir, or its flags"
         )
 
 
@@ -131,9 +137,15 @@ def read_settings(workdir: str, flag: str) -> tuple[dict[str, str], PretrainConf
         ) from error
 
 
-def write_flags(config: PretrainConfig) -> None:
-    """Writes the resolved flags into the workdir, as a flagfile that repeats the run."""
-    text = schema.to_flagfile(schema.flatten(config))
+def write_flags(config: PretrainConfig, named: str | None = None) -> None:
+    """Writes the resolved flags into the workdir, as a flagfile that repeats the run.
+
+    Args:
+      config: of the run.
+      named: the workdir as the user named it, where `config` has a local copy. None: no copy.
+    """
+    workdir = named or config.system.workdir
+    text = schema.to_flagfile(schema.flatten(config) | {"workdir": workdir})
     files.write_text(os.path.join(config.system.workdir, FLAGFILE), text)
 
 

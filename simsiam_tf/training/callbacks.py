@@ -18,6 +18,7 @@ from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.distribution import workers
 from simsiam_tf.optimization import schedules
 from simsiam_tf.runs.checkpoints import Checkpoints
+from simsiam_tf.runs.mirror import Mirror
 from simsiam_tf.schema import StoppedError, UserError
 from simsiam_tf.training import meter
 from simsiam_tf.training.loop import Step
@@ -182,12 +183,30 @@ class SaveCheckpoints(_AtStepEnd):
         self.log = log
         self.every_steps = every_steps
 
-    def on_step_end(self, step: Step) -> None:
+    def is_due(self, step: Step) -> bool:
+        """Returns whether a checkpoint is saved after a step."""
         is_last = step.number == self.log.plan.num_steps
-        if is_last or step.stopping or step.number % self.every_steps == 0:
+        return is_last or step.stopping or step.number % self.every_steps == 0
+
+    def on_step_end(self, step: Step) -> None:
+        if self.is_due(step):
             with self.log.pause():
                 self.log.flush()
                 self.checkpoints.save(step.number)
+
+
+class UploadRun(_AtStepEnd):
+    """Uploads the run after each checkpoint, if its workdir is a URL. Place it after `saves`."""
+
+    def __init__(self, mirror: Mirror, saves: SaveCheckpoints) -> None:
+        super().__init__()
+        self.mirror = mirror
+        self.saves = saves
+
+    def on_step_end(self, step: Step) -> None:
+        if self.saves.is_due(step):
+            with self.saves.log.pause():
+                self.mirror.upload()
 
 
 class Interruption(_AtStepEnd):

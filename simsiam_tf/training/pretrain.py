@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from simsiam_tf import files
+from simsiam_tf import files, storage
 from simsiam_tf.config import OptimizationConfig, PretrainConfig
 from simsiam_tf.data import datasets, sampling, views
 from simsiam_tf.data.datasets import Source
@@ -25,7 +25,7 @@ from simsiam_tf.export import saved_model
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.methods.build import build_model, plan_of
 from simsiam_tf.models import resnet
-from simsiam_tf.runs import run_folder
+from simsiam_tf.runs import mirror, run_folder
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import interruption, knn, loop, meter
@@ -37,6 +37,7 @@ from simsiam_tf.training.callbacks import (
     Metrics,
     SaveCheckpoints,
     SkippedSteps,
+    UploadRun,
 )
 from simsiam_tf.training.run_log import RunLog, log_file
 from simsiam_tf.training.tensorboard import TensorBoard
@@ -52,14 +53,26 @@ def run(config: PretrainConfig, callbacks: Sequence[keras.callbacks.Callback] = 
     Raises:
       UserError: a mistake that the user can mend; the run can be resumed.
     """
-    run_folder.check_workdir(config)
+    with mirror.local_copy(config) as (local_config, copy):
+        _run(local_config, copy, callbacks)
+
+
+def _run(
+    config: PretrainConfig, copy: mirror.Mirror, callbacks: Sequence[keras.callbacks.Callback]
+) -> None:
+    """As `run`, in the local folder of `copy`."""
+    run_folder.check_workdir(config, copy.workdir)
     workdir = config.system.workdir
     if os.path.exists(os.path.join(workdir, run_folder.SUMMARY)) and not config.system.export:
-        logging.info("The run in %s is finished; its encoder is %s/encoder", workdir, workdir)
+        name = copy.workdir
+        logging.info("The run in %s is finished; its encoder is %s/encoder", name, name)
         return
 
     strategy = devices.build_strategy(config.system)
+    is_chief = workers.is_chief(strategy)
     with contextlib.ExitStack() as stack:
+        if is_chief:
+            stack.enter_context(copy.uploaded())
         log_name = f"{workers.worker_name(strategy)}.log"
         stack.enter_context(log_file(os.path.join(workdir, "logs", log_name)))
         stack.enter_context(workers.lost_workers_named(strategy))
@@ -67,9 +80,8 @@ def run(config: PretrainConfig, callbacks: Sequence[keras.callbacks.Callback] = 
             _export_newest(config, strategy)
         else:
             # Only the chief's files stay.
-            is_chief = workers.is_chief(strategy)
             output = workdir if is_chief else stack.enter_context(tempfile.TemporaryDirectory())
-            _train(config, strategy, output, callbacks)
+            _train(config, strategy, output, copy, callbacks)
         workers.gather_over_workers(strategy, 0)  # no worker leaves before the chief has written
 
 
@@ -77,6 +89,7 @@ def _train(
     config: PretrainConfig,
     strategy: tf.distribute.Strategy,
     output: str,
+    copy: mirror.Mirror,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> None:
     """Trains from the newest checkpoint on, and exports; metrics go to the folder `output`."""
@@ -101,7 +114,7 @@ def _train(
     )
     restored_step = checkpoints.restore()
     first_step = restored_step or 0
-    _check_agreement(strategy, first_step, workdir)
+    _check_agreement(strategy, first_step, copy.workdir)
     if restored_step is not None:
         run_folder.check_images(workdir, source)
 
@@ -120,10 +133,11 @@ def _train(
     peak_flops = meter.measure_peak(strategy)
     if is_chief:
         with files.writing_to(workdir):
-            run_folder.write_flags(config)
+            run_folder.write_flags(config, copy.workdir)
             run_folder.write_images(workdir, source)
     with RunLog(output, plan, restored_step) as log, interruption.noted() as received:
         metrics = Metrics(log, config.optimization, config.monitor.log_every_steps, peak_flops)
+        saves = SaveCheckpoints(checkpoints, log, config.system.checkpoint_every_steps)
         on_chief = []
         if knn_sources:
             on_chief.append(knn.Knn(log, strategy, model.encoder, *knn_sources, config))
@@ -151,8 +165,9 @@ def _train(
                 CollapseWarning(log),
                 *on_chief,
                 *callbacks,
-                SaveCheckpoints(checkpoints, log, config.system.checkpoint_every_steps),
-                Interruption(strategy, log, workdir, received),
+                saves,
+                *([UploadRun(copy, saves)] if is_chief else []),
+                Interruption(strategy, log, copy.workdir, received),
             ],
             model,
             plan.steps_per_epoch,
@@ -176,7 +191,7 @@ def _train(
         with files.writing_to(workdir):
             text = json.dumps(summary, indent=2)
             files.write_text(os.path.join(workdir, run_folder.SUMMARY), text)
-        _report(workdir, summary)
+        _report(copy.workdir, summary)
 
 
 def _schedule_loops(
@@ -303,5 +318,5 @@ def _report(workdir: str, summary: dict) -> None:
         workdir,
         workdir,
         run_folder.SUMMARY,
-        workdir,
+        "FOLDER, a copy of it on a disk" if storage.is_url(workdir) else workdir,
     )
