@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow.python.summary.summary_iterator import summary_iterator
 
 from simsiam_tf.config import EncoderConfig, OptimizationConfig
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import UserError
@@ -179,7 +180,7 @@ def test_tensorboard_has_the_scalars_both_rates_and_the_view_pairs(tmp_path):
     watched = Watched(tmp_path)
     black_and_white = tuple(tf.zeros([8, 4, 4, 3]) + value for value in (-9.0, 9.0))
     with watched.log.summaries(0):
-        tensorboard.write_view_pairs(black_and_white)
+        tensorboard.write_view_pairs(black_and_white, RGB)
     watched.take(*range(1, 7))
     watched.log.write(6, {"knn_top1": 81.5})
     watched.close()
