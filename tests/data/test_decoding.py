@@ -7,6 +7,7 @@ import sys
 import zipfile
 
 import numpy as np
+import pillow_heif
 import pytest
 import tensorflow as tf
 import tifffile
@@ -14,6 +15,7 @@ from conftest import ROOT
 from image_files import COLOUR, FILES, HEIGHT, PIXELS, ROWS, WIDTH, bmp_with_masks, encode
 from PIL import Image, ImageOps
 
+from simsiam_tf.data import image_files
 from simsiam_tf.data.decoding import decode_image
 from simsiam_tf.data.image_files import read_facts
 from simsiam_tf.data.pixels import Pixels
@@ -79,7 +81,7 @@ REJECTED = {
     "tiff_half": (FILES["tiff"][:3000], "image file is truncated"),
     "webp_half": (FILES["webp"][:200], ""),
     "avif_half": (FILES["avif"][:200], ""),
-    "heic_without_its_decoder": (b"\0\0\0\x18ftypheic" + bytes(40), ""),
+    "heic_damaged": (b"\0\0\0\x18ftypheic" + bytes(40), ""),
     "gif_large": (gif_of_size(60000, 60000), BOMB),
     "tiff_large": (tiff_of_size(60000, 60000), BOMB),
     "array_ends_early": (npy_of(PIXELS)[:-1], "an array that ends early"),
@@ -170,6 +172,21 @@ def test_a_large_size_in_the_header_allocates_no_memory():
     )
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(finished.stdout) * unit < 50e6 < 3 * 60000**2
+
+
+def test_heic_is_decoded_by_the_optional_package(decode):
+    pillow_heif.register_heif_opener()
+    file = encode(COLOUR, "HEIF", quality=95)
+    expected = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+    np.testing.assert_array_equal(decode(file).numpy(), expected)
+    assert np.abs(expected.astype(int) - PIXELS).mean() < 4
+    assert read_facts(file).kind == "HEIF"
+
+
+def test_heic_without_the_optional_package_is_rejected_with_its_name(monkeypatch):
+    monkeypatch.setattr(image_files, "_reads_heif", lambda: False)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"requirements-formats\.txt"):
+        decode_image(encode(COLOUR, "HEIF"))
 
 
 # Orientation.
