@@ -67,8 +67,8 @@ def decode_image(
     def decode_jpeg():
         width_and_height = tf.image.extract_jpeg_shape(encoded)[1::-1]
         checked = _limited(encoded, width_and_height, max_pixels)
-        image = tf.io.decode_jpeg(checked, channels=3, dct_method="INTEGER_ACCURATE")
-        return _turned(finish(image), _exif_of_jpeg(encoded)) if pixels.upright else finish(image)
+        image = finish(tf.io.decode_jpeg(checked, channels=3, dct_method="INTEGER_ACCURATE"))
+        return _turned(image, _orientation_of_jpeg(encoded)) if pixels.upright else image
 
     def decode_png():
         words = _words(encoded, little_endian=False)
@@ -86,7 +86,7 @@ def decode_image(
         else:
             is_deep = tf.equal(tf.strings.substr(encoded, _PNG_DEPTH_AT, 1), b"\x10")
             image = tf.cond(is_deep, decode_deep, decode_8_bits)
-        return _turned(image, _exif_of_png(encoded)) if pixels.upright else image
+        return _turned(image, _orientation_of_png(encoded)) if pixels.upright else image
 
     def decode_bmp():
         words = _words(encoded, little_endian=True)
@@ -224,27 +224,41 @@ def _exif_of_png(encoded: tf.Tensor) -> tf.Tensor:
     return tf.strings.substr(encoded, at, length)
 
 
-def _turned(image: tf.Tensor, exif: tf.Tensor) -> tf.Tensor:
+def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Returns an image as EXIF's orientation says that it is looked at.
 
     Args:
       image: `[H, W, C]`.
-      exif: a block of EXIF from its TIFF header on, a scalar string; "" for none.
+      orientation: scalar int32, 1 to 8.
     """
 
     def turn():
-        orientation = _orientation(exif)
-
         def is_one_of(*numbers):
             return tf.reduce_any(orientation == numbers)
 
-        turned = tf.cond(
-            is_one_of(5, 6, 7, 8), lambda: tf.transpose(image, [1, 0, 2]), lambda: image
-        )
-        turned = tf.cond(is_one_of(3, 4, 7, 8), lambda: turned[::-1], lambda: turned)
-        return tf.cond(is_one_of(2, 3, 6, 7), lambda: turned[:, ::-1], lambda: turned)
+        across = tf.where(is_one_of(5, 6, 7, 8), [1, 0, 2], [0, 1, 2])
+        reversed_axes = tf.boolean_mask([0, 1], [is_one_of(3, 4, 7, 8), is_one_of(2, 3, 6, 7)])
+        return tf.reverse(tf.transpose(image, across), reversed_axes)
 
-    return tf.cond(tf.equal(exif, ""), lambda: image, turn)
+    return tf.cond(orientation == 1, lambda: image, turn)
+
+
+# A program traces each of these once, however many data sets it makes.
+_once = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+
+
+@_once
+def _orientation_of_jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the orientation in a JPEG file, scalar int32 from 1 to 8."""
+    exif = _exif_of_jpeg(encoded)
+    return tf.cond(tf.equal(exif, ""), lambda: tf.constant(1), lambda: _orientation(exif))
+
+
+@_once
+def _orientation_of_png(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the orientation in a PNG file, scalar int32 from 1 to 8."""
+    exif = _exif_of_png(encoded)
+    return tf.cond(tf.equal(exif, ""), lambda: tf.constant(1), lambda: _orientation(exif))
 
 
 def _orientation(exif: tf.Tensor) -> tf.Tensor:
