@@ -1,6 +1,7 @@
 """Files and folders that exist under their names only once they are complete."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -47,6 +48,18 @@ def remove(path: str) -> None:
     else:
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
+
+
+def cache_path(kind: str, folder: str) -> str:
+    """Returns the path of an .npz file in the user's cache, for a folder that is read-only.
+
+    Args:
+      kind: subfolder of the cache.
+      folder: path of the folder that the file is about.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
+    return os.path.join(cache, "simsiam_tf", kind, f"{name}.npz")
 
 
 def make_folder(path: str) -> None:

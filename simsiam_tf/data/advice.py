@@ -1,4 +1,4 @@
-"""What the facts about a data set mean for a run: flags that fit it, and warnings with a remedy."""
+"""Turns the facts about a data set into flags that fit it, and into warnings with a remedy."""
 
 import dataclasses
 import math

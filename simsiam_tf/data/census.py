@@ -114,7 +114,7 @@ _Example = tuple[int, bytes | str, int]  # index, the file (or why it cannot be 
 
 @dataclasses.dataclass(frozen=True)
 class _Sight:
-    """What a thread finds out about an image."""
+    """The facts that a thread collects about one image."""
 
     record: np.ndarray  # [] of RECORD
     num_bytes: int
@@ -258,7 +258,7 @@ def read_some(source: Source, indices: Sequence[int]) -> dict[int, bytes]:
     return {indices[number]: file for number, file, _ in examples if isinstance(file, bytes)}
 
 
-# What is found out about one image.
+# Facts about one image.
 
 
 @functools.lru_cache(maxsize=4)  # tracing takes a second

@@ -20,6 +20,7 @@ _HEADER_BYTES = 66  # long enough for all fields that are read below
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH_AT = 24  # bits of a level
 _PNG_EXIF = b"eXIf"
+_JFIF, _TABLES = b"\xff\xe0\x00\x10", b"\xff\xdb"  # a marker and its length; a marker
 _MOST_SEGMENTS = 64  # in which EXIF is looked for
 # (bits per pixel, compression, 0) of the BMP files that TensorFlow decodes correctly. The third
 # kind must have the masks below. The last kind must have the palette below: blue, green, red and a
@@ -64,11 +65,21 @@ def decode_image(
         """Returns the result for RGB of 8 bits."""
         return levels if is_rgb else _to_float(levels, pixels)
 
+    def upright(image, is_plain, orientation_of):
+        """Returns the image as EXIF says, without a look for EXIF where the file is plain."""
+        if not pixels.upright:
+            return image
+        return tf.cond(is_plain, lambda: image, lambda: _turned(image, orientation_of(encoded)))
+
     def decode_jpeg():
         width_and_height = tf.image.extract_jpeg_shape(encoded)[1::-1]
         checked = _limited(encoded, width_and_height, max_pixels)
         image = finish(tf.io.decode_jpeg(checked, channels=3, dct_method="INTEGER_ACCURATE"))
-        return _turned(image, _orientation_of_jpeg(encoded)) if pixels.upright else image
+        # Most files start with JFIF's 20 bytes or without them, and then the tables of the image.
+        marker = _two_bytes(encoded, 2)
+        segment = marker + _two_bytes(encoded, 4) + _two_bytes(encoded, 20)
+        is_plain = tf.equal(marker, _TABLES) | tf.equal(segment, _JFIF + _TABLES)
+        return upright(image, is_plain, _orientation_of_jpeg)
 
     def decode_png():
         words = _words(encoded, little_endian=False)
@@ -86,7 +97,9 @@ def decode_image(
         else:
             is_deep = tf.equal(tf.strings.substr(encoded, _PNG_DEPTH_AT, 1), b"\x10")
             image = tf.cond(is_deep, decode_deep, decode_8_bits)
-        return _turned(image, _orientation_of_png(encoded)) if pixels.upright else image
+        # In most files the image follows the header of 33 bytes.
+        is_plain = tf.equal(_two_bytes(encoded, 37) + _two_bytes(encoded, 39), b"IDAT")
+        return upright(image, is_plain, _orientation_of_png)
 
     def decode_bmp():
         words = _words(encoded, little_endian=True)
@@ -295,6 +308,11 @@ def _words(encoded: tf.Tensor, *, little_endian: bool) -> tf.Tensor:
         fixed_length=_HEADER_BYTES,
     )
     return tf.cast(words, tf.int64)
+
+
+def _two_bytes(encoded: tf.Tensor, at: int) -> tf.Tensor:
+    """Returns two bytes of a file; "" beyond its end."""
+    return tf.strings.substr(encoded, tf.minimum(at, tf.strings.length(encoded)), 2)
 
 
 def _limited(encoded: tf.Tensor, width_and_height: tf.Tensor, max_pixels: int) -> tf.Tensor:

@@ -37,7 +37,7 @@ class UnreadableError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the header of an image file says.
+    """The facts in the header of an image file.
 
     Attributes:
       kind: "JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "AVIF", "HEIF" or "NPY".

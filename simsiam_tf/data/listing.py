@@ -6,7 +6,6 @@ The names are kept as one text of bytes, so that ten million images need little 
 import array
 import collections
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -304,9 +303,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 def _kept_in(root: str) -> Iterator[str]:
     """Yields the paths at which the list of a folder may be kept."""
     yield os.path.join(root, FILE_NAME)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
-    yield os.path.join(cache, "simsiam_tf", "listings", f"{name}.npz")
+    yield files.cache_path("listings", os.path.realpath(root))
 
 
 def _keep(root: str, listing: Listing, walk: _Walk) -> None:

@@ -1,4 +1,4 @@
-"""What a pixel of a data set is: its channels, its range of values, their mean and deviation."""
+"""The pixels of a data set: channels, range of values, mean and standard deviation."""
 
 import dataclasses
 from typing import Any, Self

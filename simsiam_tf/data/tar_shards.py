@@ -6,7 +6,6 @@ so that a sample of a random order is one read at a known offset.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import re
@@ -211,12 +210,7 @@ def _key_of(path: str) -> tuple[str, int, int]:
 
 def _index_paths(folder: str) -> list[str]:
     """Returns the paths that the index of a folder may have: in it, or in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    name = hashlib.sha256(folder.encode()).hexdigest()[:32]
-    return [
-        os.path.join(folder, INDEX_NAME),
-        os.path.join(cache, "simsiam_tf", "tar", f"{name}.npz"),
-    ]
+    return [os.path.join(folder, INDEX_NAME), files.cache_path("tar", folder)]
 
 
 def _load_index(folder: str) -> dict[tuple[str, int, int], _Shard]:
@@ -303,7 +297,7 @@ def _read_headers(path: str) -> _Shard:
 
 @dataclasses.dataclass
 class _Sample:
-    """What a tar file has of one sample; no name where the image is missing."""
+    """One sample of a tar file; the name is empty where the image is missing."""
 
     name: str = ""
     offset: int = 0
