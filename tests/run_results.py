@@ -27,6 +27,12 @@ def weights_of(workdir):
     return {name: reader.get_tensor(name) for name in names}
 
 
+def assert_same_files(workdir, other):
+    """The same names, but for the features that evaluations of a shared run keep beside it."""
+    ours, theirs = ({path.name for path in run.iterdir()} for run in (workdir, other))
+    assert ours - {"features"} == theirs - {"features"}
+
+
 def assert_same_run(workdir, other):
     assert lines_of(workdir) == lines_of(other)
     ours, theirs = weights_of(workdir), weights_of(other)

@@ -41,7 +41,7 @@ BAD = {
     3: (lambda path: truncated(path, "JPEG"), "Invalid JPEG data"),
     7: (lambda path: truncated(path, "PNG"), "Invalid PNG"),
     8: (lambda path: path.write_bytes(b""), "an empty file"),
-    14: (lambda path: path.write_text("A list of images.\n"), "neither a JPEG nor a PNG"),
+    14: (lambda path: path.write_text("A list of images.\n"), "no image of a kind that is read"),
     21: (link_to_nothing, "No such file"),
     22: (
         make_large,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import TINY_RUN
 from fsspec.implementations.memory import MemoryFileSystem
-from run_results import assert_same_run
+from run_results import assert_same_files, assert_same_run
 
 from simsiam_tf.runs import mirror, run_folder
 from simsiam_tf.runs.checkpoints import Checkpoints
@@ -173,7 +173,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tiny_run, train_here, store, 
     train_here(URL, *flags)
     run = fetch_to(tmp_path)
     assert_same_run(run, tiny_run)
-    assert {path.name for path in run.iterdir()} == {path.name for path in tiny_run.iterdir()}
+    assert_same_files(run, tiny_run)
     assert f"--workdir={URL}\n" in (run / "flags.cfg").read_text()
     assert (run / "encoder" / "saved_model.pb").stat().st_size > 0
 
