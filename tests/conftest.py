@@ -19,6 +19,7 @@ if "TF_XLA_FLAGS" not in os.environ:
     os.environ["TF_XLA_FLAGS"] = f"--tf_xla_persistent_cache_directory={compiled.name}"
 
 import filelock
+import function_names  # noqa: F401 (before anything is traced)
 import keras
 import numpy as np
 import programs

@@ -16,7 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["simsiam_tf.training.pretrain", "simsiam_tf.evaluation.run"])
+_forkserver.set_forkserver_preload(
+    ["simsiam_tf.training.pretrain", "simsiam_tf.evaluation.run", "function_names"]
+)
 
 
 class Program:
