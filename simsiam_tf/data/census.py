@@ -21,7 +21,7 @@ from simsiam_tf.data import image_files
 from simsiam_tf.data.datasets import subset
 from simsiam_tf.data.decoding import decode_image
 from simsiam_tf.data.order import epoch_order, fold_in
-from simsiam_tf.data.pixels import RGB, Pixels
+from simsiam_tf.data.pixels import RGB
 from simsiam_tf.data.quarantine import READ_ERRORS, reason_of
 from simsiam_tf.data.source import UNLABELLED, Source, StreamImages
 from simsiam_tf.progress import Progress
@@ -261,30 +261,14 @@ def read_some(source: Source, indices: Sequence[int]) -> dict[int, bytes]:
 # Facts about one image.
 
 
-@functools.lru_cache(maxsize=4)  # tracing takes a second
-def decoder(max_pixels: int, pixels: Pixels) -> Callable[[bytes], tf.Tensor]:
-    """Returns `decode_image` as a graph, which several threads can call.
-
-    Args:
-      max_pixels: as `decode_image` takes it.
-      pixels: as `decode_image` takes it.
-    """
-    return tf.function(
-        lambda encoded: decode_image(encoded, max_pixels, pixels),
-        input_signature=[tf.TensorSpec([], tf.string)],
-        autograph=False,
-    )
-
-
 def _build_look(max_pixels: int, upright: bool) -> Callable[[_Example], _Sight]:
-    exif_orientation = "apply" if upright else "ignore"
-    decode_by_tf = decoder(max_pixels, dataclasses.replace(RGB, exif_orientation=exif_orientation))
+    pixels = dataclasses.replace(RGB, exif_orientation="apply" if upright else "ignore")
 
     def decode(encoded: bytes, facts: image_files.Facts) -> tuple[np.ndarray, str]:
         if facts.kind not in _TF_KINDS or facts.dtype != "uint8":
             return image_files.decode(encoded, max_pixels, upright=upright)
         try:
-            return decode_by_tf(encoded).numpy(), ""
+            return decode_image(encoded, max_pixels, pixels).numpy(), ""
         except READ_ERRORS as error:
             return np.zeros((0, 0, 3), np.uint8), reason_of(error)
 

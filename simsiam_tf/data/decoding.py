@@ -7,7 +7,8 @@ the reference loads images: alpha is dropped, and 16-bit levels of 8-bit RGB kee
 bits.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -57,6 +58,21 @@ def decode_image(
         memory is allocated for it; or the file is damaged, or of another kind, or has other
         channels.
     """
+    return _build_decoder(max_pixels, pixels, by_python)(encoded)
+
+
+@functools.cache  # so that a program traces it once, however many data sets it makes
+def _build_decoder(
+    max_pixels: int, pixels: Pixels, by_python: bool
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    return tf.function(
+        lambda encoded: _decode(encoded, max_pixels, pixels, by_python),
+        input_signature=[tf.TensorSpec([], tf.string)],
+        autograph=False,
+    )
+
+
+def _decode(encoded: tf.Tensor, max_pixels: int, pixels: Pixels, by_python: bool) -> tf.Tensor:
     # Decoding a small image takes as long as a dozen operations. So the header is checked with few
     # operations, and the kinds are tested in turn: tf.switch_case takes as long as all the rest.
     is_rgb = pixels.depth == "uint8"
@@ -65,11 +81,11 @@ def decode_image(
         """Returns the result for RGB of 8 bits."""
         return levels if is_rgb else _to_float(levels, pixels)
 
-    def upright(image, is_plain, orientation_of):
+    def upright(image, is_plain, turned):
         """Returns the image as EXIF says, without a look for EXIF where the file is plain."""
         if not pixels.upright:
             return image
-        return tf.cond(is_plain, lambda: image, lambda: _turned(image, orientation_of(encoded)))
+        return tf.cond(is_plain, lambda: image, lambda: turned(image, encoded))
 
     def decode_jpeg():
         width_and_height = tf.image.extract_jpeg_shape(encoded)[1::-1]
@@ -79,7 +95,7 @@ def decode_image(
         marker = _two_bytes(encoded, 2)
         segment = marker + _two_bytes(encoded, 4) + _two_bytes(encoded, 20)
         is_plain = tf.equal(marker, _TABLES) | tf.equal(segment, _JFIF + _TABLES)
-        return upright(image, is_plain, _orientation_of_jpeg)
+        return upright(image, is_plain, _turned_as_jpeg_says)
 
     def decode_png():
         words = _words(encoded, little_endian=False)
@@ -99,7 +115,7 @@ def decode_image(
             image = tf.cond(is_deep, decode_deep, decode_8_bits)
         # In most files the image follows the header of 33 bytes.
         is_plain = tf.equal(_two_bytes(encoded, 37) + _two_bytes(encoded, 39), b"IDAT")
-        return upright(image, is_plain, _orientation_of_png)
+        return upright(image, is_plain, _turned_as_png_says)
 
     def decode_bmp():
         words = _words(encoded, little_endian=True)
@@ -142,8 +158,8 @@ def decode_image(
 def _decode_by_python(encoded: tf.Tensor, max_pixels: int, pixels: Pixels) -> tf.Tensor:
     dtype = np.uint8 if pixels.depth == "uint8" else np.float32
 
-    def decode(encoded_files):
-        levels, reason = image_files.decode(encoded_files[0], max_pixels, upright=pixels.upright)
+    def decode(encoded):
+        levels, reason = image_files.decode(encoded, max_pixels, upright=pixels.upright)
         try:
             if reason:
                 pass
@@ -158,9 +174,7 @@ def _decode_by_python(encoded: tf.Tensor, max_pixels: int, pixels: Pixels) -> tf
         return levels, reason.encode()
 
     # A stateful function would make `enable_op_determinism` run the pipeline sequentially.
-    # A scalar would lose its zeros at the end outside of a graph.
-    files = tf.reshape(encoded, [1])
-    image, reason = tf.numpy_function(decode, [files], (dtype, tf.string), stateful=False)
+    image, reason = tf.numpy_function(decode, [encoded], (dtype, tf.string), stateful=False)
     reason = tf.ensure_shape(reason, [])
     return _require(tf.equal(reason, ""), [reason], image)
 
@@ -237,13 +251,14 @@ def _exif_of_png(encoded: tf.Tensor) -> tf.Tensor:
     return tf.strings.substr(encoded, at, length)
 
 
-def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Returns an image as EXIF's orientation says that it is looked at.
+def _turned(image: tf.Tensor, exif: tf.Tensor) -> tf.Tensor:
+    """Returns an image as EXIF says that it is looked at.
 
     Args:
       image: `[H, W, C]`.
-      orientation: scalar int32, 1 to 8.
+      exif: a scalar string that starts with the TIFF header, or "".
     """
+    orientation = tf.cond(tf.equal(exif, ""), lambda: tf.constant(1), lambda: _orientation(exif))
 
     def turn():
         def is_one_of(*numbers):
@@ -256,22 +271,20 @@ def _turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return tf.cond(orientation == 1, lambda: image, turn)
 
 
-# A program traces each of these once, however many data sets it makes.
-_once = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+# Few files need these functions. Inlined, they would be optimized with every data set that is made.
+_rare = tf.function(autograph=False, experimental_attributes={"_noinline": True})
 
 
-@_once
-def _orientation_of_jpeg(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the orientation in a JPEG file, scalar int32 from 1 to 8."""
-    exif = _exif_of_jpeg(encoded)
-    return tf.cond(tf.equal(exif, ""), lambda: tf.constant(1), lambda: _orientation(exif))
+@_rare
+def _turned_as_jpeg_says(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the image of a JPEG file as its EXIF says that it is looked at."""
+    return _turned(image, _exif_of_jpeg(encoded))
 
 
-@_once
-def _orientation_of_png(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the orientation in a PNG file, scalar int32 from 1 to 8."""
-    exif = _exif_of_png(encoded)
-    return tf.cond(tf.equal(exif, ""), lambda: tf.constant(1), lambda: _orientation(exif))
+@_rare
+def _turned_as_png_says(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+    """Returns the image of a PNG file as its EXIF says that it is looked at."""
+    return _turned(image, _exif_of_png(encoded))
 
 
 def _orientation(exif: tf.Tensor) -> tf.Tensor:

@@ -19,6 +19,7 @@ from simsiam_tf.config import Purpose, ViewsConfig
 from simsiam_tf.data import advice, census, datasets, duplicates, sampling, views
 from simsiam_tf.data.advice import Advice, Duplicates, share
 from simsiam_tf.data.census import Census
+from simsiam_tf.data.decoding import decode_image
 from simsiam_tf.data.inspect_settings import InspectConfig
 from simsiam_tf.data.order import fold_in
 from simsiam_tf.data.pixels import RGB, Pixels
@@ -500,10 +501,10 @@ def _cell(counts: Census, index: int, thumbnails: Mapping[int, np.ndarray]) -> s
 
 def _decoded(inspection: Inspection, indices: Sequence[int]) -> Iterator[tuple[int, tf.Tensor]]:
     """Yields the index and the pixels of each of some images that fit `Inspection.pixels`."""
-    decode = census.decoder(inspection.config.data.max_image_pixels, inspection.pixels)
+    max_pixels = inspection.config.data.max_image_pixels
     for index, encoded in census.read_some(inspection.census.source, indices).items():
         try:
-            yield index, decode(encoded)
+            yield index, decode_image(encoded, max_pixels, inspection.pixels)
         except READ_ERRORS:
             continue
 
