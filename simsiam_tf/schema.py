@@ -186,8 +186,9 @@ def to_flagfile(settings: dict[str, typing.Any]) -> str:
 
 
 def read_flagfile(text: str) -> dict[str, str]:
-    """{flag name: value as text} of what `to_flagfile` wrote."""
-    return dict(line.removeprefix("--").split("=", 1) for line in text.splitlines())
+    """{flag name: value as text} of what `to_flagfile` wrote, and comments."""
+    lines = (line for line in text.splitlines() if not line.startswith("#"))
+    return dict(line.removeprefix("--").split("=", 1) for line in lines)
 
 
 def from_flagfile(config_class: type, text: str) -> typing.Any:

@@ -81,6 +81,7 @@ def line_chart(
     low: float | None = None,
     high: float | None = None,
     levels: Mapping[str, float] | None = None,
+    seams: Sequence[float] = (),
 ) -> str:
     """Draws curves over the epochs.
 
@@ -90,6 +91,7 @@ def line_chart(
       low: a value that the vertical axis reaches down to.
       high: a value that the vertical axis reaches up to.
       levels: values to mark by a dashed line, with the text above each line as the key.
+      seams: epochs to mark by a dashed line.
     """
     values = [value for curve in curves for _, value in curve.points]
     values += [value for value in (low, high) if value is not None]
@@ -108,6 +110,7 @@ def line_chart(
         y = y_of(level)
         parts.append(f'<path class="level" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
         parts.append(f'<text x="{_RIGHT}" y="{y - 5:.1f}" class="end level">{escape(text)}</text>')
+    parts += [f'<path class="level" d="M{x_of(seam):.1f} {_TOP}V{_BOTTOM}"/>' for seam in seams]
     for curve in curves:
         xy = [(x_of(epoch), y_of(value)) for epoch, value in _thinned(curve.points)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in xy)

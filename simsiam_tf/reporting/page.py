@@ -92,11 +92,15 @@ def _reason(error: Exception) -> str:
 
 def _progress(run: record.Record) -> str:
     epochs = run.config.optimization.epochs
+    extended = "".join(
+        f" Planned for {planned} epochs up to step {step}." for planned, step in run.shorter_plans
+    )
     if not run.summary:
-        return f"Not finished: epoch {run.epoch:g} of {epochs}."
+        return f"Not finished: epoch {run.epoch:g} of {epochs}.{extended}"
     summary = run.summary
     bad = f", {summary['bad_images']} of them unreadable" if summary.get("bad_images") else ""
-    return f"Finished: {epochs} epochs, {summary['steps']} steps, {summary['images']} images{bad}."
+    size = f"{summary['steps']} steps, {summary['images']} images{bad}"
+    return f"Finished: {epochs} epochs, {size}.{extended}"
 
 
 def _facts(run: record.Record) -> str:
@@ -114,7 +118,8 @@ def _facts(run: record.Record) -> str:
 
 
 def _curves(run: record.Record) -> str:
-    return panels.figures(panels.PANELS, {"": run.lines}) or note("No step is logged yet.")
+    figures = panels.figures(panels.PANELS, {"": run.lines}, seams=run.seams)
+    return figures or note("No step is logged yet.")
 
 
 def _warnings(run: record.Record) -> str:

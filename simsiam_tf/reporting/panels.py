@@ -45,7 +45,10 @@ def points_of(lines: Sequence[dict], metric: str) -> list[charts.Point]:
 
 
 def figures(
-    panels: Sequence[Panel], runs: Mapping[str, Sequence[dict]], colors: Sequence[str] = ()
+    panels: Sequence[Panel],
+    runs: Mapping[str, Sequence[dict]],
+    colors: Sequence[str] = (),
+    seams: Sequence[float] = (),
 ) -> str:
     """Draws the metrics of runs, one chart for each panel, as HTML.
 
@@ -53,6 +56,7 @@ def figures(
       panels: those without a point are left out.
       runs: the lines of metrics of each run, by the name of its curve.
       colors: of the runs; empty: the page's colour for a single curve.
+      seams: epochs at which a run was extended, marked by a dashed line.
 
     Returns:
       The charts; an empty string if no run has a point.
@@ -67,10 +71,18 @@ def figures(
         ]
         if curves:
             chart = charts.line_chart(
-                curves, panel.title, low=panel.low, high=panel.high, levels=panel.levels
+                curves,
+                panel.title,
+                low=panel.low,
+                high=panel.high,
+                levels=panel.levels,
+                seams=seams,
             )
             caption = f"<figcaption>{escape(panel.title)}</figcaption>"
             parts.append(f"<figure>{caption}{chart}</figure>")
     if not parts:
         return ""
-    return f'<div class="curves">{"".join(parts)}</div>{note("The horizontal axis is the epoch.")}'
+    text = "The horizontal axis is the epoch."
+    if seams:
+        text += " A dashed vertical line is where the run was extended by a larger --epochs."
+    return f'<div class="curves">{"".join(parts)}</div>{note(text)}'

@@ -29,6 +29,7 @@ class Record:
     results: dict[str, dict]  # what evaluate.py wrote, by file name
     num_bad_images: int
     warnings: dict[str, int]  # texts and how often each was logged
+    shorter_plans: list[tuple[int, int]]  # of `run_folder.read_shorter_plans`
 
     def points(self, metric: str) -> list[charts.Point]:
         """Returns the epoch and value of each line that has a finite value of a metric."""
@@ -42,6 +43,14 @@ class Record:
     def epoch(self) -> float:
         """The epoch of the last line of the metrics, as a fraction; 0 before the first line."""
         return self.lines[-1]["epoch"] if self.lines else 0
+
+    @property
+    def seams(self) -> list[float]:
+        """The epochs at which the run was extended."""
+        done = next((line for line in reversed(self.lines) if line["step"]), None)
+        if not done:
+            return []
+        return [step * done["epoch"] / done["step"] for _, step in self.shorter_plans]
 
 
 def read(workdir: str) -> Record:
@@ -67,6 +76,7 @@ def read(workdir: str) -> Record:
         {name: result for name, result in results.items() if result},
         len(run_folder.read_lines(bad_images, on_damage=damaged.append)),
         _logged_warnings(workdir) | dict.fromkeys(damaged, 1),
+        run_folder.read_shorter_plans(workdir),
     )
 
 

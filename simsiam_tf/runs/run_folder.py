@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable
 
 from simsiam_tf import files, schema, storage
@@ -19,8 +20,13 @@ ENCODER = "encoder"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 
+# A line of the flagfile of an extended run: what it was planned for, and up to which step.
+_SHORTER_PLAN = re.compile(r"# --epochs=(\d+) up to step (\d+)")
 
-def check_workdir(config: PretrainConfig, named: str | None = None) -> None:
+
+def check_workdir(
+    config: PretrainConfig, named: str | None = None, *, may_extend: bool = False
+) -> None:
     """Makes the workdir of a run.
 
     Flags that the workdir's flagfile does not name, as after an import, may have any value.
@@ -28,6 +34,7 @@ def check_workdir(config: PretrainConfig, named: str | None = None) -> None:
     Args:
       config: of the run.
       named: the workdir as the user named it, where `config` has a local copy. None: no copy.
+      may_extend: whether the run in the workdir may have fewer epochs.
 
     Raises:
       UserError: the folder cannot be written to, or holds a run of another configuration.
@@ -42,23 +49,38 @@ def check_workdir(config: PretrainConfig, named: str | None = None) -> None:
             f"--workdir must be a folder that can be written to ({error.strerror}). "
             f"Received: {workdir}"
         ) from error
-    path = os.path.join(workdir, FLAGFILE)
-    if not os.path.exists(path):
-        return
-    with open(path, encoding="utf-8") as file:
-        there = schema.read_flagfile(file.read())
+    there = schema.read_flagfile(_read_flagfile(workdir))
     settings = schema.flatten(config)
     here = {name: schema.format_value(value) for name, value in settings.items()}
-    differing = [
-        f"--{name}={there[name]} there, {here[name]} here"
+    names = [
+        name
         for name in sorted(schema.run_defining_names(type(config)))
         if there.get(name, here[name]) != here[name]
     ]
-    if differing:
+    if may_extend and "epochs" in names:
+        if int(there["epochs"]) < int(here["epochs"]):
+            names.remove("epochs")
+        elif names == ["epochs"]:
+            raise UserError(
+                f"--epochs must be at least {there['epochs']}, as in the run in "
+                f"--workdir={named or workdir}: its learning rates up to now are those of a run of "
+                f"that length. Received: {here['epochs']}"
+            )
+    if names:
+        differing = [f"--{name}={there[name]} there, {here[name]} here" for name in names]
         raise UserError(
             f"--workdir={named or workdir} holds a run of another configuration: "
             f"{'; '.join(differing)}. Take another --workdir, or its flags"
         )
+
+
+def is_finished(config: PretrainConfig) -> bool:
+    """Returns whether the run in the workdir has ended, and after as many epochs as wanted."""
+    path = os.path.join(config.system.workdir, SUMMARY)
+    if not os.path.exists(path):
+        return False
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)["epochs"] >= config.optimization.epochs
 
 
 def write_images(workdir: str, source: Source) -> None:
@@ -137,16 +159,44 @@ def read_settings(workdir: str, flag: str) -> tuple[dict[str, str], PretrainConf
         ) from error
 
 
-def write_flags(config: PretrainConfig, named: str | None = None) -> None:
+def write_flags(config: PretrainConfig, step: int, named: str | None = None) -> None:
     """Writes the resolved flags into the workdir, as a flagfile that repeats the run.
+
+    Comments tell the history of an extended run; `read_shorter_plans` reads them.
 
     Args:
       config: of the run.
+      step: the number of steps done before.
       named: the workdir as the user named it, where `config` has a local copy. None: no copy.
     """
     workdir = named or config.system.workdir
+    plans = read_shorter_plans(config.system.workdir)
+    there = schema.read_flagfile(_read_flagfile(config.system.workdir))
+    epochs = int(there.get("epochs", config.optimization.epochs))
+    if epochs < config.optimization.epochs:
+        plans.append((epochs, step))
+    history = "".join(f"# --epochs={epochs} up to step {step}\n" for epochs, step in plans)
     text = schema.to_flagfile(schema.flatten(config) | {"workdir": workdir})
-    files.write_text(os.path.join(config.system.workdir, FLAGFILE), text)
+    files.write_text(os.path.join(config.system.workdir, FLAGFILE), history + text)
+
+
+def read_shorter_plans(workdir: str) -> list[tuple[int, int]]:
+    """Returns what an extended run was planned for before.
+
+    Returns:
+      (epochs, last step) of each shorter plan, the oldest first. Empty for any other run.
+    """
+    matches = _SHORTER_PLAN.findall(_read_flagfile(workdir))
+    return [(int(epochs), int(step)) for epochs, step in matches]
+
+
+def _read_flagfile(workdir: str) -> str:
+    """Returns the text of a run's flagfile, "" if it has none."""
+    path = os.path.join(workdir, FLAGFILE)
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 def read_metrics(workdir: str, on_damage: Callable[[str], None] | None = None) -> list[dict]:

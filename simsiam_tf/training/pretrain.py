@@ -61,9 +61,9 @@ def _run(
     config: PretrainConfig, copy: mirror.Mirror, callbacks: Sequence[keras.callbacks.Callback]
 ) -> None:
     """As `run`, in the local folder of `copy`."""
-    run_folder.check_workdir(config, copy.workdir)
+    run_folder.check_workdir(config, copy.workdir, may_extend=True)
     workdir = config.system.workdir
-    if os.path.exists(os.path.join(workdir, run_folder.SUMMARY)) and not config.system.export:
+    if run_folder.is_finished(config) and not config.system.export:
         name = copy.workdir
         logging.info("The run in %s is finished; its encoder is %s/encoder", name, name)
         return
@@ -117,6 +117,11 @@ def _train(
     _check_agreement(strategy, first_step, copy.workdir)
     if restored_step is not None:
         run_folder.check_images(workdir, source)
+    elif os.path.exists(os.path.join(workdir, run_folder.SUMMARY)):
+        raise UserError(
+            f"--epochs={plan.epochs} needs a checkpoint of the shorter run that is finished in "
+            f"--workdir. Take another --workdir. Received: {copy.workdir}, without checkpoints"
+        )
 
     quarantine_file = os.path.join(workdir, FILE_NAME) if is_chief else None
     quarantine = Quarantine(source, data, path=quarantine_file)
@@ -133,8 +138,18 @@ def _train(
     peak_flops = meter.measure_peak(strategy)
     if is_chief:
         with files.writing_to(workdir):
-            run_folder.write_flags(config, copy.workdir)
+            run_folder.write_flags(config, first_step, copy.workdir)
             run_folder.write_images(workdir, source)
+            files.remove(os.path.join(workdir, run_folder.SUMMARY))  # of a shorter run
+        shorter_plans = run_folder.read_shorter_plans(workdir)
+        for epochs, step in shorter_plans:
+            logging.info(
+                "Up to step %d this was a run of %d epochs. Since then its learning rate is that "
+                "of a run of %d epochs: it differs from a run that began as one",
+                step,
+                epochs,
+                plan.epochs,
+            )
     with RunLog(output, plan, restored_step) as log, interruption.noted() as received:
         metrics = Metrics(log, config.optimization, config.monitor.log_every_steps, peak_flops)
         saves = SaveCheckpoints(checkpoints, log, config.system.checkpoint_every_steps)
@@ -177,6 +192,7 @@ def _train(
         summary = {
             "steps": plan.num_steps,
             "epochs": plan.epochs,
+            "shorter_plans": shorter_plans,
             "images": plan.num_examples,
             "bad_images": quarantine.num_bad,
             "loss": log.latest("loss"),

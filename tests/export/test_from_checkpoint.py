@@ -21,7 +21,7 @@ def run(tmp_path, pretrain_config):
     config = pretrain_config(
         width=4, stem="cifar", backbone="resnet18", image_size=16, workdir=str(workdir)
     )
-    write_flags(config)
+    write_flags(config, 0)
     images = tf.random.stateless_uniform([2, 16, 16, 3], [0, 0], 0, 255)
     encoder, features = ResNet(config.encoder, seed=0), {}
     for step in (5, 10):

@@ -104,7 +104,7 @@ class Training:
             step = self.checkpoints.restore()
             self.lines = run_folder.truncate_metrics(self.workdir, step)
             with self.mirror.uploaded():
-                run_folder.write_flags(config, self.mirror.workdir)
+                run_folder.write_flags(config, 0, self.mirror.workdir)
                 yield step
 
     def train(self, *steps):
