@@ -363,6 +363,12 @@ class OptimizationConfig(Config):
     warmup_epochs: int = setting(
         0, "Epochs of linear warm-up (the paper: 10 for batches of 1024 or more).", at_least=0
     )
+    schedule: str = setting(
+        "epoch",
+        "How often the learning rate changes: at every epoch, as in SimSiam and MoCo v2, or at "
+        "every step, as in SimCLR, BYOL and SwAV.",
+        choices=("epoch", "step"),
+    )
     weight_decay: float = setting(
         1e-4, "L2 penalty, added to the gradient of every trained weight.", at_least=0
     )

@@ -55,10 +55,18 @@ def _build_optimizer(
     settings: OptimizationConfig, model: SelfSupervisedModel, plan: Plan | None
 ) -> keras.optimizers.Optimizer:
     learned = model.learned_variables
+    steps_per_epoch = plan.steps_per_epoch if plan else 1
+    rates: keras.optimizers.schedules.LearningRateSchedule
+    if settings.schedule == "step":
+        rates = optimizers.StepRates(
+            schedules.initial_learning_rate(settings),
+            settings.warmup_epochs * steps_per_epoch,
+            settings.epochs * steps_per_epoch,
+        )
+    else:
+        rates = optimizers.EpochRates(schedules.learning_rates(settings), steps_per_epoch)
     common: dict[str, Any] = {
-        "learning_rate": optimizers.EpochRates(
-            schedules.learning_rates(settings), plan.steps_per_epoch if plan else 1
-        ),
+        "learning_rate": rates,
         "momentum": settings.momentum,
         "weight_decay": settings.weight_decay,
         "constant_rate": schedules.initial_learning_rate(settings),

@@ -4,6 +4,7 @@ Keras decouples weight decay and folds the learning rate into the momentum. The 
 both as in the reference.
 """
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -37,6 +38,39 @@ class EpochRates(keras.optimizers.schedules.LearningRateSchedule):
 
 
 @keras.saving.register_keras_serializable("simsiam_tf")
+class StepRates(keras.optimizers.schedules.LearningRateSchedule):
+    """The learning rate rises linearly from 0, then falls along half a cosine, at every step."""
+
+    def __init__(self, full_rate: float, warmup_steps: int, num_steps: int) -> None:
+        """Stores the numbers.
+
+        Args:
+          full_rate: the learning rate after the warm-up.
+          warmup_steps: number of steps in which it rises.
+          num_steps: number of all steps; after them, it is 0.
+        """
+        self.full_rate = full_rate
+        self.warmup_steps = warmup_steps
+        self.num_steps = num_steps
+
+    def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
+        """Returns the learning rate of a step, a float scalar; the first step is 0."""
+        step = tf.cast(step, keras.config.floatx())
+        rising = step / max(self.warmup_steps, 1)
+        left = (self.num_steps - step) / max(self.num_steps - self.warmup_steps, 1)
+        # Half a cosine as a squared sine of what is left, which float32 keeps precise near zero.
+        falling = tf.sin(math.pi / 2 * tf.clip_by_value(left, 0, 1)) ** 2
+        return self.full_rate * tf.where(step < self.warmup_steps, rising, falling)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "full_rate": self.full_rate,
+            "warmup_steps": self.warmup_steps,
+            "num_steps": self.num_steps,
+        }
+
+
+@keras.saving.register_keras_serializable("simsiam_tf")
 class SGD(keras.optimizers.Optimizer):
     """g ← g + λw; v ← μv + g; w ← w − γv, with learning rate γ, momentum μ and L2 penalty λ.
 
@@ -46,7 +80,7 @@ class SGD(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: EpochRates,
+        learning_rate: EpochRates | StepRates,
         momentum: float,
         weight_decay: float,
         *,
@@ -173,7 +207,7 @@ class LARS(SGD):
 
     def __init__(
         self,
-        learning_rate: EpochRates,
+        learning_rate: EpochRates | StepRates,
         momentum: float,
         weight_decay: float,
         trust_coefficient: float,

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: one learning rate for each epoch, as in the reference."""
+"""Learning-rate schedules: one learning rate for each epoch, as in the reference, or each step."""
 
 import math
 
@@ -18,14 +18,29 @@ def learning_rates(config: OptimizationConfig) -> list[float]:
     return (warmup_rates + cosine(initial, epochs - warmup))[:epochs]
 
 
-def predictor_learning_rates(config: OptimizationConfig) -> list[float]:
-    """Returns the predictor's learning rate of every epoch (Table 1c).
+def learning_rate(config: OptimizationConfig, steps_per_epoch: int, step: int) -> float:
+    """Returns the learning rate of a step; the first step is 0.
+
+    With `--schedule=step` it rises from zero at every step of the warm-up, and then falls along
+    half a cosine at every step.
+    """
+    if config.schedule == "epoch":
+        return learning_rates(config)[step // steps_per_epoch]
+    initial = initial_learning_rate(config)
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return initial * step / warmup
+    return initial * _half_cosine((step - warmup) / (config.epochs * steps_per_epoch - warmup))
+
+
+def predictor_learning_rate(config: OptimizationConfig, steps_per_epoch: int, step: int) -> float:
+    """Returns the predictor's learning rate of a step (Table 1c).
 
     With `fix_predictor_learning_rate` it is constant, at the full learning rate.
     """
     if config.fix_predictor_learning_rate:
-        return [initial_learning_rate(config)] * config.epochs
-    return learning_rates(config)
+        return initial_learning_rate(config)
+    return learning_rate(config, steps_per_epoch, step)
 
 
 def initial_learning_rate(config: OptimizationConfig) -> float:
@@ -40,4 +55,8 @@ def scaled(base: float, batch_size: int) -> float:
 
 def cosine(initial: float, epochs: int) -> list[float]:
     """Returns initial · ½(1 + cos(π · epoch / epochs)) for each epoch, which starts at 0."""
-    return [initial * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
+    return [initial * _half_cosine(epoch / epochs) for epoch in range(epochs)]
+
+
+def _half_cosine(done: float) -> float:
+    return (1 + math.cos(math.pi * done)) / 2

@@ -50,6 +50,8 @@ def check_workdir(
             f"Received: {workdir}"
         ) from error
     there = schema.read_flagfile(_read_flagfile(workdir))
+    if "epochs" in there:
+        there.setdefault("schedule", "epoch")  # the only one of earlier versions
     settings = schema.flatten(config)
     here = {name: schema.format_value(value) for name, value in settings.items()}
     names = [

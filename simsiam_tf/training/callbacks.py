@@ -51,8 +51,7 @@ class Metrics(keras.callbacks.Callback):
         super().__init__()
         self.log = log
         self.log_every_steps = log_every_steps
-        self.learning_rates = schedules.learning_rates(settings)
-        self.predictor_learning_rates = schedules.predictor_learning_rates(settings)
+        self.settings = settings
         self.peak_flops = peak_flops
         self.recent = meter.Usage()  # since the last line
         self.usages: list[meter.Usage] = []  # of each line of this start
@@ -67,20 +66,24 @@ class Metrics(keras.callbacks.Callback):
             self._write(logs)
 
     def _write(self, step: Step) -> None:
-        # The learning rate that the step was made with.
-        epoch = (step.number - 1) // self.log.plan.steps_per_epoch
+        # The learning rates that the step was made with.
+        steps_per_epoch, done_before = self.log.plan.steps_per_epoch, step.number - 1
+        rate = schedules.learning_rate(self.settings, steps_per_epoch, done_before)
+        predictor_rate = schedules.predictor_learning_rate(
+            self.settings, steps_per_epoch, done_before
+        )
         rates = self.recent.rates(self.peak_flops)
         self.usages.append(self.recent)
         self.recent = meter.Usage()
         values = {name: value for name, value in step.items() if name != "skipped"}
-        values |= {"learning_rate": self.learning_rates[epoch]} | rates
+        values |= {"learning_rate": rate} | rates
         self.log.write(step.number, values)
         with self.log.summaries(step.number):
-            tf.summary.scalar("predictor_learning_rate", self.predictor_learning_rates[epoch])
+            tf.summary.scalar("predictor_learning_rate", predictor_rate)
             # Lines to compare the curve of the std with.
             tf.summary.scalar("feature_std_healthy", 1.0)
             tf.summary.scalar("feature_std_collapsed", objectives.COLLAPSED_STD)
-        self._show(step.number, epoch, values)
+        self._show(step.number, done_before // steps_per_epoch, values)
 
     def _show(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Shows a line to people: in the progress line of a terminal, or in the log."""

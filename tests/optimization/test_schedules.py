@@ -1,8 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from simsiam_tf.config import OptimizationConfig
-from simsiam_tf.optimization import schedules
+from simsiam_tf.optimization import optimizers, schedules
 
 
 def test_learning_rates_follow_the_references_cosine_of_the_epoch():
@@ -28,12 +30,40 @@ def test_a_run_shorter_than_its_warm_up_ends_in_it():
     assert schedules.learning_rates(short) == schedules.learning_rates(long)[:1]
 
 
+def test_the_learning_rate_of_a_step_is_that_of_its_epoch():
+    config = OptimizationConfig(epochs=5, warmup_epochs=2)
+    found = [schedules.learning_rate(config, 3, step) for step in range(15)]
+    np.testing.assert_array_equal(found, np.repeat(schedules.learning_rates(config), 3))
+
+
+def test_by_step_the_rate_is_that_of_simclrs_and_byols_code():
+    # warm-up: rate * step / warmup_steps; after it a cosine decay over the other steps
+    config = OptimizationConfig(
+        base_learning_rate=0.3, batch_size=4096, epochs=100, warmup_epochs=10, schedule="step"
+    )
+    steps = np.arange(100 * 7)
+    rising = 4.8 * steps / 70
+    falling = 4.8 * 0.5 * (1 + np.cos(np.pi * (steps - 70) / 630))
+    expected = np.where(steps < 70, rising, falling)
+    found = [schedules.learning_rate(config, 7, int(step)) for step in steps]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    rates = optimizers.StepRates(4.8, 70, 700)
+    np.testing.assert_allclose(rates(steps), expected, rtol=1e-6)
+    assert rates(700) == 0
+    for short in ({"epochs": 1}, {"epochs": 10}):  # it ends in its warm-up
+        config = dataclasses.replace(config, **short)
+        assert schedules.learning_rate(config, 7, 6) == pytest.approx(4.8 * 6 / 70)
+        np.testing.assert_allclose(optimizers.StepRates(4.8, 70, 7)(6), 4.8 * 6 / 70, rtol=1e-6)
+
+
 def test_the_predictors_learning_rate_is_constant_or_decays_like_the_others():
     settings = {"batch_size": 256, "epochs": 5, "warmup_epochs": 2}
     constant = OptimizationConfig(**settings)
     decayed = OptimizationConfig(**settings, fix_predictor_learning_rate=False)
-    assert schedules.predictor_learning_rates(constant) == [0.05] * 5
-    assert schedules.predictor_learning_rates(decayed) == schedules.learning_rates(decayed)
+    for step in range(10):
+        assert schedules.predictor_learning_rate(constant, 2, step) == 0.05
+        expected = schedules.learning_rate(decayed, 2, step)
+        assert schedules.predictor_learning_rate(decayed, 2, step) == expected
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(64, 0.0125), (256, 0.05), (4096, 0.8)])

@@ -26,6 +26,17 @@ def test_a_workdir_of_another_configuration_is_refused_by_flag_name(tmp_path, pr
     assert "--momentum" not in message
 
 
+def test_a_run_of_a_version_without_a_schedule_by_step_keeps_its_schedule(
+    tmp_path, pretrain_config
+):
+    run_folder.write_flags(pretrain_config(workdir=str(tmp_path)), 0)
+    path = tmp_path / "flags.cfg"
+    path.write_text(path.read_text().replace("--schedule=epoch\n", ""))
+    run_folder.check_workdir(pretrain_config(workdir=str(tmp_path)))
+    with pytest.raises(UserError, match="--schedule=epoch there, step here"):
+        run_folder.check_workdir(pretrain_config(workdir=str(tmp_path), schedule="step"))
+
+
 def test_settings_that_only_execute_or_watch_a_run_may_change(tmp_path, pretrain_config):
     run_folder.write_flags(pretrain_config(workdir=str(tmp_path)), 0)
     changed = pretrain_config(
