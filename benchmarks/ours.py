@@ -30,7 +30,7 @@ def build(**flags):
 def compiled_step(config, model):
     """Returns the training step as a function of normalised views, without the loop."""
     xla = devices.uses_xla(config.system, tf.distribute.get_strategy())
-    return tf.function(model.train_step, jit_compile=xla)
+    return tf.function(model.train_step, jit_compile=xla, autograph=False)
 
 
 def train(config, strategy, model, batches_of, *, batch_size, num_steps, steps_per_loop):

@@ -104,7 +104,7 @@ def train_here(reference):
     model, optimizer = build_model(config, tf.distribute.get_strategy())
     optimizer._learning_rate = optimizers.EpochRates(settings["learning_rates"], 1)
     load_weights(model, reference)
-    train_step = tf.function(model.train_step)
+    train_step = tf.function(model.train_step, autograph=False)
     views = reference.views()
     losses = [float(train_step({"views": (pair[0], pair[1])})["loss"]) for pair in views]
     variables = naming.model_variables(model)

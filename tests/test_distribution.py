@@ -10,7 +10,7 @@ from simsiam_tf.schema import UserError
 def on_each(strategy, function):
     """Returns the results of `function(replica index)` on every replica, in a graph."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def run():
         def replica():
             context = tf.distribute.get_replica_context()

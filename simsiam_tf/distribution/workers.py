@@ -37,7 +37,7 @@ def gather_over_workers(strategy: tf.distribute.Strategy, value: int) -> list[in
     if not has_several_workers(strategy):
         return [value]
 
-    @tf.function
+    @tf.function(autograph=False)
     def gather():
         def replica():
             own = tf.fill([1], tf.constant(value, tf.int64))

@@ -108,11 +108,11 @@ def train(
             sgd.apply(gradients, trained)
         return collectives.mean_over_replicas(loss)
 
-    @tf.function
+    @tf.function(autograph=False)
     def train_step(batch: dict[str, Any]) -> tf.Tensor:
         return strategy.experimental_local_results(strategy.run(replica_step, args=(batch,)))[0]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def predict(images: tf.Tensor) -> tf.Tensor:
         numbers = pixels.from_values(tf.cast(images, keras.config.floatx()))
         return classifier(encoder(pixels.normalize(numbers), training=False))

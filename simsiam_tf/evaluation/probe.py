@@ -179,7 +179,7 @@ def train_heads(
             velocity.assign(_MOMENTUM * velocity + gradient)
             kernel.assign_sub(learning_rates[step] * velocity)
 
-    @tf.function
+    @tf.function(autograph=False)
     def order_of(epoch: tf.Tensor) -> tf.Tensor:
         whole_epoch = tf.range(len(indices), dtype=tf.int64)
         return epoch_order(len(indices), seed, epoch, whole_epoch)

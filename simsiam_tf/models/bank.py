@@ -94,7 +94,7 @@ class Bank:
         Every worker must iterate to the end, because a collective reads each array.
         """
 
-        @tf.function
+        @tf.function(autograph=False)
         def lookup(indices):
             values = self.strategy.run(self.lookup, args=(indices,))
             return self.strategy.experimental_local_results(values)[0]
@@ -112,7 +112,7 @@ class Bank:
           values: all rows, `[num_rows, *shape]`. The array may be memory-mapped.
         """
 
-        @tf.function
+        @tf.function(autograph=False)
         def update(indices, values):
             self.strategy.run(self.update, args=(indices, values))
 
@@ -121,7 +121,7 @@ class Bank:
             update(tf.range(start, start + len(chunk), dtype=tf.int64), tf.constant(chunk))
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _scatter_rows(handle, indices, values):
     """Sets rows of a variable in place, given the variable's handle.
 

@@ -216,4 +216,5 @@ def _average(x: tf.Tensor, dtype: str) -> tf.Tensor:
     return tf.reduce_mean(tf.cast(x, dtype), axis=(1, 2))
 
 
-_compiled_average = tf.function(_average, jit_compile=True)  # makes no copy of x in `dtype`
+# It makes no copy of x in `dtype`.
+_compiled_average = tf.function(_average, jit_compile=True, autograph=False)

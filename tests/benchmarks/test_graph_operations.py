@@ -26,11 +26,11 @@ def test_every_operation_of_a_step_has_a_kernel_for_gpus(method, pretrain_config
 def test_counts_of_a_known_step():
     weight = tf.Variable(tf.ones([3, 3, 2, 2]))
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def piece(x):
         return tf.nn.relu(x) * 2 + 1
 
-    @tf.function
+    @tf.function(autograph=False)
     def called(x):
         return tf.exp(x)
 

@@ -209,7 +209,7 @@ def test_a_container_reads_any_indices_in_a_graph(root, container):
     source = datasets.load(*container, "train")
     files, labels = read_all(folder(root))
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)], autograph=False)
     def read(indices):
         return source.read(indices)
 

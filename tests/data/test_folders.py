@@ -165,7 +165,7 @@ def test_read_takes_any_indices_in_any_order(tmp_path):
     write_images(tmp_path, *[f"{name}/{name}.png" for name in "abcdef"])
     source = datasets.load("folder", str(tmp_path), "train")
 
-    @tf.function
+    @tf.function(autograph=False)
     def read(indices):
         return source.read(indices)
 

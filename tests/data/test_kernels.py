@@ -66,7 +66,7 @@ def on_host(image, columns, size=32):
 def on_device(image, columns, size=32):
     boxes = np.tile(np.int32([0, 0, *image.shape[:2]]), (len(columns["flip"]), 1))
     crops = kernels.crops(image, boxes, size) / np.float32(255)
-    recolor = tf.function(ops.recolor, jit_compile=True)
+    recolor = tf.function(ops.recolor, jit_compile=True, autograph=False)
     return recolor(crops, **columns).numpy()
 
 

@@ -52,7 +52,7 @@ class Run:
             lambda tensor: tf.stack(tf.split(tensor, count))[replica_id], batch
         )
 
-    @tf.function
+    @tf.function(autograph=False)
     def _step(self, batch):
         results = self.strategy.run(lambda: self.model.train_step(self.share(batch)))
         return {
@@ -60,7 +60,7 @@ class Run:
             for name, value in results.items()
         }
 
-    @tf.function
+    @tf.function(autograph=False)
     def _freeze(self, batch, offset):
         self.strategy.run(lambda: self.model.freeze_targets(self.share(batch), offset))
 

@@ -52,7 +52,7 @@ def build_reference_model(reference):
 def first_step(model, views):
     """Returns z1, z2, p1, p2 of a pair of views, and the gradient of every learned variable."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(x1, x2):
         with tf.GradientTape() as tape:
             loss, _ = model.compute_views_loss({"views": [x1, x2]})
@@ -113,7 +113,7 @@ def test_each_of_five_steps_of_resnet50_equals_pytorchs():
         name: torch.from_numpy(naming.to_torch(variable.numpy()))
         for name, variable in variables.items()
     }
-    train_step = tf.function(model.train_step)
+    train_step = tf.function(model.train_step, autograph=False)
     views = reference.views()
     steps = torch_copy.train(
         state,

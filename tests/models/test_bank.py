@@ -8,9 +8,9 @@ from simsiam_tf.models.bank import Bank
 def on_replicas(strategy, function, *columns, xla=False):
     """Runs `function` on each replica with its row of every column; returns their results."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(*columns):
-        @tf.function(jit_compile=True if xla else None)
+        @tf.function(jit_compile=True if xla else None, autograph=False)
         def replica():
             replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
             return function(*(column[replica_id] for column in columns))
@@ -61,7 +61,7 @@ def test_only_xla_sets_rows():
     # host.
     bank = Bank(7, [3], "float32")
 
-    @tf.function
+    @tf.function(autograph=False)
     def update():
         bank.update(tf.constant([2], tf.int64), tf.ones([1, 3]))
 

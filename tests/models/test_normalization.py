@@ -119,7 +119,7 @@ def test_two_replicas_normalise_and_differentiate_as_one(two_replicas):
     with two_replicas.scope():
         layer = build_layer()
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(x_halves, weight_halves):
         def replica():
             replica_id = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -181,7 +181,7 @@ def test_there_is_one_collective_forward_and_one_backward_for_both_views(two_rep
 
     forward, after = [], []
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(x):
         gradients = two_replicas.run(step, args=(x,))
         after.append(num_collectives())

@@ -98,7 +98,7 @@ def test_the_gradient_of_a_narrow_strided_1x1_convolution_is_right_and_repeatabl
     layer = ConvNorm(channels, 2 * channels, 1, 2, seed=0, name="downsample", relu=False)
     dy = tf.constant(rng.standard_normal((128, size // 2, size // 2, 2 * channels)), tf.float32)
 
-    @tf.function
+    @tf.function(autograph=False)
     def gradient():
         with tf.GradientTape() as tape:
             # In inference mode, the normalization only divides by √(1 + epsilon).

@@ -162,7 +162,9 @@ def test_the_step_of_several_gpus_is_traced_under_xla(method, two_replicas, monk
         "index": tf.zeros([batch // 2], tf.int64),
     }
     step = tf.function(model.train_step, jit_compile=True, autograph=False)
-    traced = tf.function(lambda: two_replicas.run(step, args=(share,))).get_concrete_function()
+    traced = tf.function(
+        lambda: two_replicas.run(step, args=(share,)), autograph=False
+    ).get_concrete_function()
     inner = traced.graph._functions.values()  # each replica's step is a function of its own
     operations = [node.op for one in inner for node in one.cached_definition.node_def]
     assert any(operation.startswith("CollectiveReduce") for operation in operations)
