@@ -23,7 +23,7 @@ from simsiam_tf.training import pretrain
 
 SMALL = [
     "--dataset=folder", "--image_size=16", "--backbone=resnet10", "--width=4", "--stem=cifar",
-    "--projection_dim=8", "--projection_hidden_dim=8", "--prediction_hidden_dim=4",
+    "--projection_dim=16", "--projection_hidden_dim=16", "--prediction_hidden_dim=8",
     "--batch_size=8", "--epochs=1", "--knn_k=3",
 ]  # fmt: skip
 

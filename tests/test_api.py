@@ -144,7 +144,7 @@ def labelled(count, size=12):
 
 SMALL = {
     "backbone": "resnet10", "width": 4, "stem": "cifar", "image_size": 16, "batch_size": 8,
-    "projection_dim": 8, "projection_hidden_dim": 8, "prediction_hidden_dim": 4, "epochs": 1,
+    "projection_dim": 16, "projection_hidden_dim": 16, "prediction_hidden_dim": 8, "epochs": 1,
     "knn_k": 3,
 }  # fmt: skip
 

@@ -11,11 +11,11 @@ from benchmarks import corrupt, kill_resume
 
 @pytest.fixture(scope="module")
 def killed(new_program, tmp_path_factory):
-    """Returns the finished program of two kills, its JSON result and the uninterrupted run."""
+    """Returns the finished program of one kill, its JSON result and the uninterrupted run."""
     folder = tmp_path_factory.mktemp("kills")
     output = folder / "kills.json"
     finished = new_program(
-        "benchmarks/kill_resume.py", "--kills=2", "--epochs=1", f"--folder={folder / 'runs'}",
+        "benchmarks/kill_resume.py", "--kills=1", "--epochs=1", f"--folder={folder / 'runs'}",
         f"--output={output}", timeout=600,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr + finished.stdout
@@ -24,14 +24,14 @@ def killed(new_program, tmp_path_factory):
 
 def test_killed_runs_give_the_result_of_an_uninterrupted_run(killed):
     finished, result, _ = killed
-    assert result["kills"] == sum(row["kills"] for row in result["moments"].values()) == 2
+    assert result["kills"] == sum(row["kills"] for row in result["moments"].values()) == 1
     assert result["differences"] == result["failures"] == []
     runs = result["compared"]["runs"]
     assert runs >= 1
     assert result["compared"]["tensors"] > 100 * runs
     # Each run has lines for kNN before and after the epoch, and for steps 5, 10, 15, 20 and 22.
     assert result["compared"]["lines"] == 7 * runs
-    assert "\n| all | 2 | " in finished.stdout
+    assert "\n| all | 1 | " in finished.stdout
     assert "\n| differences | 0 |\n| failures | 0 |\n" in finished.stdout
 
 

@@ -326,7 +326,8 @@ def test_train_py_takes_the_suggested_flags(images, inspected, tmp_path, train_h
     assert (config.data.on_bad_image, config.optimization.batch_size) == ("skip", 16)
     train_here(
         tmp_path / "run", f"--flagfile={path}", "--backbone=resnet10", "--width=4", "--epochs=1",
-        "--projection_dim=16", "--prediction_hidden_dim=8", "--knn_every_epochs=0",
+        "--projection_dim=16", "--projection_hidden_dim=16", "--prediction_hidden_dim=8",
+        "--knn_every_epochs=0",
     )  # fmt: skip
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == NUM_FILES // 16

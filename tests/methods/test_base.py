@@ -34,7 +34,7 @@ def test_a_step_with_nan_on_one_replica_changes_nothing_and_the_next_one_trains(
 ):
     strategy = two_replicas if num_replicas == 2 else tf.distribute.get_strategy()
     with strategy.scope():
-        model = build_model(width=8)
+        model = build_model()
         add_optimizer(model, rates=(0.1,))
 
     @tf.function(autograph=False)
@@ -119,7 +119,7 @@ def mixed(request):
 
 @pytest.mark.parametrize("mixed", ["mixed_bfloat16", "mixed_float16"], indirect=True)
 def test_mixed_precision_convolves_in_16_bits_and_keeps_weights_heads_and_loss_in_float32(mixed):
-    model = build_model(width=8)
+    model = build_model()
     add_optimizer(model, rates=(0.1,))
     views = random_views(batch=16)
     assert {variable.dtype for variable in model.weights} == {"float32"}
@@ -132,7 +132,7 @@ def test_mixed_precision_convolves_in_16_bits_and_keeps_weights_heads_and_loss_i
     assert loss.dtype == tf.float32
 
     keras.config.set_dtype_policy("float32")
-    full = build_model(width=8)
+    full = build_model()
     add_optimizer(full, rates=(0.1,))
     for _ in range(3):
         for _ in range(10):  # the first steps of float16 may be skipped until the scale fits
@@ -147,7 +147,7 @@ def test_mixed_precision_convolves_in_16_bits_and_keeps_weights_heads_and_loss_i
 
 @pytest.mark.parametrize("mixed", ["mixed_float16"], indirect=True)
 def test_float16_divides_gradients_by_the_factor_that_scales_the_loss(mixed):
-    model, views = build_model(width=8), random_views(batch=16)
+    model, views = build_model(), random_views(batch=16)
     gradients = {}
     for scale in (2.0**3, 2.0**15):
         model.loss_scale.value.assign(scale)

@@ -13,7 +13,7 @@ from simsiam_tf.methods import build_method
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.optimization import optimizers
 
-TINY = MethodConfig(projection_dim=16, prediction_hidden_dim=8)
+TINY = MethodConfig(projection_dim=16, projection_hidden_dim=16, prediction_hidden_dim=8)
 
 
 def build_model(config=TINY, backbone="resnet10", width=4, stem="cifar", seed=0):

@@ -84,9 +84,9 @@ def small_run(tmp_path, **changed):
     """Settings of a run of five steps an epoch on the images of `red_and_blue`."""
     return {
         "dataset": "folder", "data_dir": str(tmp_path), "workdir": str(tmp_path / "run"),
-        "eval_split": "train", "image_size": 8, "backbone": "resnet10", "width": 4,
-        "stem": "cifar", "projection_dim": 8, "prediction_hidden_dim": 8, "batch_size": 8,
-        "epochs": 2, "knn_k": 5,
+        "eval_split": "train", "image_size": 16, "backbone": "resnet10", "width": 4,
+        "stem": "cifar", "projection_dim": 16, "projection_hidden_dim": 16,
+        "prediction_hidden_dim": 8, "batch_size": 8, "epochs": 2, "knn_k": 5,
     } | changed  # fmt: skip
 
 

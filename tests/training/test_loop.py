@@ -92,8 +92,9 @@ def losses_of_a_run(pretrain_config, num_steps, xla):
     """The losses of a small network with augmentation on the device, and how often it was traced
     after each step."""
     config = pretrain_config(
-        backbone="resnet10", width=8, stem="cifar", projection_dim=16, batch_size=8, image_size=16
-    )
+        backbone="resnet10", width=4, stem="cifar", projection_dim=16, projection_hidden_dim=16,
+        prediction_hidden_dim=8, batch_size=8, image_size=16,
+    )  # fmt: skip
     strategy = tf.distribute.get_strategy()
     model, _ = build_model(config, strategy)
     make = views.build_views(ViewsConfig(image_size=16, augment_on="device"), 2)

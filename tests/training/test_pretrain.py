@@ -111,7 +111,8 @@ def test_images_without_labels_are_enough(photographs, train_here, tmp_path, cap
 def test_the_knn_monitor_may_use_another_data_set(pretrain_config, photographs, tmp_path, tfds_dir):
     config = pretrain_config(
         dataset="folder", data_dir=str(photographs), workdir=str(tmp_path), backbone="resnet10",
-        width=4, stem="cifar", image_size=8, projection_dim=16, prediction_hidden_dim=8,
+        width=4, stem="cifar", image_size=16, projection_dim=16, projection_hidden_dim=16,
+        prediction_hidden_dim=8,
         batch_size=8, epochs=1, knn_dataset="digits", knn_data_dir=str(tfds_dir), knn_k=20,
         knn_bank_size=500,
     )  # fmt: skip
@@ -132,9 +133,9 @@ def test_an_image_that_cannot_be_read_is_named(photographs, train_here, tmp_path
 
 def small_run_of(folder, workdir):
     return {
-        "dataset": "folder", "data_dir": str(folder), "workdir": str(workdir), "image_size": 8,
-        "backbone": "resnet10", "width": 8, "stem": "cifar", "projection_dim": 16,
-        "prediction_hidden_dim": 8, "batch_size": 8, "epochs": 2,
+        "dataset": "folder", "data_dir": str(folder), "workdir": str(workdir), "image_size": 16,
+        "backbone": "resnet10", "width": 4, "stem": "cifar", "projection_dim": 16,
+        "projection_hidden_dim": 16, "prediction_hidden_dim": 8, "batch_size": 8, "epochs": 2,
     }  # fmt: skip
 
 
