@@ -12,7 +12,7 @@ from run_results import assert_same_run, assert_same_training, lines_of, losses_
 DIGITS_RUN = [
     "--flagfile=configs/digits.cfg",
     "--backbone=resnet10",
-    "--width=8",
+    "--width=4",
     "--projection_dim=32",
     "--projection_hidden_dim=32",
     "--prediction_hidden_dim=16",

@@ -15,6 +15,7 @@ FLAGS = [
     *TINY_RUN,
     "--precision=float64",
     "--epochs=3",
+    "--width=4",
     "--log_every_steps=1",
     "--checkpoint_every_steps=5",
     "--knn_every_epochs=3",
