@@ -78,11 +78,11 @@ def check_workdir(
 
 def is_finished(config: PretrainConfig) -> bool:
     """Returns whether the run in the workdir has ended, and after as many epochs as wanted."""
-    path = os.path.join(config.system.workdir, SUMMARY)
+    path, wanted = os.path.join(config.system.workdir, SUMMARY), config.optimization.epochs
     if not os.path.exists(path):
         return False
     with open(path, encoding="utf-8") as file:
-        return json.load(file)["epochs"] >= config.optimization.epochs
+        return json.load(file).get("epochs", wanted) >= wanted
 
 
 def write_images(workdir: str, source: Source) -> None:
