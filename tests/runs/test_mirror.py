@@ -194,8 +194,8 @@ def test_the_same_command_again_says_finished_and_changes_nothing(
 def test_another_configuration_is_refused_by_the_name_of_the_url(store, pretrain_config):
     with Training(pretrain_config).started():
         pass
-    with pytest.raises(UserError, match=rf"--workdir={URL} holds a run of another .* --epochs="):
-        pretrain.run(pretrain_config(workdir=URL, epochs=7))
+    with pytest.raises(UserError, match=rf"--workdir={URL} holds a run of another .* --seed="):
+        pretrain.run(pretrain_config(workdir=URL, seed=7))
 
 
 def test_a_failed_upload_is_a_warning_and_the_next_checkpoint_uploads_both(
