@@ -348,7 +348,9 @@ class OptimizationConfig(Config):
     """Optimisation"""
 
     batch_size: int = setting(512, "Images in a global batch, over all replicas.", at_least=2)
-    epochs: int = setting(100, "Passes over the training split.", at_least=1)
+    epochs: int = setting(
+        100, "Passes over the training split. A run may go on with more of them.", at_least=1
+    )
     accumulate_steps: int = setting(
         1,
         "Number of parts into which a replica splits its share of a batch, to save memory. Batch "

@@ -61,7 +61,7 @@ def decode_image(
     return _build_decoder(max_pixels, pixels, by_python)(encoded)
 
 
-@functools.cache  # so that a program traces it once, however many data sets it makes
+@functools.lru_cache(maxsize=16)  # a program traces it once, however many data sets it makes
 def _build_decoder(
     max_pixels: int, pixels: Pixels, by_python: bool
 ) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -144,8 +144,8 @@ def _train(
         shorter_plans = run_folder.read_shorter_plans(workdir)
         for epochs, step in shorter_plans:
             logging.info(
-                "Up to step %d this was a run of %d epochs. Since then its learning rate is that "
-                "of a run of %d epochs: it differs from a run that began as one",
+                "Up to step %d the learning rates are those of a run of %d epochs, so the result "
+                "differs from that of %d epochs from the start",
                 step,
                 epochs,
                 plan.epochs,

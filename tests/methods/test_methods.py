@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from method_runs import Run
+from method_runs import BATCH, PLAN, Run
 
+from simsiam_tf.config import OptimizationConfig
 from simsiam_tf.methods import METHODS
+from simsiam_tf.optimization import schedules
 
 SETTINGS = {
     "simsiam": {},
@@ -21,6 +23,16 @@ assert {name.split(",")[0] for name in SETTINGS} == METHODS.keys()
 
 def build_run(name, strategy=None):
     return Run(strategy, method=name.split(",")[0], **SETTINGS[name])
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "step"])
+def test_the_optimizer_has_the_learning_rates_that_the_run_logs(schedule):
+    settings = {"schedule": schedule, "warmup_epochs": 1, "base_learning_rate": 0.5}
+    rates = Run(**settings).optimizer.schedule
+    config = OptimizationConfig(batch_size=BATCH, epochs=PLAN.epochs, **settings)
+    for step in range(PLAN.num_steps):
+        logged = schedules.learning_rate(config, PLAN.steps_per_epoch, step)
+        assert float(rates(step)) == pytest.approx(logged, rel=1e-6)
 
 
 @pytest.mark.usefixtures("float64")

@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from simsiam_tf.config import OptimizationConfig
+from simsiam_tf import flags
+from simsiam_tf.config import OptimizationConfig, PretrainConfig
 from simsiam_tf.optimization import optimizers, schedules
 
 
@@ -64,6 +65,17 @@ def test_the_predictors_learning_rate_is_constant_or_decays_like_the_others():
         assert schedules.predictor_learning_rate(constant, 2, step) == 0.05
         expected = schedules.learning_rate(decayed, 2, step)
         assert schedules.predictor_learning_rate(decayed, 2, step) == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "schedule"),
+    [
+        ("r50", "epoch"), ("mocov2_r50", "epoch"),
+        ("simclr_r50", "step"), ("byol_r50", "step"), ("swav_r50", "step"),
+    ],
+)  # fmt: skip
+def test_the_recipes_change_the_rate_as_often_as_their_authors_code(recipe, schedule):
+    assert flags.read([f"--recipe={recipe}"], PretrainConfig).optimization.schedule == schedule
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(64, 0.0125), (256, 0.05), (4096, 0.8)])

@@ -59,6 +59,14 @@ def test_a_level_is_drawn_at_its_value():
     assert "below 0.3" in svg
 
 
+def test_a_seam_is_drawn_at_its_epoch():
+    svg = draw([(0, 0.3), (2, 0.5), (4, 0.6)], seams=[2])
+    _, (x, _), _ = curve_of(svg)
+    (seam,) = ElementTree.fromstring(svg).findall("path[@class='level']")
+    assert seam.get("d").startswith(f"M{x:.1f} ")
+    assert "V" in seam.get("d")
+
+
 @pytest.mark.parametrize("points", [[(0, 1.0)], [(0, 0.0)], [(1, -0.5), (2, -0.5)], [(3, 1e-9)]])
 def test_a_constant_curve_is_drawn(points):
     svg = draw(points)
