@@ -140,7 +140,7 @@ def build_model(*, dataset: Any = None, **settings: Any) -> SelfSupervisedModel:
 
 
 def load_views(*, dataset: Any = None, num_views: int = 2, **settings: Any) -> tf.data.Dataset:
-    """Returns the batches of a run's views for `fit`: all epochs, one after another.
+    """Returns the batches of a run's views for `fit` on one machine: all epochs in turn.
 
     Args:
       dataset: as for `pretrain`.
@@ -161,7 +161,12 @@ def load_views(*, dataset: Any = None, num_views: int = 2, **settings: Any) -> t
             tf.distribute.get_strategy(), config, make_views, Quarantine(source, config.data), plan
         ).of_worker(0)
     inputs = batches.map(lambda batch: views.prepare(batch, source.pixels))
-    return inputs.apply(tf.data.experimental.assert_cardinality(plan.num_steps))
+    inputs = inputs.apply(tf.data.experimental.assert_cardinality(plan.num_steps))
+    # There is one worker. To share the data set among several, TensorFlow would rewrite it, which
+    # takes half a minute.
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return inputs.with_options(options)
 
 
 def _load_source(config: PretrainConfig) -> Source:
