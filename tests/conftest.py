@@ -58,23 +58,39 @@ TINY_RUN = [
 
 
 # Test files that take longest, the longest first. Two processes share the files in this order, so
-# that neither is left with a long one at the end.
+# that neither is left with a long one at the end. `-m quick` leaves them out.
 LONGEST = [
-    "training/test_workers.py",
-    "benchmarks/test_accelerator.py",
-    "paper/test_reproduce.py",
-    "benchmarks/test_reliability.py",
     "training/test_devices.py",
-    "evaluation/test_run.py",
-    "training/test_interruption.py",
     "training/test_compilation.py",
+    "benchmarks/test_accelerator.py",
+    "methods/test_keras_conventions.py",
     "paper/test_tables.py",
-    "training/test_pretrain.py",
+    "training/test_workers.py",
     "evaluation/test_finetune.py",
+    "data/test_pipeline.py",
     "training/test_loop.py",
-    "benchmarks/test_performance.py",
+    "test_api.py",
+    "paper/test_reproduce.py",
+    "evaluation/test_run.py",
+    "training/test_pretrain.py",
+    "training/test_interruption.py",
+    "test_any_images.py",
+    "benchmarks",
     "methods",
     "interop/test_convert.py",
+    "test_wheel.py",
+    "test_notebook.py",
+    "test_extending.py",
+    "runs/test_run_folder.py",
+    "runs/test_mirror.py",
+    "detection",
+    "data/test_quarantine.py",
+    "data/test_pixels.py",
+    "data/test_views.py",
+    "data/test_inspect.py",
+    "data/test_containers.py",
+    "data/test_bad_records.py",
+    "export",
 ]
 
 
