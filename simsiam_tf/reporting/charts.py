@@ -110,7 +110,7 @@ def line_chart(
         y = y_of(level)
         parts.append(f'<path class="level" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
         parts.append(f'<text x="{_RIGHT}" y="{y - 5:.1f}" class="end level">{escape(text)}</text>')
-    parts += [f'<path class="level" d="M{x_of(seam):.1f} {_TOP}V{_BOTTOM}"/>' for seam in seams]
+    parts += [f'<path class="seam" d="M{x_of(seam):.1f} {_TOP}V{_BOTTOM}"/>' for seam in seams]
     for curve in curves:
         xy = [(x_of(epoch), y_of(value)) for epoch, value in _thinned(curve.points)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in xy)

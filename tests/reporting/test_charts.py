@@ -62,7 +62,7 @@ def test_a_level_is_drawn_at_its_value():
 def test_a_seam_is_drawn_at_its_epoch():
     svg = draw([(0, 0.3), (2, 0.5), (4, 0.6)], seams=[2])
     _, (x, _), _ = curve_of(svg)
-    (seam,) = ElementTree.fromstring(svg).findall("path[@class='level']")
+    (seam,) = ElementTree.fromstring(svg).findall("path[@class='seam']")
     assert seam.get("d").startswith(f"M{x:.1f} ")
     assert "V" in seam.get("d")
 
