@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import math
 
+from simsiam_tf import network_names
 from simsiam_tf.schema import SWITCH, Config, UserError, refuse_unused, setting
 
 
@@ -204,14 +205,39 @@ class EncoderConfig(Config):
 
     backbone: str = setting(
         "resnet50",
-        "Backbone network. resnet10 has one block per stage, for trials without an accelerator.",
-        choices=("resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+        "Backbone network: resnet10 (one block per stage), 18, 34, 50, 101 or 152; keras:NAME of "
+        "keras.applications; keras_hub:NAME, a class or a preset; your own "
+        "package.module:function; or a .keras file. Arguments may follow: "
+        "keras:MobileNetV2(alpha=0.5).",
+        filled=True,
     )
-    width: int = setting(64, "Channels of the backbone's first stage.", at_least=1)
+    width: int = setting(64, "ResNets: channels of the first stage.", at_least=1)
     stem: str = setting(
         "imagenet",
-        "First layers: imagenet (7x7, stride 2, max-pool) or cifar (3x3, stride 1).",
+        "ResNets: first layers, imagenet (7x7, stride 2, max-pool) or cifar (3x3, stride 1).",
         choices=("imagenet", "cifar"),
+    )
+    freeze_stages: int = setting(
+        0,
+        "Number of first stages that are not trained, nor their statistics, to adapt a pretrained "
+        "network to a few images.",
+        at_least=0,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.backbone not in network_names.RESNETS:
+            network_names.parse(self.backbone)
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig(Config):
+    """Start"""
+
+    init_from: str = setting(
+        "",
+        "Weights to start from: a run, an encoder folder, a .keras, .weights.h5, .pth or "
+        ".safetensors file, or imagenet (those of keras.applications). Empty: random weights.",
     )
 
 
@@ -372,13 +398,16 @@ class OptimizationConfig(Config):
         choices=("epoch", "step"),
     )
     weight_decay: float = setting(
-        1e-4, "L2 penalty, added to the gradient of every trained weight.", at_least=0
+        1e-4,
+        "L2 penalty, added to the gradient of every trained weight; with adamw, decoupled.",
+        at_least=0,
     )
-    momentum: float = setting(0.9, "Momentum of SGD.", at_least=0, below=1)
+    momentum: float = setting(0.9, "Momentum of sgd and lars.", at_least=0, below=1)
     optimizer: str = setting(
         "sgd",
-        "Optimizer: sgd, or lars (SGD with a learning rate per tensor), both with momentum.",
-        choices=("sgd", "lars"),
+        "Optimizer: sgd, or lars (SGD with a learning rate per tensor), both with momentum; or "
+        "adamw, for transformers, whose weight decay is not part of the gradient.",
+        choices=("sgd", "lars", "adamw"),
     )
     lars_trust_coefficient: float = setting(
         0.001,
@@ -562,6 +591,7 @@ class PretrainConfig(Config):
     pixels: PixelsConfig = dataclasses.field(default_factory=PixelsConfig)
     views: ViewsConfig = dataclasses.field(default_factory=ViewsConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    start: StartConfig = dataclasses.field(default_factory=StartConfig)
     method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
     optimization: OptimizationConfig = dataclasses.field(default_factory=OptimizationConfig)
     monitor: MonitorConfig = dataclasses.field(default_factory=MonitorConfig)

@@ -41,7 +41,7 @@ def run(config: TransferConfig) -> None:
     _check_workdir(config.workdir)
     keras.utils.set_random_seed(config.seed)
     encode, _ = saved_model.load(config.encoder)
-    resnet, _ = saved_model.load_resnet(config.encoder)
+    resnet = saved_model.load_resnet(config.encoder)
     backbone = retinanet.build_backbone(resnet, config.image_size)
     splits = config.train_split, config.eval_split
     train, test = voc.load(config.dataset, config.data_dir, splits)

@@ -19,7 +19,7 @@ from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.distribution import collectives
 from simsiam_tf.evaluation import linear
 from simsiam_tf.evaluation.config import FinetuneConfig
-from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.optimization import optimizers, schedules
 from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
@@ -48,7 +48,7 @@ def choose_labelled(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
 
 def train(
     strategy: tf.distribute.Strategy,
-    encoder: ResNet,
+    encoder: Backbone,
     source: Source,
     view: Callable[[tf.Tensor, tf.Tensor], dict[str, Any]],
     config: FinetuneConfig,

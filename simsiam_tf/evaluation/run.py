@@ -231,11 +231,11 @@ def _finetune(
         indices = finetune.choose_labelled(labels, label_fraction, config.seed)
         train = datasets.subset(train, indices)
     with encoder.strategy.scope():
-        resnet, _ = saved_model.load_resnet(encoder.path)
+        backbone, _ = saved_model.load_backbone(encoder.path)
     quarantine = Quarantine(train, config.data)
     classify = finetune.train(
         encoder.strategy,
-        resnet,
+        backbone,
         train,
         _crops(config, encoder),
         config.finetune,

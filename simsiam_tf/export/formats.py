@@ -17,7 +17,7 @@ from simsiam_tf import files
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data.pixels import RGB, Pixels
 from simsiam_tf.export import saved_model
-from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.schema import UserError
 
 MOST_RELATIVE_DIFFERENCE = 1e-4
@@ -39,7 +39,7 @@ class Parity(NamedTuple):
 
 
 def export(
-    encoder: ResNet,
+    encoder: Backbone,
     config: PretrainConfig,
     name: str,
     output: str,
@@ -88,14 +88,15 @@ def export(
 
 
 def compare(
-    encoder: ResNet,
+    encoder: Backbone,
     config: PretrainConfig,
     encode: Callable[[np.ndarray], np.ndarray],
     pixels: Pixels = RGB,
 ) -> Parity:
     """Returns the `Parity` of a loaded format with an encoder; the images are always the same.
 
-    The two batches differ in number and size of images, to detect a dimension that is not free.
+    The two batches differ in number and size of images, to detect a dimension that is not free. A
+    network that takes one size only sees images of that size.
 
     Args:
       encoder: the encoder.
@@ -103,10 +104,10 @@ def compare(
       encode: the loaded format: images `[N, H, W, C]` float32 → features `[N, F]`.
       pixels: what the pixels of the run's images are.
     """
-    size = config.views.image_size
+    size, fixed = config.views.image_size, encoder.image_size
     reference = saved_model.ServedEncoder(encoder, size, config.views.eval_crop_ratio, pixels)
     differences, features = [], []
-    for seed, shape in enumerate([(1, size, size), (3, size + 8, size + 5)]):
+    for seed, shape in enumerate([(1, size, size), (3, fixed or size + 8, fixed or size + 5)]):
         whole = [*shape, pixels.channels]
         images = tf.random.stateless_uniform(whole, [seed, 0], pixels.low, pixels.high)
         expected = reference.features(images)["features"].numpy()
@@ -124,14 +125,67 @@ def _load_savedmodel(path: str) -> Callable[[np.ndarray], np.ndarray]:
 def _write_onnx(served: saved_model.ServedEncoder, path: str) -> None:
     import tf2onnx
 
-    (images,) = served.features.input_signature
-    model, _ = tf2onnx.convert.from_function(served.features, [images])
+    _register_erfc()
+    model, _ = tf2onnx.convert.from_graph_def(
+        _frozen_graph(served.features.get_concrete_function()),
+        input_names=["images:0"],
+        output_names=["Identity:0"],
+        tensors_to_rename={"images:0": "images", "Identity:0": "features"},
+    )
     # The converter gives the free dimensions numbers, so they are named here.
     for tensor, names in ((model.graph.input[0], "NHW"), (model.graph.output[0], "N")):
         for dimension, name in zip(tensor.type.tensor_type.shape.dim, names, strict=False):
-            dimension.dim_param = name
+            if not dimension.dim_value:
+                dimension.dim_param = name
     with open(path, "wb") as file:
         file.write(model.SerializeToString())
+
+
+def _frozen_graph(function: Any) -> Any:
+    """Returns the graph of a concrete function, in which weights and other tensors are constants.
+
+    The converter's own `from_function` takes tensors that a layer keeps, such as the indices of
+    positions, for inputs.
+    """
+    from tensorflow.python.framework import convert_to_constants
+
+    frozen = convert_to_constants.convert_variables_to_constants_v2(
+        function, lower_control_flow=False, aggressive_inlining=True
+    )
+    graph = frozen.graph.as_graph_def(add_shapes=True)
+    kept = {inner.op.name: outer for outer, inner in function.graph.captures}
+    for node in graph.node:
+        if node.op == "Placeholder" and node.name in kept:
+            value = tf.make_tensor_proto(kept[node.name])
+            node.op = "Const"
+            node.attr.clear()
+            node.attr["dtype"].type = value.dtype
+            node.attr["value"].tensor.CopyFrom(value)
+    return graph
+
+
+def _register_erfc() -> None:
+    """Teaches the converter the complementary error function, of the activation GELU."""
+    from tf2onnx import handler, utils
+
+    class Erfc:
+        @classmethod
+        def version_9(cls, ctx: Any, node: Any, **_: Any) -> None:
+            shape, dtype = ctx.get_shape(node.output[0]), ctx.get_dtype(node.output[0])
+            ctx.remove_node(node.name)
+            erf = ctx.make_node("Erf", node.input)
+            one = ctx.make_const(
+                utils.make_name("one"), np.ones([], utils.map_onnx_to_numpy_type(dtype))
+            )
+            ctx.make_node(
+                "Sub",
+                [one.output[0], erf.output[0]],
+                outputs=node.output,
+                shapes=[shape],
+                dtypes=[dtype],
+            )
+
+    handler.tf_op("Erfc")(Erfc)
 
 
 def _load_onnx(path: str) -> Callable[[np.ndarray], np.ndarray]:

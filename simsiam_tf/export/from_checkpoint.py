@@ -9,7 +9,7 @@ from simsiam_tf import files
 from simsiam_tf.distribution import devices
 from simsiam_tf.export import formats, saved_model
 from simsiam_tf.export.settings import ExportConfig
-from simsiam_tf.models import resnet
+from simsiam_tf.methods.build import build_encoder
 from simsiam_tf.runs import checkpoints, run_folder
 from simsiam_tf.schema import UserError
 
@@ -36,7 +36,7 @@ def export(config: ExportConfig) -> None:
     # On a GPU, the rounding of TensorFloat-32 would count as a difference.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     pixels = run_folder.read_pixels(workdir)
-    encoder = resnet.ResNet(run.encoder, run.system.seed, pixels.channels)
+    encoder = build_encoder(run, pixels.channels)
     # The weights of the encoder are the first ones of its model.
     saved = checkpoints.Checkpoints(workdir, encoder)
     if step is None:

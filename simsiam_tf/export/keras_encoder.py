@@ -12,7 +12,7 @@ from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data.pixels import RGB, Pixels
 from simsiam_tf.export import saved_model
 from simsiam_tf.models import precision
-from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.runs import run_folder
 
 
@@ -33,7 +33,7 @@ class Encoder(keras.Model):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         image_size: int,
         crop_ratio: float,
         pixels: Pixels = RGB,
@@ -92,6 +92,6 @@ def load_encoder(path: str | os.PathLike) -> Encoder:
       UserError: the folder is missing, or contains no such encoder.
     """
     folder = run_folder.encoder_folder(os.fspath(path))
-    backbone, description = saved_model.load_resnet(folder)
+    backbone, description = saved_model.load_backbone(folder)
     size, crop_ratio = description["image_size"], description["eval_crop_ratio"]
     return Encoder(backbone, size, crop_ratio, saved_model.pixels_of(description))

@@ -1,18 +1,21 @@
 """Saving and loading of the encoder as a SavedModel that needs no code of this project.
 
 The folder `encoder/` contains the SavedModel and `encoder.json`, which describes the encoder's
-input and how the encoder was made. The SavedModel has two signatures:
+input and how the encoder was made. The SavedModel has these signatures:
 - `serving_default`: `images` float32 `[N, H, W, C]` → `features` float32 `[N, F]`. The images are
   in [0, 255], or in the run's `value_range` where they have more than 8 bits.
 - `serve_encoded`: `encoded` string `[N]`, JPEG, PNG or BMP files → `features` float32 `[N, F]`.
   Only encoders of grey and RGB images have it.
-Normalisation is inside both signatures, and gradients flow through both to the weights.
+- `feature_maps`: `images` as above → `stage1`, `stage2`, ..., float32 `[N, h, w, c]`, the last
+  map of each resolution. Networks that return no maps do not have it.
+Normalisation is inside the signatures, and gradients flow through them to the weights.
 """
 
 import dataclasses
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -23,17 +26,20 @@ from simsiam_tf import files
 from simsiam_tf.config import EncoderConfig, PretrainConfig
 from simsiam_tf.data import decoding, views
 from simsiam_tf.data.pixels import RGB, Pixels
-from simsiam_tf.models import precision, resnet
+from simsiam_tf.models import backbones, precision
+from simsiam_tf.models.backbone import Backbone
+from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
 DESCRIPTION = "encoder.json"
+_BACKBONE_FILE = "backbone.keras"  # a copy of the file that --backbone names
 
 
 class ServedEncoder(tf.Module):
     """The two signatures of the SavedModel, around an encoder of normalised images."""
 
     def __init__(
-        self, encoder: resnet.ResNet, image_size: int, crop_ratio: float, pixels: Pixels = RGB
+        self, encoder: Backbone, image_size: int, crop_ratio: float, pixels: Pixels = RGB
     ) -> None:
         """Args:
         encoder: normalised images `[N, H, W, C]` → features `[N, F]`.
@@ -44,14 +50,17 @@ class ServedEncoder(tf.Module):
         super().__init__()
         self.encoder = encoder
         self.pixels = pixels
-        # In the order of the encoder's weights, so that `load_resnet` can restore them.
+        # In the order of the encoder's weights, so that `load_backbone` can restore them.
         self.weights = [variable.value for variable in encoder.weights]
         self.view = views.build_evaluation_view(image_size, crop_ratio, pixels)
-        shape = [None, None, None, pixels.channels]
+        shape = [None, encoder.image_size, encoder.image_size, pixels.channels]
         self.features = tf.function(
             self._features,
             input_signature=[tf.TensorSpec(shape, tf.float32, "images")],
             autograph=False,
+        )
+        self.feature_maps = tf.function(
+            self._feature_maps, input_signature=self.features.input_signature, autograph=False
         )
         self.features_of_encoded = None
         if pixels.channels in (1, 3):
@@ -63,9 +72,17 @@ class ServedEncoder(tf.Module):
 
     def _features(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns {"features": `[N, F]` float32} of images `[N, H, W, C]` float32."""
+        features = self.encoder(self._normalize(images), training=False)
+        return {"features": tf.cast(features, tf.float32)}
+
+    def _feature_maps(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns {"stage1": `[N, h, w, c]` float32, ...} of images `[N, H, W, C]` float32."""
+        maps = self.encoder.feature_maps(self._normalize(images))
+        return {name: tf.cast(x, tf.float32) for name, x in maps.items()}
+
+    def _normalize(self, images: tf.Tensor) -> tf.Tensor:
         numbers = self.pixels.from_values(tf.cast(images, self.encoder.compute_dtype))
-        normalized = self.pixels.normalize(numbers)
-        return {"features": tf.cast(self.encoder(normalized, training=False), tf.float32)}
+        return self.pixels.normalize(numbers)
 
     def _features_of_encoded(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns {"features": `[N, F]` float32} of JPEG or PNG files, string `[N]`."""
@@ -80,7 +97,7 @@ class ServedEncoder(tf.Module):
 
 
 def save(
-    encoder: resnet.ResNet,
+    encoder: Backbone,
     config: PretrainConfig,
     directory: str,
     facts: dict[str, Any],
@@ -99,10 +116,12 @@ def save(
     with files.written_whole(directory) as staging:
         write(served, staging)
         write_description(os.path.join(staging, DESCRIPTION), served, config, facts)
+        if config.encoder.backbone.endswith(".keras"):
+            shutil.copyfile(config.encoder.backbone, os.path.join(staging, _BACKBONE_FILE))
 
 
 def serve(
-    encoder: resnet.ResNet, config: PretrainConfig, dtype: str, pixels: Pixels = RGB
+    encoder: Backbone, config: PretrainConfig, dtype: str, pixels: Pixels = RGB
 ) -> ServedEncoder:
     """Returns a `ServedEncoder` of a new copy of an encoder.
 
@@ -115,14 +134,15 @@ def serve(
       pixels: what the pixels of the run's images are.
     """
     with precision.of_new_layers(dtype):
-        copy = encoder.initial_copy()
-    copy.set_weights(encoder.get_weights())
+        copy = encoder.copy()
     return ServedEncoder(copy, config.views.image_size, config.views.eval_crop_ratio, pixels)
 
 
 def write(served: ServedEncoder, directory: str) -> None:
     """Writes the SavedModel of a `ServedEncoder`, without `encoder.json`."""
     signatures = {"serving_default": served.features}
+    if served.feature_maps.get_concrete_function().structured_outputs:
+        signatures["feature_maps"] = served.feature_maps
     if served.features_of_encoded:
         signatures["serve_encoded"] = served.features_of_encoded
     tf.saved_model.save(served, directory, signatures=signatures)
@@ -208,8 +228,8 @@ def pixels_of(description: dict[str, Any]) -> Pixels:
     return Pixels.from_dict(dataclasses.asdict(RGB) | known | {"low": low, "high": high})
 
 
-def load_resnet(directory: str) -> tuple[resnet.ResNet, dict[str, Any]]:
-    """Loads an encoder that `save` wrote as a `ResNet`, whose weights can be trained.
+def load_backbone(directory: str) -> tuple[Backbone, dict[str, Any]]:
+    """Loads an encoder that `save` wrote as a `Backbone`, whose weights can be trained.
 
     Returns:
       The encoder, and the entries of `encoder.json`.
@@ -219,8 +239,16 @@ def load_resnet(directory: str) -> tuple[resnet.ResNet, dict[str, Any]]:
     """
     loaded, description = _load(directory)
     try:
-        config = EncoderConfig(*(description[key] for key in ("backbone", "width", "stem")))
-        encoder = resnet.ResNet(config, seed=0, channels=description.get("channels", 3))
+        settings = {key: description[key] for key in ("backbone", "width", "stem")}
+        copied = os.path.join(directory, _BACKBONE_FILE)
+        if os.path.exists(copied):
+            settings["backbone"] = copied
+        encoder = backbones.build(
+            EncoderConfig(**settings),
+            seed=0,
+            channels=description.get("channels", 3),
+            image_size=description["image_size"],
+        )
         encoder.set_weights([variable.numpy() for variable in loaded.weights])
     except (KeyError, AttributeError, ValueError) as error:
         raise UserError(
@@ -228,6 +256,26 @@ def load_resnet(directory: str) -> tuple[resnet.ResNet, dict[str, Any]]:
             f"--export exports the encoder of a run again. Received: {directory}"
         ) from error
     return encoder, description
+
+
+def load_resnet(directory: str) -> ResNet:
+    """Loads an encoder as `load_backbone` does, for programs that need a ResNet.
+
+    Raises:
+      UserError: as of `load_backbone`, or the encoder is another network.
+    """
+    encoder, _ = load_backbone(directory)
+    return check_resnet(encoder, directory)
+
+
+def check_resnet(encoder: Backbone, path: str) -> ResNet:
+    """Returns an encoder that is a ResNet; raises `UserError` for another one, from `path`."""
+    if not isinstance(encoder, ResNet):
+        raise UserError(
+            "The encoder must be a ResNet, whose weights have names in PyTorch. "
+            f"Received: {encoder.config.backbone}, in {path}"
+        )
+    return encoder
 
 
 def _load(directory: str) -> tuple[Any, dict[str, Any]]:

@@ -22,7 +22,7 @@ from simsiam_tf.interop.settings import (
     SourceConfig,
     TorchExportConfig,
 )
-from simsiam_tf.methods.build import build_model
+from simsiam_tf.methods.build import build_encoder, build_model
 from simsiam_tf.methods.simsiam import SimSiam
 from simsiam_tf.models import resnet
 from simsiam_tf.optimization import optimizers, schedules
@@ -61,11 +61,9 @@ def import_torch(config: ImportConfig) -> None:
         model, optimizer = build_model(run, tf.distribute.get_strategy())
         encoder, variables = model.encoder, naming.model_variables(model)
     else:
-        encoder = resnet.ResNet(run.encoder, run.system.seed)
+        encoder = build_encoder(run, 3)
         prefix = naming.encoder_prefix(checkpoint.shapes)
-        variables = {
-            prefix + name: value for name, value in naming.encoder_variables(encoder).items()
-        }
+        variables = {prefix + name: value for name, value in encoder.named_weights().items()}
     for name, variable in variables.items():
         variable.assign(naming.to_keras(checkpoint.tensors[name]))
 
@@ -125,7 +123,7 @@ def export_torch(config: TorchExportConfig) -> None:
     if config.whole:
         content = _authors_checkpoint(config)
     else:
-        content = _tensors_of(naming.encoder_variables(_load_encoder(config.source)))
+        content = _tensors_of(_load_encoder(config.source).named_weights())
     weight_files.write(config.output, content)
     logging.info("Wrote %s", config.output)
 
@@ -183,7 +181,7 @@ def export_detectron2(config: Detectron2ExportConfig) -> None:
     """
     weight_files.check_output(config.output)
     encoder = _load_encoder(config.source)
-    tensors = _tensors_of(naming.encoder_variables(encoder))
+    tensors = _tensors_of(encoder.named_weights())
     if tensors["conv1.weight"].shape[2] != 7:
         raise UserError(
             "The encoder must have been trained with --stem=imagenet, because Detectron2's ResNet "
@@ -217,9 +215,9 @@ def _tensors_of(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray
 def _load_encoder(config: SourceConfig) -> resnet.ResNet:
     """Returns the encoder of a SavedModel, or of a run's newest checkpoint."""
     if config.encoder:
-        return saved_model.load_resnet(config.encoder)[0]
+        return saved_model.load_resnet(config.encoder)
     run = _run_in(config.workdir)
-    encoder = resnet.ResNet(run.encoder, run.system.seed)
+    encoder = saved_model.check_resnet(build_encoder(run, 3), config.workdir)
     _restore(config.workdir, encoder)
     return encoder
 
@@ -243,6 +241,7 @@ def load_run(workdir: str) -> tuple[SimSiam, optimizers.SGD, config_lib.Pretrain
             f"Received: {run.method.method}"
         )
     model, optimizer = build_model(run, tf.distribute.get_strategy())
+    saved_model.check_resnet(model.encoder, workdir)
     _restore(workdir, model, optimizer)
     return model, optimizer, run
 

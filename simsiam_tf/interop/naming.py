@@ -6,6 +6,7 @@ encoder (`predictor`).
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,28 +14,24 @@ import numpy as np
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.methods import build_method
 from simsiam_tf.methods.simsiam import SimSiam
-from simsiam_tf.models import heads, normalization, resnet
+from simsiam_tf.models import resnet
 from simsiam_tf.schema import UserError
 
 Shape = tuple[int, ...]
 
 
-def encoder_variables(encoder: resnet.ResNet) -> dict[str, keras.Variable]:
-    """Returns the variables of a ResNet by torchvision's names, in the order of its state dict."""
-    named = _conv_norm("conv1", "bn1", encoder.stem)
-    for block in encoder.blocks:
-        name = block.name.replace("_", ".")
-        for index, conv_norm in enumerate(block.conv_norms, start=1):
-            named |= _conv_norm(f"{name}.conv{index}", f"{name}.bn{index}", conv_norm)
-        if block.downsample:
-            named |= _conv_norm(f"{name}.downsample.0", f"{name}.downsample.1", block.downsample)
-    return named
-
-
 def model_variables(model: SimSiam) -> dict[str, keras.Variable]:
     """Returns the variables of a SimSiam model by the authors' names, in state-dict order."""
-    named = {f"encoder.{name}": value for name, value in encoder_variables(model.encoder).items()}
-    return named | _mlp("encoder.fc", model.projector) | _mlp("predictor", model.predictor)
+    parts: dict[str, Any] = {
+        "encoder": model.encoder,
+        "encoder.fc": model.projector,
+        "predictor": model.predictor,
+    }
+    return {
+        f"{part}.{name}": variable
+        for part, layer in parts.items()
+        for name, variable in layer.named_weights().items()
+    }
 
 
 def encoder_prefix(names: Iterable[str]) -> str:
@@ -45,30 +42,6 @@ def encoder_prefix(names: Iterable[str]) -> str:
 def is_statistic(name: str) -> bool:
     """Returns whether a tensor is a running statistic, which is not a parameter in PyTorch."""
     return name.endswith(("running_mean", "running_var"))
-
-
-def _conv_norm(
-    conv_name: str, norm_name: str, conv_norm: resnet.ConvNorm
-) -> dict[str, keras.Variable]:
-    return {f"{conv_name}.weight": conv_norm.conv.kernel} | _norm(norm_name, conv_norm.norm)
-
-
-def _norm(name: str, norm: normalization.BatchNormalization) -> dict[str, keras.Variable]:
-    affine = {"weight": norm.gamma, "bias": norm.beta} if norm.affine else {}
-    statistics = {"running_mean": norm.running_mean, "running_var": norm.running_variance}
-    return {f"{name}.{key}": value for key, value in (affine | statistics).items()}
-
-
-def _mlp(name: str, mlp: heads.Mlp) -> dict[str, keras.Variable]:
-    # torch.nn.Sequential numbers [linear, norm, ReLU] of each layer consecutively.
-    named = {}
-    for index, linear in enumerate(mlp.linears):
-        named[f"{name}.{3 * index}.weight"] = linear.kernel
-        if linear.use_bias:
-            named[f"{name}.{3 * index}.bias"] = linear.bias
-        if index < len(mlp.norms):
-            named |= _norm(f"{name}.{3 * index + 1}", mlp.norms[index])
-    return named
 
 
 def to_torch(array: np.ndarray) -> np.ndarray:
@@ -155,7 +128,7 @@ def check(shapes: Mapping[str, Shape], config: PretrainConfig) -> None:
     # The variables are declared but not filled, so a hostile width allocates no memory.
     with keras.StatelessScope(initialize_variables=False):
         encoder = resnet.ResNet(config.encoder, config.system.seed)
-        variables = encoder_variables(encoder)
+        variables = encoder.named_weights()
         if encoder_prefix(shapes):
             model = build_method(config.method, encoder, config.system.seed)
             variables = model_variables(model)

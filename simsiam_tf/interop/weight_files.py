@@ -36,7 +36,7 @@ class Checkpoint(NamedTuple):
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def read(path: str, check: Check) -> Checkpoint:
+def read(path: str, check: Check, *, with_momenta: bool = True) -> Checkpoint:
     """Returns the state dict of the authors' checkpoint, of a torchvision or a safetensors file.
 
     Args:
@@ -44,6 +44,8 @@ def read(path: str, check: Check) -> Checkpoint:
         been written by `torch.save`.
       check: called with {name: shape} of the tensors before a tensor is read. It raises
         `UserError` to reject the file.
+      with_momenta: whether the momenta of the optimizer in the file are wanted; otherwise it may be
+        any optimizer.
 
     Returns:
       A `Checkpoint` of float32 NumPy arrays. Names have no prefix `module.`. Batch counters and
@@ -55,8 +57,9 @@ def read(path: str, check: Check) -> Checkpoint:
     """
     if not os.path.isfile(path):
         raise UserError(f"--checkpoint must be a file that exists. Received: {path}")
-    reader = _read_safetensors if path.endswith(".safetensors") else _read_torch
-    return reader(path, check)
+    if path.endswith(".safetensors"):
+        return _read_safetensors(path, check)
+    return _read_torch(path, check, with_momenta)
 
 
 def check_output(path: str) -> None:
@@ -126,7 +129,7 @@ def _read_safetensors(path: str, check: Check) -> Checkpoint:
     return Checkpoint(tensors, momenta={}, epoch=None)
 
 
-def _read_torch(path: str, check: Check) -> Checkpoint:
+def _read_torch(path: str, check: Check, with_momenta: bool) -> Checkpoint:
     torch = _import("torch")
     fake_tensor = _import("torch._subclasses.fake_tensor")
 
@@ -144,7 +147,7 @@ def _read_torch(path: str, check: Check) -> Checkpoint:
             raise _unreadable(path, error) from error
 
     content = load(fake_tensor.FakeTensorMode())
-    described = _parse(path, content)
+    described = _parse(path, content, with_momenta)
     _check_types(path, {name: str(value.dtype) for name, value in described.tensors.items()})
     claimed = max(_stored_bytes(content, torch), _shown_bytes(described))
     if claimed > os.path.getsize(path):
@@ -153,7 +156,7 @@ def _read_torch(path: str, check: Check) -> Checkpoint:
             f"{os.path.getsize(path)} bytes, {path}"
         )
     check(described.shapes)
-    checkpoint = _parse(path, load(contextlib.nullcontext()))
+    checkpoint = _parse(path, load(contextlib.nullcontext()), with_momenta)
     return Checkpoint(
         {name: _float32(value.numpy()) for name, value in checkpoint.tensors.items()},
         {name: _float32(value.numpy()) for name, value in checkpoint.momenta.items()},
@@ -188,7 +191,7 @@ def _shown_bytes(checkpoint: Checkpoint) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in every)
 
 
-def _parse(path: str, content: Any) -> Checkpoint:
+def _parse(path: str, content: Any, with_momenta: bool) -> Checkpoint:
     """Returns the `Checkpoint` in a result of `torch.load`, and checks its structure."""
     if not isinstance(content, dict):
         raise UserError(
@@ -202,7 +205,9 @@ def _parse(path: str, content: Any) -> Checkpoint:
     epoch = content.get("epoch")
     epoch = epoch if isinstance(epoch, int) else None
     optimizer = content.get("optimizer")
-    momenta = _momenta(path, tensors, optimizer) if isinstance(optimizer, dict) else {}
+    momenta = {}
+    if with_momenta and isinstance(optimizer, dict):
+        momenta = _momenta(path, tensors, optimizer)
     return Checkpoint(tensors, momenta, epoch)
 
 

@@ -13,7 +13,7 @@ from simsiam_tf.methods.simclr import SimClr
 from simsiam_tf.methods.simsiam import SimSiam
 from simsiam_tf.methods.supervised import Supervised
 from simsiam_tf.methods.swav import Swav
-from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.models.backbone import Backbone
 
 METHODS: dict[str, Callable[..., base.SelfSupervisedModel]] = {
     "simsiam": SimSiam,
@@ -30,7 +30,7 @@ for _method in METHODS.values():  # `keras.saving.load_model` finds them by name
 
 
 def build_method(
-    config: MethodConfig, encoder: ResNet, seed: int, plan: base.Plan | None = None
+    config: MethodConfig, encoder: Backbone, seed: int, plan: base.Plan | None = None
 ) -> base.SelfSupervisedModel:
     """Returns the model that `config` describes, with `encoder` in it.
 

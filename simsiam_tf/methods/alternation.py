@@ -5,8 +5,8 @@ import tensorflow as tf
 from simsiam_tf.config import MethodConfig
 from simsiam_tf.methods.base import Batch, Plan, feature_moments
 from simsiam_tf.methods.simsiam import SimSiam
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.models.bank import Bank
-from simsiam_tf.models.resnet import ResNet
 
 
 class Alternation(SimSiam):
@@ -24,7 +24,7 @@ class Alternation(SimSiam):
 
     bank: Bank
 
-    def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
+    def __init__(self, config: MethodConfig, encoder: Backbone, seed: int, plan: Plan) -> None:
         super().__init__(config, encoder, seed, plan)
         self.plan = plan
         self.eta_momentum = config.eta_momentum

@@ -10,8 +10,8 @@ from simsiam_tf import objectives
 from simsiam_tf.config import MethodConfig
 from simsiam_tf.distribution import collectives
 from simsiam_tf.models import precision
+from simsiam_tf.models.backbone import Backbone, is_statistic
 from simsiam_tf.models.bank import Bank
-from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.optimization import optimizers
 
 # One replica's share of a batch, {name: tensors}; `compute_views_loss` lists the names.
@@ -63,7 +63,7 @@ class SelfSupervisedModel(keras.Model):
     bank: Bank | None = None
 
     def __init__(
-        self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan | None = None
+        self, config: MethodConfig, encoder: Backbone, seed: int, plan: Plan | None = None
     ) -> None:
         """Wraps an encoder. Every method takes these arguments.
 
@@ -143,7 +143,7 @@ class SelfSupervisedModel(keras.Model):
         raise NotImplementedError
 
     def project(
-        self, views: list[tf.Tensor], encoder: ResNet, projector: keras.layers.Layer
+        self, views: list[tf.Tensor], encoder: Backbone, projector: keras.layers.Layer
     ) -> list[tf.Tensor]:
         """Returns the projection z of each view, `[B, D]` each.
 
@@ -178,6 +178,10 @@ class SelfSupervisedModel(keras.Model):
         """
         return
 
+    def restart_targets(self) -> None:
+        """Runs after `--init_from` has set the weights: a momentum encoder takes them too."""
+        return
+
     def freeze_targets(self, batch: Batch, offset: tf.Tensor | int) -> None:
         """Computes and stores the targets of a batch of one of the next steps.
 
@@ -190,11 +194,7 @@ class SelfSupervisedModel(keras.Model):
     @property
     def statistics(self) -> list[keras.Variable]:
         """The variables that the forward pass updates: running means and variances."""
-        return [
-            variable
-            for variable in self.non_trainable_variables
-            if variable.name in ("running_mean", "running_variance")
-        ]
+        return [variable for variable in self.non_trainable_variables if is_statistic(variable)]
 
     def train_step(self, data: Batch | tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         """Trains one step on one replica's share and returns metrics; call it in replica context.
@@ -228,7 +228,7 @@ class SelfSupervisedModel(keras.Model):
         means = {name: total / num_replicas for name, total in zip(averaged, sums, strict=True)}
         finite = tf.logical_and(finite, tf.math.is_finite(means["loss"]))
         skipped = tf.logical_not(finite)
-        if isinstance(self.optimizer, optimizers.SGD):
+        if isinstance(self.optimizer, (optimizers.SGD, optimizers.AdamW)):
             self.optimizer.update(gradients, finite)
         else:  # an optimizer of Keras sums the gradients over replicas itself
             masked = [tf.where(finite, gradient, 0) for gradient in local_gradients]

@@ -9,7 +9,8 @@ from simsiam_tf.config import OptimizationConfig, PretrainConfig
 from simsiam_tf.data.datasets import Source
 from simsiam_tf.methods import build_method
 from simsiam_tf.methods.base import Plan, SelfSupervisedModel
-from simsiam_tf.models import resnet
+from simsiam_tf.models import backbones
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.optimization import optimizers, schedules
 
 
@@ -30,6 +31,16 @@ def plan_of(config: PretrainConfig, source: Source) -> Plan:
     )
 
 
+def build_encoder(config: PretrainConfig, channels: int) -> Backbone:
+    """Returns the encoder of a run, with its initial weights.
+
+    Args:
+      config: the run's settings.
+      channels: number of channels of the images.
+    """
+    return backbones.build(config.encoder, config.system.seed, channels, config.views.image_size)
+
+
 def build_model(
     config: PretrainConfig, strategy: tf.distribute.Strategy, plan: Plan | None = None
 ) -> tuple[SelfSupervisedModel, keras.optimizers.Optimizer]:
@@ -42,8 +53,7 @@ def build_model(
         changes at every step instead of at every epoch.
     """
     with strategy.scope():
-        channels = plan.channels if plan else 3
-        encoder = resnet.ResNet(config.encoder, config.system.seed, channels)
+        encoder = build_encoder(config, plan.channels if plan else 3)
         model = build_method(config.method, encoder, config.system.seed, plan)
         model.accumulate_steps = config.optimization.accumulate_steps
         optimizer = _build_optimizer(config.optimization, model, plan)
@@ -67,7 +77,6 @@ def _build_optimizer(
         rates = optimizers.EpochRates(schedules.learning_rates(settings), steps_per_epoch)
     common: dict[str, Any] = {
         "learning_rate": rates,
-        "momentum": settings.momentum,
         "weight_decay": settings.weight_decay,
         "constant_rate": schedules.initial_learning_rate(settings),
     }
@@ -77,9 +86,13 @@ def _build_optimizer(
         # The vectors are the biases, and the scales and offsets of normalization.
         vectors = [variable for variable in learned if len(variable.shape) == 1]
         common["excluded_variables"] = optimizers.indices(vectors, learned)
-    if settings.optimizer == "lars":
-        optimizer = optimizers.LARS(trust_coefficient=settings.lars_trust_coefficient, **common)
+    optimizer: keras.optimizers.Optimizer
+    if settings.optimizer == "adamw":
+        optimizer = optimizers.AdamW(**common)
+    elif settings.optimizer == "lars":
+        trust = settings.lars_trust_coefficient
+        optimizer = optimizers.LARS(momentum=settings.momentum, trust_coefficient=trust, **common)
     else:
-        optimizer = optimizers.SGD(**common)
+        optimizer = optimizers.SGD(momentum=settings.momentum, **common)
     optimizer.build(learned)
     return optimizer

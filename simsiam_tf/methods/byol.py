@@ -6,8 +6,8 @@ import tensorflow as tf
 from simsiam_tf.config import MethodConfig
 from simsiam_tf.methods.base import Batch, Plan, SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.models.momentum import MomentumEncoder
-from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.objectives import negative_cosine_similarity
 
 
@@ -17,7 +17,7 @@ class Byol(SelfSupervisedModel):
     f' is the momentum encoder; no gradient reaches it.
     """
 
-    def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
+    def __init__(self, config: MethodConfig, encoder: Backbone, seed: int, plan: Plan) -> None:
         super().__init__(config, encoder, seed, plan)
         self.projector = heads.build_projector(config, encoder.feature_dim, seed)
         self.predictor = heads.build_predictor(config, seed)
@@ -40,6 +40,9 @@ class Byol(SelfSupervisedModel):
         loss = 2 + 2 * negative_cosine_similarity(p1, target2)
         loss += 2 + 2 * negative_cosine_similarity(p2, target1)
         return loss, {"feature_moments": feature_moments(z)}
+
+    def restart_targets(self) -> None:
+        self.target.restart(self.encoder, self.projector)
 
     def after_update(self, batch: Batch, outputs: dict[str, tf.Tensor], skipped: tf.Tensor) -> None:
         self.target.follow(self._followed_variables, self.optimizer.iterations - 1, skipped)

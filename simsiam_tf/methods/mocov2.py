@@ -7,9 +7,9 @@ from simsiam_tf.config import MethodConfig
 from simsiam_tf.distribution import collectives
 from simsiam_tf.methods.base import Batch, Plan, SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.models.momentum import MomentumEncoder
 from simsiam_tf.models.queue import KeyQueue
-from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.objectives import info_nce
 
 
@@ -21,7 +21,7 @@ class MocoV2(SelfSupervisedModel):
     GPUs.
     """
 
-    def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
+    def __init__(self, config: MethodConfig, encoder: Backbone, seed: int, plan: Plan) -> None:
         super().__init__(config, encoder, seed, plan)
         self.temperature = config.temperature
         self.projector = heads.build_projector(config, encoder.feature_dim, seed)
@@ -43,6 +43,9 @@ class MocoV2(SelfSupervisedModel):
             "feature_moments": feature_moments([q1, q2]),
             "keys": tf.stack([k1, k2], axis=1),
         }
+
+    def restart_targets(self) -> None:
+        self.target.restart(self.encoder, self.projector)
 
     def after_update(self, batch: Batch, outputs: dict[str, tf.Tensor], skipped: tf.Tensor) -> None:
         keys, _ = collectives.gather_batch(outputs["keys"])

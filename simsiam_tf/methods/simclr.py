@@ -7,7 +7,7 @@ from simsiam_tf.config import MethodConfig
 from simsiam_tf.distribution import collectives
 from simsiam_tf.methods.base import Batch, Plan, SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
-from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.models.backbone import Backbone
 
 
 class SimClr(SelfSupervisedModel):
@@ -18,7 +18,7 @@ class SimClr(SelfSupervisedModel):
     """
 
     def __init__(
-        self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan | None = None
+        self, config: MethodConfig, encoder: Backbone, seed: int, plan: Plan | None = None
     ) -> None:
         super().__init__(config, encoder, seed, plan)
         self.temperature = config.temperature

@@ -6,7 +6,7 @@ import tensorflow as tf
 from simsiam_tf.config import MethodConfig
 from simsiam_tf.methods.base import Batch, Plan, SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
-from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.objectives import SIMILARITIES
 
 # The pairs (predicting view, predicted view) of each symmetry (section 4.6).
@@ -21,7 +21,7 @@ class SimSiam(SelfSupervisedModel):
     """L = ½ D(p1, stopgrad(z2)) + ½ D(p2, stopgrad(z1)), with z = f(x) and p = h(z)."""
 
     def __init__(
-        self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan | None = None
+        self, config: MethodConfig, encoder: Backbone, seed: int, plan: Plan | None = None
     ) -> None:
         super().__init__(config, encoder, seed, plan)
         self.similarity = SIMILARITIES[config.similarity]

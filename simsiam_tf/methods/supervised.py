@@ -5,8 +5,8 @@ import tensorflow as tf
 
 from simsiam_tf.config import MethodConfig
 from simsiam_tf.methods.base import Batch, Plan, SelfSupervisedModel, feature_moments
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.models.initializers import uniform_fan_in
-from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
 
@@ -15,7 +15,7 @@ class Supervised(SelfSupervisedModel):
 
     num_views = 1
 
-    def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
+    def __init__(self, config: MethodConfig, encoder: Backbone, seed: int, plan: Plan) -> None:
         super().__init__(config, encoder, seed, plan)
         if not plan.num_classes:
             raise UserError(

@@ -7,8 +7,8 @@ from simsiam_tf.config import MethodConfig
 from simsiam_tf.distribution import collectives
 from simsiam_tf.methods.base import Batch, Plan, SelfSupervisedModel, feature_moments
 from simsiam_tf.models import heads
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.models.prototypes import Prototypes
-from simsiam_tf.models.resnet import ResNet
 
 
 class Swav(SelfSupervisedModel):
@@ -19,7 +19,7 @@ class Swav(SelfSupervisedModel):
     SimSiam's paper adds one.
     """
 
-    def __init__(self, config: MethodConfig, encoder: ResNet, seed: int, plan: Plan) -> None:
+    def __init__(self, config: MethodConfig, encoder: Backbone, seed: int, plan: Plan) -> None:
         super().__init__(config, encoder, seed, plan)
         self.config = config
         self.num_frozen_steps = config.freeze_prototypes_epochs * plan.steps_per_epoch

@@ -53,6 +53,18 @@ class Mlp(keras.layers.Layer):
                 x = tf.nn.relu(x)
         return tf.cast(x, self.variable_dtype)
 
+    def named_weights(self) -> dict[str, keras.Variable]:
+        """Returns all weights by the names that the authors' code gives them."""
+        # torch.nn.Sequential numbers [linear, norm, ReLU] of each layer consecutively.
+        named = {}
+        for index, linear in enumerate(self.linears):
+            named[f"{3 * index}.weight"] = linear.kernel
+            if linear.use_bias:
+                named[f"{3 * index}.bias"] = linear.bias
+            if index < len(self.norms):
+                named |= self.norms[index].named_weights(f"{3 * index + 1}")
+        return named
+
 
 def build_projector(config: MethodConfig, input_dim: int, seed: int) -> Mlp:
     """Returns the projector, the head of f (section 3).

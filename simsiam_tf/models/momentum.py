@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from simsiam_tf.config import MethodConfig
 from simsiam_tf.models import heads
-from simsiam_tf.models.resnet import ResNet
+from simsiam_tf.models.backbone import Backbone
 
 
 class MomentumEncoder(keras.layers.Layer):
@@ -19,13 +19,13 @@ class MomentumEncoder(keras.layers.Layer):
 
     def __init__(
         self,
-        encoder: ResNet,
+        encoder: Backbone,
         config: MethodConfig,
         seed: int,
         num_steps: int,
         **kwargs: object,
     ) -> None:
-        """Builds f' with the initial weights of f.
+        """Builds f' with the weights that f has now.
 
         Args:
           encoder: the encoder of f.
@@ -35,12 +35,22 @@ class MomentumEncoder(keras.layers.Layer):
           **kwargs: arguments of `keras.layers.Layer`.
         """
         super().__init__(**kwargs)
-        self.encoder = encoder.initial_copy()
+        self.encoder = encoder.copy()
         self.projector = heads.build_projector(config, encoder.feature_dim, seed)
         self.momentum = config.target_momentum
         self.schedule = config.target_momentum_schedule
         self.num_steps = num_steps
         self.built = True
+
+    def restart(self, encoder: Backbone, projector: heads.Mlp) -> None:
+        """Takes the weights of f, after `--init_from` has changed them.
+
+        Args:
+          encoder: the encoder of f.
+          projector: the projector of f.
+        """
+        self.encoder.set_weights(encoder.get_weights())
+        self.projector.set_weights(projector.get_weights())
 
     def follow(
         self, variables: Sequence[keras.Variable], step: tf.Tensor, skipped: tf.Tensor

@@ -6,12 +6,16 @@ normalises each view by its own statistics. The running statistics are updated o
 order of the views.
 """
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from simsiam_tf.distribution import collectives
+from simsiam_tf.schema import UserError
 
 
 class BatchNormalization(keras.layers.Layer):
@@ -46,6 +50,7 @@ class BatchNormalization(keras.layers.Layer):
         self.relu = relu
         self.momentum = momentum
         self.epsilon = epsilon
+        self.frozen = False  # whether training uses the running statistics and leaves them
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         # Variables and statistics have the precision of the weights, whatever the dtype of x.
@@ -71,27 +76,127 @@ class BatchNormalization(keras.layers.Layer):
             otherwise normalise by the running statistics.
           num_views: number of views in `x`.
         """
-        channels, dtype = x.shape[-1], self.variable_dtype
-        running_mean = tf.convert_to_tensor(self.running_mean)
-        running_variance = tf.convert_to_tensor(self.running_variance)
-        if self.affine:
-            gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-        else:
-            gamma, beta = tf.ones([channels], dtype), tf.zeros([channels], dtype)
-        if not training:
-            scale = gamma * tf.math.rsqrt(running_variance + self.epsilon)
-            y = (tf.cast(x, dtype) - running_mean) * scale + beta
-            return tf.cast(tf.nn.relu(y) if self.relu else y, x.dtype)
-        shape = tf.shape(x)
-        images, positions = shape[0] // num_views, tf.reduce_prod(shape[1:-1])
-        by_view = tf.reshape(x, [num_views, images, positions, channels])
-        normalize = _normalizer(self.epsilon, self.relu, self.momentum)
-        y, running_mean, running_variance = normalize(
-            by_view, gamma, beta, running_mean, running_variance
-        )
-        self.running_mean.assign(running_mean)
-        self.running_variance.assign(running_variance)
-        return tf.reshape(y, shape)
+        gamma, beta = (self.gamma, self.beta) if self.affine else (None, None)
+        weights = (gamma, beta, self.running_mean, self.running_variance)
+        if self.frozen or not training:
+            return _normalize_by_running(x, weights, self.epsilon, self.relu)
+        return _normalize_by_batch(x, weights, num_views, self.momentum, self.epsilon, self.relu)
+
+    def named_weights(self, name: str) -> dict[str, keras.Variable]:
+        """Returns the weights by PyTorch's names of a normalization called `name`."""
+        affine = {"weight": self.gamma, "bias": self.beta} if self.affine else {}
+        statistics = {"running_mean": self.running_mean, "running_var": self.running_variance}
+        return {f"{name}.{key}": value for key, value in (affine | statistics).items()}
+
+
+@keras.saving.register_keras_serializable("simsiam_tf")
+class KerasBatchNormalization(keras.layers.BatchNormalization):
+    """Keras' layer with the statistics of `BatchNormalization`: per view, over all replicas.
+
+    `adopt` makes it of Keras' own layers. Weights, their names, epsilon and momentum stay Keras'.
+    """
+
+    frozen = False  # as in `BatchNormalization`
+
+    def call(self, x: tf.Tensor, training: bool = False, mask: tf.Tensor | None = None) -> Any:
+        gamma, beta = self.gamma if self.scale else None, self.beta if self.center else None
+        weights = (gamma, beta, self.moving_mean, self.moving_variance)
+        if self.frozen or not (training and self.trainable):
+            return _normalize_by_running(x, weights, self.epsilon)
+        num_views = getattr(_of_thread, "num_views", 1)
+        return _normalize_by_batch(x, weights, num_views, self.momentum, self.epsilon)
+
+
+# The number of views in a batch, in the thread that traces a replica's step.
+_of_thread = threading.local()
+
+
+@contextlib.contextmanager
+def of_views(num_views: int) -> Iterator[None]:
+    """A context in which `KerasBatchNormalization` takes its input for several views."""
+    before = getattr(_of_thread, "num_views", 1)
+    _of_thread.num_views = num_views
+    try:
+        yield
+    finally:
+        _of_thread.num_views = before
+
+
+def adopt(network: keras.layers.Layer) -> int:
+    """Makes every batch normalization of a network a `KerasBatchNormalization`, with its weights.
+
+    Returns:
+      The number of these layers.
+
+    Raises:
+      UserError: a layer normalises another axis than the last one, or by other statistics.
+    """
+    layers = [
+        layer
+        for layer in network._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    for layer in layers:
+        axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
+        rank = layer.input_spec.ndim if layer.input_spec else None
+        if axis not in (-1, rank and rank - 1) or layer.renorm:
+            raise UserError(
+                "--backbone must normalise the last axis of its tensors, without "
+                f"renormalization. Received: the layer {layer.name} with axis={axis}"
+            )
+        layer.__class__ = KerasBatchNormalization
+        for variable in layer.weights:
+            variable._autocast = False  # statistics have the precision of the weights
+    return len(layers)
+
+
+def freeze(layer: keras.layers.Layer) -> None:
+    """Freezes the weights of a layer and of all layers in it, and their running statistics."""
+    layer.trainable = False
+    for inner in layer._flatten_layers():
+        if isinstance(inner, (BatchNormalization, KerasBatchNormalization)):
+            inner.frozen = True
+
+
+def _normalize_by_running(x, weights, epsilon, relu=False):
+    """Returns x normalised by the running statistics.
+
+    `weights` are gamma, beta, the running mean and the running variance. Gamma and beta may be
+    None.
+    """
+    gamma, beta, running_mean, running_variance = weights
+    dtype = running_mean.dtype
+    scale = tf.math.rsqrt(tf.convert_to_tensor(running_variance) + epsilon)
+    if gamma is not None:
+        scale = tf.convert_to_tensor(gamma) * scale
+    y = (tf.cast(x, dtype) - tf.convert_to_tensor(running_mean)) * scale
+    if beta is not None:
+        y += tf.convert_to_tensor(beta)
+    return tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
+
+
+def _normalize_by_batch(x, weights, num_views, momentum, epsilon, relu=False):
+    """Returns x normalised by each view's statistics, and updates the running statistics.
+
+    `weights` are those of `_normalize_by_running`.
+    """
+    gamma, beta, running_mean, running_variance = weights
+    channels, dtype = x.shape[-1], running_mean.dtype
+    gamma = tf.ones([channels], dtype) if gamma is None else tf.convert_to_tensor(gamma)
+    beta = tf.zeros([channels], dtype) if beta is None else tf.convert_to_tensor(beta)
+    shape = tf.shape(x)
+    images, positions = shape[0] // num_views, tf.reduce_prod(shape[1:-1])
+    by_view = tf.reshape(x, [num_views, images, positions, channels])
+    y, mean, variance = _normalizer(epsilon, relu, momentum)(
+        by_view,
+        gamma,
+        beta,
+        tf.convert_to_tensor(running_mean),
+        tf.convert_to_tensor(running_variance),
+    )
+    running_mean.assign(mean)
+    running_variance.assign(variance)
+    return tf.reshape(y, shape)
 
 
 def _normalizer(epsilon: float, relu: bool, momentum: float) -> Callable[..., tuple]:

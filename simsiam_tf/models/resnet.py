@@ -6,15 +6,19 @@ asymmetric at stride 2.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from simsiam_tf.config import EncoderConfig
+from simsiam_tf.models import normalization
+from simsiam_tf.models.backbone import Backbone, average
 from simsiam_tf.models.initializers import he_normal_fan_out
 from simsiam_tf.models.normalization import BatchNormalization
 from simsiam_tf.models.pooling import MaxPool
+from simsiam_tf.schema import UserError
 
 # name → (whether its blocks are bottlenecks, the number of blocks in each of the four stages)
 ARCHITECTURES = {
@@ -81,6 +85,15 @@ class ConvNorm(keras.layers.Layer):
         x = self.pad(x) if self.pad else x
         return self.norm(self.conv(x), training=training, num_views=num_views)
 
+    def named_weights(self, conv_name: str, norm_name: str) -> dict[str, keras.Variable]:
+        """Returns the weights of both layers by torchvision's names.
+
+        Args:
+          conv_name: torchvision's name of the convolution.
+          norm_name: torchvision's name of the normalization.
+        """
+        return {f"{conv_name}.weight": self.conv.kernel} | self.norm.named_weights(norm_name)
+
 
 class Block(keras.layers.Layer):
     """A residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 convolutions."""
@@ -144,7 +157,7 @@ class Block(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("simsiam_tf")
-class ResNet(keras.layers.Layer):
+class ResNet(Backbone):
     """The encoder: normalised images `[N, H, W, C]` → pooled features `[N, feature_dim]`."""
 
     def __init__(self, config: EncoderConfig, seed: int, channels: int = 3) -> None:
@@ -159,6 +172,7 @@ class ResNet(keras.layers.Layer):
         self.config = config
         self.seed = seed
         self.channels = channels
+        self.image_size = None
         bottleneck, depths = ARCHITECTURES[config.backbone]
         imagenet = config.stem == "imagenet"
         kernel_size, strides = (7, 2) if imagenet else (3, 1)
@@ -180,6 +194,7 @@ class ResNet(keras.layers.Layer):
                 inner = block.output_channels
         self.feature_dim = inner
         self.built = True  # the lines above have created every weight
+        self._freeze(config.freeze_stages)
 
     def get_config(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self.config), "seed": self.seed, "channels": self.channels}
@@ -190,31 +205,56 @@ class ResNet(keras.layers.Layer):
         seed, channels = settings.pop("seed"), settings.pop("channels", 3)
         return cls(EncoderConfig(**settings), seed, channels)
 
-    def initial_copy(self) -> "ResNet":
-        """Returns another network with the weights that this one had when it was built."""
-        return ResNet(self.config, self.seed, self.channels)
+    def copy(self) -> "ResNet":
+        other = ResNet(self.config, self.seed, self.channels)
+        other.set_weights(self.get_weights())
+        return other
+
+    @property
+    def stages(self) -> list[list[Block]]:
+        """The blocks of each of the four stages."""
+        depths = iter(ARCHITECTURES[self.config.backbone][1])
+        blocks = iter(self.blocks)
+        return [list(itertools.islice(blocks, depth)) for depth in depths]
+
+    def _freeze(self, num_stages: int) -> None:
+        stages = self.stages
+        if num_stages > len(stages):
+            raise UserError(
+                f"--freeze_stages must be at most {len(stages)}, the stages of a "
+                f"{self.config.backbone}. Received: {num_stages}"
+            )
+        for layer in [self.stem, *itertools.chain(*stages[:num_stages])]:
+            normalization.freeze(layer)
+
+    def named_weights(self) -> dict[str, keras.Variable]:
+        """Returns all weights by torchvision's names, in the order of its state dict."""
+        named = self.stem.named_weights("conv1", "bn1")
+        for block in self.blocks:
+            name = block.name.replace("_", ".")
+            for index, conv_norm in enumerate(block.conv_norms, start=1):
+                named |= conv_norm.named_weights(f"{name}.conv{index}", f"{name}.bn{index}")
+            if block.downsample:
+                shortcut = f"{name}.downsample"
+                named |= block.downsample.named_weights(f"{shortcut}.0", f"{shortcut}.1")
+        return named
 
     def call(self, images: tf.Tensor, training: bool = False, num_views: int = 1) -> tf.Tensor:
-        """Returns the features of images, `[num_views · B, feature_dim]` in the weights' dtype.
-
-        Args:
-          images: `[num_views · B, H, W, C]` float, normalised, the views one after another.
-          training: normalise by the statistics of the batch.
-          num_views: number of views in `images`.
-        """
-        x = self.stem(images, training=training, num_views=num_views)
-        if self.pool:
-            x = self.pool(x, training=training)
+        options = {"training": training, "num_views": num_views}
+        x = self._run_stem(images, options)
         for block in self.blocks:
-            x = block(x, training=training, num_views=num_views)
-        average = _compiled_average if training else _average
-        return average(x, self.variable_dtype)
+            x = block(x, **options)
+        return average(x, self.variable_dtype, training)
 
+    def feature_maps(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        x = self._run_stem(images, {})
+        maps = {}
+        for number, stage in enumerate(self.stages, start=1):
+            for block in stage:
+                x = block(x)
+            maps[f"stage{number}"] = x
+        return maps
 
-def _average(x: tf.Tensor, dtype: str) -> tf.Tensor:
-    """Returns the mean over all positions: `[N, H, W, C]` of any float dtype → `[N, C]`."""
-    return tf.reduce_mean(tf.cast(x, dtype), axis=(1, 2))
-
-
-# It makes no copy of x in `dtype`.
-_compiled_average = tf.function(_average, jit_compile=True, autograph=False)
+    def _run_stem(self, images: tf.Tensor, options: dict[str, Any]) -> tf.Tensor:
+        x = self.stem(images, **options)
+        return self.pool(x, training=options.get("training", False)) if self.pool else x

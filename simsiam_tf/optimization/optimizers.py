@@ -1,4 +1,4 @@
-"""SGD as PyTorch computes it, and LARS on top of it.
+"""SGD as PyTorch computes it, LARS on top of it, and AdamW of Keras.
 
 Keras decouples weight decay and folds the learning rate into the momentum. The paper's numbers need
 both as in the reference.
@@ -239,6 +239,81 @@ class LARS(SGD):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"trust_coefficient": self.trust_coefficient}
+
+
+@keras.saving.register_keras_serializable("simsiam_tf")
+class AdamW(keras.optimizers.AdamW):
+    """Keras' AdamW, which skips a step whose gradient is not finite, as `SGD` does."""
+
+    def __init__(
+        self,
+        learning_rate: EpochRates | StepRates,
+        weight_decay: float,
+        *,
+        constant_rate: float | None = None,
+        constant_rate_variables: Collection[int] = (),
+        excluded_variables: Collection[int] = (),
+        name: str = "adamw",
+    ) -> None:
+        """Configures the optimizer; the betas are 0.9 and 0.999, epsilon is 1e-8.
+
+        Args:
+          learning_rate: learning rate of each step.
+          weight_decay: share of a weight that a step at learning rate 1 subtracts from it.
+          constant_rate: as in `SGD`.
+          constant_rate_variables: as in `SGD`.
+          excluded_variables: indices of the variables without weight decay.
+          name: name of the optimizer.
+        """
+        super().__init__(learning_rate, weight_decay=weight_decay, epsilon=1e-8, name=name)
+        self.schedule = learning_rate
+        # As in `SGD`, each replica counts its steps itself.
+        self._variables.clear()
+        self._iterations = self.add_variable((), dtype="int64", name="iteration")
+        self.constant_rate = constant_rate
+        self.constant_rate_variables = set(constant_rate_variables)
+        self.excluded_variables = set(excluded_variables)
+
+    def apply(
+        self,
+        grads: list[tf.Tensor],
+        trainable_variables: list[keras.Variable] | None = None,
+    ) -> None:
+        """Updates the variables by this replica's gradients, as `SGD.apply` does."""
+        if trainable_variables is not None:
+            self.build(trainable_variables)
+        self.update(*sum_over_replicas(grads))
+
+    def update(self, gradients: list[tf.Tensor], finite: tf.Tensor) -> None:
+        """Updates the variables by gradients of all replicas, as `SGD.update` does."""
+        variables = self._trainable_variables
+        state = [variable.value for variable in (*variables, *self._momentums, *self._velocities)]
+        before = [tf.identity(tensor) for tensor in state]
+        for index, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
+            is_constant = index in self.constant_rate_variables
+            rate = self.constant_rate if is_constant else self.learning_rate
+            rate = tf.cast(rate, gradient.dtype)
+            if index not in self.excluded_variables:
+                variable.assign_sub(rate * self.weight_decay * variable)
+            self.update_step(gradient, variable, rate)
+        for tensor, old in zip(state, before, strict=True):
+            tensor.assign(tf.where(finite, tensor, old))
+        self._iterations.assign_add(1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "learning_rate": keras.saving.serialize_keras_object(self.schedule),
+            "weight_decay": self.weight_decay,
+            "constant_rate": self.constant_rate,
+            "constant_rate_variables": sorted(self.constant_rate_variables),
+            "excluded_variables": sorted(self.excluded_variables),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "AdamW":
+        rate = keras.saving.deserialize_keras_object(config["learning_rate"], custom_objects)
+        return cls(**config | {"learning_rate": rate})
 
 
 def indices(variables: Iterable[keras.Variable], among: Sequence[keras.Variable]) -> list[int]:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from simsiam_tf import files
+from simsiam_tf.models.backbone import random_states
 from simsiam_tf.models.bank import Bank
 from simsiam_tf.runs.run_folder import CHECKPOINTS
 from simsiam_tf.schema import UserError
@@ -71,6 +72,7 @@ class Checkpoints:
         self.checkpoint = tf.train.Checkpoint(
             model=[variable.value for variable in model.weights],
             optimizer=[variable.value for variable in optimizer.variables] if optimizer else [],
+            random_states=[variable.value for variable in random_states(model)],
         )
 
     def save(self, step: int) -> None:

@@ -23,12 +23,12 @@ from simsiam_tf.data.quarantine import FILE_NAME, Quarantine
 from simsiam_tf.distribution import devices, workers
 from simsiam_tf.export import saved_model
 from simsiam_tf.methods.base import Plan
-from simsiam_tf.methods.build import build_model, plan_of
-from simsiam_tf.models import resnet
+from simsiam_tf.methods.build import build_encoder, build_model, plan_of
+from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.runs import mirror, run_folder
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.schema import UserError
-from simsiam_tf.training import interruption, knn, loop, meter
+from simsiam_tf.training import initial_weights, interruption, knn, loop, meter
 from simsiam_tf.training.batches import TrainingBatches
 from simsiam_tf.training.callbacks import (
     BadImages,
@@ -96,6 +96,7 @@ def _train(
     started = time.perf_counter()
     workdir, is_chief = config.system.workdir, workers.is_chief(strategy)
     data = config.data
+    initial_weights.check(config.start.init_from)
     with workers.chief_first(strategy):  # it may download
         source = _load_source(config)
         knn_sources = knn.load_sources(config, source) if is_chief else None
@@ -103,6 +104,7 @@ def _train(
     plan = plan_of(config, source)
 
     model, optimizer = build_model(config, strategy, plan)
+    model.encoder.describe()
     checkpoints = Checkpoints(
         workdir,
         model,
@@ -114,6 +116,8 @@ def _train(
     )
     restored_step = checkpoints.restore()
     first_step = restored_step or 0
+    if restored_step is None and config.start.init_from:
+        initial_weights.load(model, config.start.init_from)
     _check_agreement(strategy, first_step, copy.workdir)
     if restored_step is not None:
         run_folder.check_images(workdir, source)
@@ -291,7 +295,7 @@ def _export_newest(config: PretrainConfig, strategy: tf.distribute.Strategy) -> 
     """`--export`: exports the encoder of the newest checkpoint, without training."""
     with strategy.scope():
         pixels = run_folder.read_pixels(config.system.workdir)
-        encoder = resnet.ResNet(config.encoder, config.system.seed, pixels.channels)
+        encoder = build_encoder(config, pixels.channels)
     # The first of a model's weights are its encoder's.
     step = Checkpoints(config.system.workdir, encoder).restore()
     if step is None:
@@ -302,7 +306,7 @@ def _export_newest(config: PretrainConfig, strategy: tf.distribute.Strategy) -> 
         _export(config, encoder, step, pixels)
 
 
-def _export(config: PretrainConfig, encoder: resnet.ResNet, step: int, pixels: Pixels) -> None:
+def _export(config: PretrainConfig, encoder: Backbone, step: int, pixels: Pixels) -> None:
     directory = os.path.join(config.system.workdir, run_folder.ENCODER)
     with files.writing_to(config.system.workdir):
         saved_model.save(encoder, config, directory, {"step": step}, pixels)

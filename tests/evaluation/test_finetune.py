@@ -74,7 +74,7 @@ def test_fine_tuning_changes_every_weight_and_statistic_of_an_exported_encoder(
     saved_model.save(exported, config, str(tmp_path / "encoder"), {})
     strategy = two_replicas if replicas == 2 else tf.distribute.get_strategy()
     with strategy.scope():
-        encoder, _ = saved_model.load_resnet(str(tmp_path / "encoder"))
+        encoder, _ = saved_model.load_backbone(str(tmp_path / "encoder"))
     before = encoder.get_weights()
     train(colours, strategy, encoder, finetune_epochs=1, finetune_learning_rate=1.0)
     names = [variable.path for variable in encoder.weights]

@@ -16,7 +16,7 @@ def test_an_encoder_has_torchvisions_names_shapes_and_order(backbone):
     encoder = ResNet(EncoderConfig(backbone=backbone, width=4), seed=0)
     got = {
         name: naming.to_torch(variable.numpy()).shape
-        for name, variable in naming.encoder_variables(encoder).items()
+        for name, variable in encoder.named_weights().items()
     }
     assert list(got.items()) == list(torch_copy.encoder_shapes(backbone, width=4).items())
 

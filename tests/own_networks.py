@@ -1,0 +1,45 @@
+"""Networks of a user's own, for --backbone=own_networks:NAME."""
+
+import keras
+
+
+def maps(width=4):
+    """A functional network of three strided convolutions, [N, H, W, 3] → [N, H/8, W/8, 4 width]."""
+    x = inputs = keras.Input((None, None, 3))
+    for stage in range(3):
+        x = keras.layers.Conv2D(width * 2**stage, 3, 2, padding="same", use_bias=False)(x)
+        x = keras.layers.BatchNormalization()(x)
+        x = keras.layers.ReLU()(x)
+    return keras.Model(inputs, x)
+
+
+class Subclassed(keras.Model):
+    """A network whose layers Keras cannot list in order, with dropout; it returns features."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = keras.layers.Conv2D(8, 3, 2)
+        self.norm = keras.layers.BatchNormalization()
+        self.dropout = keras.layers.Dropout(0.2)
+        self.linear = keras.layers.Dense(12)
+
+    def call(self, x, training=False):
+        x = keras.ops.relu(self.norm(self.conv(x), training=training))
+        return self.linear(self.dropout(keras.ops.mean(x, axis=(1, 2)), training=training))
+
+
+def subclassed():
+    return Subclassed()
+
+
+def no_network():
+    return "a text"
+
+
+def wrong():
+    raise RuntimeError("no such layer")
+
+
+def channels_first():
+    x = inputs = keras.Input((None, None, 3))
+    return keras.Model(inputs, keras.layers.BatchNormalization(axis=1)(x[:, :4]))
