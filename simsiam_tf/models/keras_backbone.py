@@ -21,7 +21,7 @@ from absl import logging
 
 from simsiam_tf import network_names
 from simsiam_tf.config import EncoderConfig
-from simsiam_tf.models import normalization
+from simsiam_tf.models import keras_normalization, normalization
 from simsiam_tf.models.backbone import Backbone, average, random_states
 from simsiam_tf.schema import UserError
 
@@ -63,7 +63,7 @@ class KerasBackbone(Backbone):
             shapes = _output_shapes(self.network, config.backbone, channels, view_size)
         self.image_size: int | None = view_size if len(shapes) == 1 else None
         self.feature_dim = shapes[0][-1]
-        self.num_normalizations = normalization.adopt(self.network)
+        self.num_normalizations = keras_normalization.adopt(self.network)
         self.input_map = _input_map(config.backbone, channels)
         self.built = True
         self._freeze(config.freeze_stages)
@@ -102,7 +102,7 @@ class KerasBackbone(Backbone):
             )
 
     def call(self, images: tf.Tensor, training: bool = False, num_views: int = 1) -> tf.Tensor:
-        with normalization.of_views(num_views):
+        with keras_normalization.of_views(num_views):
             x = self.network(self._prepare(images), training=training)
         if x.shape.rank == 2:
             return tf.cast(x, self.variable_dtype)

@@ -6,16 +6,12 @@ normalises each view by its own statistics. The running statistics are updated o
 order of the views.
 """
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from simsiam_tf.distribution import collectives
-from simsiam_tf.schema import UserError
 
 
 class BatchNormalization(keras.layers.Layer):
@@ -79,8 +75,8 @@ class BatchNormalization(keras.layers.Layer):
         gamma, beta = (self.gamma, self.beta) if self.affine else (None, None)
         weights = (gamma, beta, self.running_mean, self.running_variance)
         if self.frozen or not training:
-            return _normalize_by_running(x, weights, self.epsilon, self.relu)
-        return _normalize_by_batch(x, weights, num_views, self.momentum, self.epsilon, self.relu)
+            return normalize_by_running(x, weights, self.epsilon, self.relu)
+        return normalize_by_batch(x, weights, num_views, self.momentum, self.epsilon, self.relu)
 
     def named_weights(self, name: str) -> dict[str, keras.Variable]:
         """Returns the weights by PyTorch's names of a normalization called `name`."""
@@ -89,76 +85,15 @@ class BatchNormalization(keras.layers.Layer):
         return {f"{name}.{key}": value for key, value in (affine | statistics).items()}
 
 
-@keras.saving.register_keras_serializable("simsiam_tf")
-class KerasBatchNormalization(keras.layers.BatchNormalization):
-    """Keras' layer with the statistics of `BatchNormalization`: per view, over all replicas.
-
-    `adopt` makes it of Keras' own layers. Weights, their names, epsilon and momentum stay Keras'.
-    """
-
-    frozen = False  # as in `BatchNormalization`
-
-    def call(self, x: tf.Tensor, training: bool = False, mask: tf.Tensor | None = None) -> Any:
-        gamma, beta = self.gamma if self.scale else None, self.beta if self.center else None
-        weights = (gamma, beta, self.moving_mean, self.moving_variance)
-        if self.frozen or not (training and self.trainable):
-            return _normalize_by_running(x, weights, self.epsilon)
-        num_views = getattr(_of_thread, "num_views", 1)
-        return _normalize_by_batch(x, weights, num_views, self.momentum, self.epsilon)
-
-
-# The number of views in a batch, in the thread that traces a replica's step.
-_of_thread = threading.local()
-
-
-@contextlib.contextmanager
-def of_views(num_views: int) -> Iterator[None]:
-    """A context in which `KerasBatchNormalization` takes its input for several views."""
-    before = getattr(_of_thread, "num_views", 1)
-    _of_thread.num_views = num_views
-    try:
-        yield
-    finally:
-        _of_thread.num_views = before
-
-
-def adopt(network: keras.layers.Layer) -> int:
-    """Makes every batch normalization of a network a `KerasBatchNormalization`, with its weights.
-
-    Returns:
-      The number of these layers.
-
-    Raises:
-      UserError: a layer normalises another axis than the last one, or by other statistics.
-    """
-    layers = [
-        layer
-        for layer in network._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    for layer in layers:
-        axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
-        rank = layer.input_spec.ndim if layer.input_spec else None
-        if axis not in (-1, rank and rank - 1) or layer.renorm:
-            raise UserError(
-                "--backbone must normalise the last axis of its tensors, without "
-                f"renormalization. Received: the layer {layer.name} with axis={axis}"
-            )
-        layer.__class__ = KerasBatchNormalization
-        for variable in layer.weights:
-            variable._autocast = False  # statistics have the precision of the weights
-    return len(layers)
-
-
 def freeze(layer: keras.layers.Layer) -> None:
     """Freezes the weights of a layer and of all layers in it, and their running statistics."""
     layer.trainable = False
     for inner in layer._flatten_layers():
-        if isinstance(inner, (BatchNormalization, KerasBatchNormalization)):
+        if hasattr(inner, "frozen"):
             inner.frozen = True
 
 
-def _normalize_by_running(x, weights, epsilon, relu=False):
+def normalize_by_running(x, weights, epsilon, relu=False):
     """Returns x normalised by the running statistics.
 
     `weights` are gamma, beta, the running mean and the running variance. Gamma and beta may be
@@ -175,10 +110,10 @@ def _normalize_by_running(x, weights, epsilon, relu=False):
     return tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
 
 
-def _normalize_by_batch(x, weights, num_views, momentum, epsilon, relu=False):
+def normalize_by_batch(x, weights, num_views, momentum, epsilon, relu=False):
     """Returns x normalised by each view's statistics, and updates the running statistics.
 
-    `weights` are those of `_normalize_by_running`.
+    `weights` are those of `normalize_by_running`.
     """
     gamma, beta, running_mean, running_variance = weights
     channels, dtype = x.shape[-1], running_mean.dtype

@@ -1,5 +1,7 @@
 """Steps of a method on fixed batches, for the tests of the methods."""
 
+import dataclasses
+
 import numpy as np
 import tensorflow as tf
 
@@ -27,16 +29,19 @@ SMALL = {
 class Run:
     """A small model with the given settings on a strategy, and its steps on fixed batches."""
 
-    def __init__(self, strategy=None, **settings):
+    def __init__(self, strategy=None, channels=3, **settings):
         self.strategy = strategy or tf.distribute.get_strategy()
         defaults = schema.defaults(PretrainConfig)
         config = schema.build(PretrainConfig, defaults | SMALL | settings)
-        self.model, self.optimizer = build_model(config, self.strategy, PLAN)
+        self.image_size = settings.get("image_size", 8)
+        self.model, self.optimizer = build_model(
+            config, self.strategy, dataclasses.replace(PLAN, channels=channels)
+        )
 
     def batch(self, step):
         """Returns the global batch of a step, {name: tensor}; every call gives the same."""
         rng = np.random.default_rng(step % 3)
-        shape = (self.model.num_views, BATCH, 8, 8, 3)
+        shape = (self.model.num_views, BATCH, self.image_size, self.image_size, 3)
         return {
             "views": tuple(tf.constant(view) for view in rng.standard_normal(shape)),
             "label": tf.constant(rng.integers(0, 5, BATCH), tf.int32),
