@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simsiam_tf import flags
+from simsiam_tf import files, flags, storage
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import datasets, sampling, views
 from simsiam_tf.data.arrays import load_arrays
@@ -31,8 +31,12 @@ from simsiam_tf.methods import build
 from simsiam_tf.methods.base import SelfSupervisedModel
 from simsiam_tf.models import precision
 from simsiam_tf.runs import run_folder
+from simsiam_tf.schema import UserError
+from simsiam_tf.training import initial_weights
 from simsiam_tf.training import pretrain as pretrain_module
 from simsiam_tf.training.batches import TrainingBatches
+
+_BACKBONE = "backbone.keras"
 
 __all__ = ["Run", "build_model", "evaluate", "load_encoder", "load_views", "pretrain"]
 
@@ -77,7 +81,9 @@ def pretrain(
       dataset: a name, as for `--dataset`; images in memory, as `arrays.load_arrays` takes them; or
         a dict of these by split, {"train": ..., "test": ...}. None: the recipe's, or the digits.
       callbacks: called at each step besides the run's own.
-      **settings: flags of `train.py`, such as `backbone="resnet18"`, or `recipe="r18"`.
+      **settings: flags of `train.py`, such as `backbone="resnet18"`, or `recipe="r18"`. `backbone`
+        may also be a `keras.Model` of images, whose weights are the initial ones; the run keeps it
+        as `backbone.keras`.
 
     Returns:
       The run.
@@ -85,6 +91,8 @@ def pretrain(
     Raises:
       UserError: a `ValueError` whose text says what to change.
     """
+    if isinstance(settings.get("backbone"), keras.Model):
+        settings = _with_saved_backbone(settings)
     with _config(PretrainConfig, dataset, settings) as config:
         pretrain_module.run(config, callbacks)
     return Run(config.system.workdir)
@@ -136,7 +144,10 @@ def build_model(*, dataset: Any = None, **settings: Any) -> SelfSupervisedModel:
     with _config(PretrainConfig, dataset, settings) as config:
         source = _load_source(config)
         with precision.of_new_layers(config.system.precision):
-            return build.build_model(config, strategy, build.plan_of(config, source))[0]
+            model, _ = build.build_model(config, strategy, build.plan_of(config, source))
+        if config.start.init_from:
+            initial_weights.load(model, config.start.init_from)
+    return model
 
 
 def load_views(*, dataset: Any = None, num_views: int = 2, **settings: Any) -> tf.data.Dataset:
@@ -176,6 +187,34 @@ def _load_source(config: PretrainConfig) -> Source:
     return dataclasses.replace(source, pixels=pixels)
 
 
+def _with_saved_backbone(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings with the network in a file of the workdir, which it writes once.
+
+    Raises:
+      UserError: the run in the workdir began with another network, or the workdir is a URL.
+    """
+    model, others = settings["backbone"], dict(settings)
+    del others["backbone"]
+    workdir = flags.from_keywords(others, PretrainConfig).system.workdir
+    if storage.is_url(workdir):
+        raise UserError(
+            "A model as backbone needs a --workdir on this machine; save it, and pass its path. "
+            f"Received: {workdir}"
+        )
+    path = os.path.join(workdir, _BACKBONE)
+    if not os.path.exists(path):
+        files.make_folder(workdir)
+        with tempfile.TemporaryDirectory(dir=workdir) as folder:
+            model.save(os.path.join(folder, _BACKBONE))
+            os.replace(os.path.join(folder, _BACKBONE), path)
+    elif keras.models.load_model(path, compile=False).get_config() != model.get_config():
+        raise UserError(
+            f"The run in {workdir} began with another network as its backbone. Take another "
+            f"workdir, or pass the same network. Received: {model.name}"
+        )
+    return others | {"backbone": path}
+
+
 @contextlib.contextmanager
 def _config(config_class: type, dataset: Any, settings: Mapping[str, Any]) -> Iterator[Any]:
     """Yields a config; data in memory can be loaded by its data set's name meanwhile."""
@@ -187,6 +226,11 @@ def _config(config_class: type, dataset: Any, settings: Mapping[str, Any]) -> It
             splits = {name: load_arrays(data, name) for name, data in by_split.items()}
             stack.enter_context(datasets.in_memory(splits))
             settings = {"dataset": datasets.MEMORY, **settings}
+        if isinstance(settings.get("backbone"), keras.layers.Layer):
+            raise UserError(
+                "Only pretrain takes a keras.Model as backbone; save another one as a .keras file, "
+                f"and pass its path. Received: {type(settings['backbone']).__name__}"
+            )
         config = flags.from_keywords(settings, config_class)
         stack.enter_context(process_state.unchanged())
         yield config

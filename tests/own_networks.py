@@ -2,6 +2,12 @@
 
 import keras
 
+# A value of --backbone, to be formatted with a dropout rate.
+VIT = (
+    "keras_hub:ViTBackbone(patch_size=2,num_layers=2,num_heads=2,hidden_dim=8,mlp_dim=16,"
+    "dropout_rate={dropout})"
+)
+
 
 def maps(width=4):
     """A functional network of three strided convolutions, [N, H, W, 3] → [N, H/8, W/8, 4 width]."""

@@ -4,6 +4,7 @@ import filecmp
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import own_networks
 import pytest
 import tensorflow as tf
 from conftest import ROOT, TINY_RUN
@@ -168,6 +170,37 @@ def test_images_without_labels_are_enough(tmp_path):
     made = st.pretrain(dataset=labelled(24)[0], workdir=tmp_path, **SMALL)
     assert made.summary["images"] == 24
     assert "knn_top1" not in made.metrics
+
+
+def test_a_model_of_keras_is_the_backbone_and_the_encoder_is_complete_without_the_run(tmp_path):
+    model, start = own_networks.maps(), []
+
+    class Seen(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            start.extend(variable.numpy() for variable in self.model.encoder.weights)
+
+    settings = {name: value for name, value in SMALL.items() if name not in ("width", "stem")}
+    settings |= {"dataset": labelled(24)[0], "backbone": model, "workdir": str(tmp_path / "run")}
+    made = st.pretrain(callbacks=[Seen()], **settings)
+    for ours, theirs in zip(start, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    expected = made.encoder.get_weights()
+    os.rename(tmp_path / "run" / "encoder", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "run")
+    for ours, theirs in zip(
+        st.load_encoder(tmp_path / "moved").get_weights(), expected, strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_workdir_keeps_to_the_network_that_it_began_with(tmp_path):
+    own_networks.maps(width=2).save(tmp_path / "backbone.keras")
+    with pytest.raises(ValueError, match="began with another network"):
+        st.pretrain(backbone=own_networks.maps(width=3), workdir=tmp_path)
+    with pytest.raises(ValueError, match="needs a --workdir on this machine"):
+        st.pretrain(backbone=own_networks.maps(), workdir="memory://run")
+    with pytest.raises(ValueError, match=r"Only pretrain takes a keras\.Model"):
+        st.build_model(backbone=own_networks.maps())
 
 
 def test_a_run_lets_go_of_its_model(tmp_path):

@@ -100,7 +100,7 @@ def test_flags_imports_only_the_schema_and_the_recipes():
     assert imports_of("flags") == {"recipes", "schema"}
 
 
-@pytest.mark.parametrize("module", ["schema", "config", "recipes", "paper.tables"])
+@pytest.mark.parametrize("module", ["schema", "network_names", "config", "recipes", "paper.tables"])
 def test_settings_and_tables_need_nothing_but_the_standard_library(module):
     roots = set()
     for node in ast.walk(ast.parse(source_of(module))):
@@ -108,9 +108,9 @@ def test_settings_and_tables_need_nothing_but_the_standard_library(module):
             roots |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             roots.add(node.module.split(".")[0])
-    standard = {"collections", "dataclasses", "enum", "math", "os", "re", "typing"}
+    standard = {"ast", "collections", "dataclasses", "enum", "math", "os", "re", "typing"}
     assert roots <= standard | {"simsiam_tf"}
-    assert imports_of(module) <= {"schema"}
+    assert imports_of(module) <= {"schema", "network_names"}
 
 
 @pytest.mark.parametrize(

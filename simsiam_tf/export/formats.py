@@ -147,9 +147,9 @@ def _frozen_graph(function: Any) -> Any:
     The converter's own `from_function` takes tensors that a layer keeps, such as the indices of
     positions, for inputs.
     """
-    from tensorflow.python.framework import convert_to_constants
+    from tf2onnx import tf_loader
 
-    frozen = convert_to_constants.convert_variables_to_constants_v2(
+    frozen = tf_loader.convert_variables_to_constants_v2(
         function, lower_control_flow=False, aggressive_inlining=True
     )
     graph = frozen.graph.as_graph_def(add_shapes=True)

@@ -89,7 +89,7 @@ class KerasBackbone(Backbone):
         if self.num_normalizations:
             logging.info(
                 "%s: %d layer(s) of batch normalization take the statistics of each view over all "
-                "replicas",
+                "replicas; momentum 0.9",
                 self.config.backbone,
                 self.num_normalizations,
             )

@@ -31,6 +31,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return normalize_by_batch(x, weights, num_views, self.momentum, self.epsilon)
 
 
+_MOMENTUM = 0.9  # that of PyTorch and of `normalization.BatchNormalization`
+
 # The number of views in a batch, in the thread that traces a replica's step.
 _of_thread = threading.local()
 
@@ -48,6 +50,8 @@ def of_views(num_views: int) -> Iterator[None]:
 
 def adopt(network: keras.layers.Layer) -> int:
     """Makes every batch normalization of a network a `BatchNormalization`, with its weights.
+
+    The momentum of its running statistics becomes 0.9.
 
     Returns:
       The number of these layers.
@@ -69,6 +73,9 @@ def adopt(network: keras.layers.Layer) -> int:
                 f"renormalization. Received: the layer {layer.name} with axis={axis}"
             )
         layer.__class__ = BatchNormalization
+        # With Keras' 0.99 or 0.999, the running statistics of a run of 1,000 steps are still partly
+        # the initial ones, and evaluation sees other features than training.
+        layer.momentum = min(layer.momentum, _MOMENTUM)
         for variable in layer.weights:
             variable._autocast = False  # statistics have the precision of the weights
     return len(layers)

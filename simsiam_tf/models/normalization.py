@@ -7,6 +7,7 @@ order of the views.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -93,11 +94,20 @@ def freeze(layer: keras.layers.Layer) -> None:
             inner.frozen = True
 
 
-def normalize_by_running(x, weights, epsilon, relu=False):
-    """Returns x normalised by the running statistics.
+# Gamma, beta, the running mean and the running variance, `[C]` each; gamma and beta may be None.
+Weights = tuple[Any, Any, keras.Variable, keras.Variable]
 
-    `weights` are gamma, beta, the running mean and the running variance. Gamma and beta may be
-    None.
+
+def normalize_by_running(
+    x: tf.Tensor, weights: Weights, epsilon: float, relu: bool = False
+) -> tf.Tensor:
+    """Returns x, `[N, ..., C]` of any float dtype, normalised by the running statistics.
+
+    Args:
+      x: the tensor.
+      weights: of the layer.
+      epsilon: added to the variance.
+      relu: whether a ReLU follows.
     """
     gamma, beta, running_mean, running_variance = weights
     dtype = running_mean.dtype
@@ -110,10 +120,23 @@ def normalize_by_running(x, weights, epsilon, relu=False):
     return tf.cast(tf.nn.relu(y) if relu else y, x.dtype)
 
 
-def normalize_by_batch(x, weights, num_views, momentum, epsilon, relu=False):
+def normalize_by_batch(
+    x: tf.Tensor,
+    weights: Weights,
+    num_views: int,
+    momentum: float,
+    epsilon: float,
+    relu: bool = False,
+) -> tf.Tensor:
     """Returns x normalised by each view's statistics, and updates the running statistics.
 
-    `weights` are those of `normalize_by_running`.
+    Args:
+      x: `[num_views · B, ..., C]` of any float dtype, the views one after another.
+      weights: of the layer.
+      num_views: number of views in `x`.
+      momentum: share of the old running statistic in the new one.
+      epsilon: added to the variance.
+      relu: whether a ReLU follows.
     """
     gamma, beta, running_mean, running_variance = weights
     channels, dtype = x.shape[-1], running_mean.dtype

@@ -224,7 +224,8 @@ class ResNet(Backbone):
                 f"--freeze_stages must be at most {len(stages)}, the stages of a "
                 f"{self.config.backbone}. Received: {num_stages}"
             )
-        for layer in [self.stem, *itertools.chain(*stages[:num_stages])]:
+        frozen = [self.stem, *itertools.chain(*stages[:num_stages])] if num_stages else []
+        for layer in frozen:
             normalization.freeze(layer)
 
     def named_weights(self) -> dict[str, keras.Variable]:

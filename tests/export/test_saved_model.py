@@ -3,10 +3,12 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from own_networks import VIT
 
 from simsiam_tf.data import decoding, views
 from simsiam_tf.data.pixels import RGB
-from simsiam_tf.export import saved_model
+from simsiam_tf.export import formats, saved_model
+from simsiam_tf.models import backbones
 from simsiam_tf.models.resnet import ResNet
 from simsiam_tf.schema import UserError
 
@@ -46,6 +48,29 @@ def test_the_input_may_have_any_size(tmp_path, pretrain_config):
     save(pretrain_config(**SETTINGS), tmp_path / "encoder")
     encode, _ = saved_model.load(str(tmp_path / "encoder"))
     assert encode(tf.zeros([2, 24, 20, 3])).shape == (2, 32)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_feature_maps_are_those_of_the_four_stages(tmp_path, pretrain_config, images, stem):
+    encoder = save(pretrain_config(**SETTINGS | {"stem": stem}), tmp_path / "encoder")
+    loaded = tf.saved_model.load(str(tmp_path / "encoder"))
+    maps = loaded.signatures["feature_maps"](images=images)
+    strides = {"cifar": (1, 2, 4, 8), "imagenet": (4, 8, 16, 32)}[stem]
+    for stage, stride in enumerate(strides):
+        side = -(-16 // stride)
+        assert maps[f"stage{stage + 1}"].shape == (3, side, side, 4 * 2**stage)
+    features = encoder(RGB.normalize(images / 255), training=False)
+    np.testing.assert_allclose(
+        tf.reduce_mean(maps["stage4"], axis=(1, 2)), features, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_a_network_of_one_size_is_exported_for_this_size(tmp_path, pretrain_config, name):
+    config = pretrain_config(backbone=VIT.format(dropout=0.1), image_size=16)
+    encoder = train_a_little(backbones.build(config.encoder, seed=0, image_size=16))
+    parity = formats.export(encoder, config, name, str(tmp_path / "encoder"), {})
+    assert parity.relative < 1e-5
 
 
 def test_encoded_files_are_resized_and_cropped_as_evaluation_does(tmp_path, pretrain_config):

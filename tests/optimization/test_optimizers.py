@@ -1,4 +1,4 @@
-"""SGD and LARS against slow transcriptions in NumPy."""
+"""SGD, LARS and AdamW against slow transcriptions in NumPy."""
 
 import keras
 import numpy as np
@@ -81,6 +81,53 @@ def test_lars_scales_each_tensor_except_one_that_is_all_zero():
     np.testing.assert_allclose(
         got, slow_sgd(start, lambda index, step: rate(step), direction), rtol=1e-10
     )
+
+
+@pytest.mark.usefixtures("float64")
+def test_adamw_equals_that_of_its_paper_with_a_changing_learning_rate():
+    """Loshchilov & Hutter 2019, algorithm 2: weights decay by rate · λ · w beside Adam's step."""
+    rates = optimizers.EpochRates(RATES, STEPS_PER_EPOCH)
+    got = train(optimizers.AdamW(rates, DECAY, excluded_variables=[1]), START)
+    weights = [value.copy() for value in START]
+    first, second = np.zeros((2, 5)), np.zeros((2, 5))
+    for step, pair in enumerate(gradients()):
+        first = 0.9 * first + 0.1 * pair
+        second = 0.999 * second + 0.001 * pair**2
+        unbiased = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+        for index in range(2):
+            decayed = weights[index] * (1 - rate(step) * DECAY * (index == 0))
+            adam = unbiased[0][index] / (np.sqrt(unbiased[1][index]) + 1e-8)
+            weights[index] = decayed - rate(step) * adam
+    # Keras has the betas in float32: 1 − 0.999 is off by 1e-5 of itself.
+    np.testing.assert_allclose(got, weights, rtol=2e-4)
+
+
+def test_adamw_keeps_the_constant_rate_of_the_predictor_and_is_saved_with_its_settings():
+    rates = optimizers.EpochRates([0.0], 1)
+    options = {"constant_rate": 0.1, "constant_rate_variables": [1], "excluded_variables": [0]}
+    optimizer = optimizers.AdamW(rates, DECAY, **options)
+    still, moved = train(optimizer, [np.float32(value) for value in START])
+    np.testing.assert_array_equal(still, np.float32(START[0]))
+    constant = optimizers.AdamW(optimizers.EpochRates([0.1], 1), DECAY)
+    np.testing.assert_array_equal(moved, train(constant, np.float32(START))[1])
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert again.get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_skipped_step_changes_neither_weights_nor_the_optimizers_state(optimizer):
+    run = Run(optimizer=optimizer, weight_decay=0.1, base_learning_rate=0.1)
+    run.step(0)
+    variables = [*run.model.weights, *run.optimizer.variables[1:]]
+    before = [variable.numpy() for variable in variables]
+    batch = run.batch(1)
+    poisoned = batch | {"views": (batch["views"][0] * np.nan, batch["views"][1])}
+    assert run.step(1, poisoned)["skipped"] == 1
+    names = {variable.name for variable in run.optimizer.variables[1:]}
+    assert len(names) >= (2 if optimizer == "adamw" else 1)
+    for old, new in zip(before, variables, strict=True):
+        np.testing.assert_array_equal(old, new.numpy(), err_msg=new.path)
+    assert run.step(2)["skipped"] == 0
 
 
 def test_the_learning_rate_depends_on_the_epoch_and_stays_at_the_last_one():
