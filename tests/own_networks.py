@@ -2,10 +2,18 @@
 
 import keras
 
-# A value of --backbone, to be formatted with a dropout rate.
+# Values of --backbone, to be formatted with a dropout rate.
 VIT = (
     "keras_hub:ViTBackbone(patch_size=2,num_layers=2,num_heads=2,hidden_dim=8,mlp_dim=16,"
     "dropout_rate={dropout})"
+)
+EFFICIENT_NET = (
+    "keras_hub:EfficientNetBackbone(stackwise_kernel_sizes=[3,3],stackwise_num_repeats=[1,2],"
+    "stackwise_input_filters=[8,8],stackwise_output_filters=[8,16],"
+    "stackwise_expansion_ratios=[1,4],stackwise_squeeze_and_excite_ratios=[0.25,0.25],"
+    "stackwise_strides=[1,2],stackwise_block_types=['v1','v1'],dropout={dropout},"
+    "stackwise_width_coefficients=[1,1],stackwise_depth_coefficients=[1,1],"
+    "stackwise_force_input_filters=[0,0],stackwise_nores_option=[False,False])"
 )
 
 

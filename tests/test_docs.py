@@ -166,6 +166,15 @@ def test_the_examples_of_own_images_tell_light_from_dark(capsys):
         assert os.path.dirname(path) == os.path.dirname(other)
 
 
+def test_the_segmentation_of_backbones_finds_most_strokes_and_their_digits(tiny_run, capsys):
+    text = (ROOT / "docs" / "backbones.md").read_text()
+    (code,) = (code for kind, code in FENCE.findall(text) if kind == "python")
+    assert code.count("runs/digits/encoder") == 1
+    exec(code.replace("runs/digits/encoder", f"{tiny_run}/encoder"), {})
+    (overlap,) = re.findall(r"union: ([\d.]+) %", capsys.readouterr().out)
+    assert float(overlap) > 40
+
+
 def test_the_digits_flagfile_expects_what_the_readme_reports():
     shipped, collapsed = re.findall(
         r"^\| .*seeds? 0.* \| (.*) \| (.*) \| (.*) % \| .* \| .* \|$",

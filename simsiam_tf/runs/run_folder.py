@@ -51,7 +51,8 @@ def check_workdir(
         ) from error
     there = schema.read_flagfile(_read_flagfile(workdir))
     if "epochs" in there:
-        there.setdefault("schedule", "epoch")  # the only one of earlier versions
+        # What runs of earlier versions did.
+        there = {"schedule": "epoch", "init_from": "", "freeze_stages": "0"} | there
     settings = schema.flatten(config)
     here = {name: schema.format_value(value) for name, value in settings.items()}
     names = [

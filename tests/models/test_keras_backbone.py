@@ -6,7 +6,7 @@ import own_networks
 import pytest
 import tensorflow as tf
 from method_runs import Run
-from own_networks import VIT
+from own_networks import EFFICIENT_NET, VIT
 
 from simsiam_tf.config import EncoderConfig
 from simsiam_tf.data.pixels import RGB
@@ -14,14 +14,6 @@ from simsiam_tf.models import backbones, keras_backbone, keras_normalization, pr
 from simsiam_tf.models.backbone import random_states
 from simsiam_tf.schema import UserError
 
-EFFICIENT_NET = (
-    "keras_hub:EfficientNetBackbone(stackwise_kernel_sizes=[3,3],stackwise_num_repeats=[1,2],"
-    "stackwise_input_filters=[8,8],stackwise_output_filters=[8,16],"
-    "stackwise_expansion_ratios=[1,4],stackwise_squeeze_and_excite_ratios=[0.25,0.25],"
-    "stackwise_strides=[1,2],stackwise_block_types=['v1','v1'],dropout={dropout},"
-    "stackwise_width_coefficients=[1,1],stackwise_depth_coefficients=[1,1],"
-    "stackwise_force_input_filters=[0,0],stackwise_nores_option=[False,False])"
-)
 KINDS = [EFFICIENT_NET, VIT, "keras:ConvNeXtTiny", "own_networks:maps", "own_networks:subclassed"]
 
 

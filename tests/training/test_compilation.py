@@ -7,9 +7,10 @@ import keras
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from own_networks import EFFICIENT_NET, VIT
 from tensorflow.python.distribute import mirrored_run, mirrored_strategy
 
-from simsiam_tf import flags, schema
+from simsiam_tf import flags, network_names, schema
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import views
 from simsiam_tf.distribution import process_state
@@ -35,6 +36,8 @@ def small_config(path, **settings):
     values = schema.flatten(flags.read([f"--flagfile={path}"], PretrainConfig))
     of_method = {"mocov2": {"queue_size": 8}, "swav": {"num_prototypes": 6}}
     small = SMALL | of_method.get(values["method"], {})
+    if values["backbone"] not in network_names.RESNETS:
+        small["backbone"] = VIT.format(dropout=0)
     return schema.build(PretrainConfig, values | small | settings)
 
 
@@ -59,6 +62,7 @@ def kind_of(config):
     optimization = config.optimization
     return (
         *method.values(),
+        config.encoder.backbone,
         config.encoder.stem,
         config.views.augment_on,
         optimization.optimizer,
@@ -122,6 +126,16 @@ def test_both_stems_and_all_methods_ship():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_step_of_a_flagfile_compiles(name):
     assert "ENTRY" in compile_step(SHIPPED[name])
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["keras:MobileNetV2(alpha=0.35)", EFFICIENT_NET, VIT, "own_networks:subclassed"],
+)
+def test_the_step_of_a_network_of_keras_compiles_with_its_dropout(backbone):
+    settings = {"backbone": backbone.format(dropout=0.1), "optimizer": "adamw"}
+    config = small_config("configs/digits.cfg", **settings)
+    assert "ENTRY" in compile_step(config)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
