@@ -62,7 +62,7 @@ TINY_RUN = [
 LONGEST = [
     "training/test_devices.py",
     "training/test_compilation.py",
-    "benchmarks/test_accelerator.py",
+    "training/test_initial_weights.py",
     "methods/test_keras_conventions.py",
     "paper/test_tables.py",
     "training/test_workers.py",
@@ -77,6 +77,7 @@ LONGEST = [
     "test_any_images.py",
     "benchmarks",
     "methods",
+    "models/test_keras_backbone.py",
     "interop/test_convert.py",
     "test_wheel.py",
     "test_notebook.py",

@@ -19,6 +19,7 @@ def module(monkeypatch):
     return importlib.import_module
 
 
+@pytest.mark.long
 def test_the_whole_program_runs_on_a_cpu(module, monkeypatch, tmp_path, capsys):
     accelerator = module("accelerator")
 

@@ -98,6 +98,7 @@ def test_outputs_in_float32_are_close_to_the_references():
         np.testing.assert_allclose(value, reference.numbers[f"step0/{name}"], atol=2e-3)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("float64")
 def test_each_of_five_steps_of_resnet50_equals_pytorchs():
     # Five steps of this network amplify a difference of 1e-15 to 1e-3 (docs/parity.md), in PyTorch

@@ -213,6 +213,20 @@ def test_a_preset_on_the_disk_gives_architecture_and_weights(tmp_path):
     assert any(np.any(backbone.named_weights()[name].numpy() != named[name]) for name in kernels)
 
 
+@pytest.mark.parametrize("kind", [EFFICIENT_NET, VIT, "own_networks:subclassed"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_step_in_mixed_precision_is_finite_and_changes_float32_weights(kind, policy):
+    with precision.of_new_layers(policy):
+        run = Run(backbone=kind.format(dropout=0.1), image_size=8)
+        before = run.model.encoder.get_weights()
+        assert np.isfinite(run.step(0)["loss"])
+        assert run.step(1)["skipped"] == 0
+    after = run.model.encoder.get_weights()
+    kernels = [pair for pair in zip(before, after, strict=True) if pair[0].ndim > 1]
+    assert all(np.any(old != new) for old, new in kernels)
+    assert {array.dtype for array in after} <= {np.dtype("float32"), np.dtype("int64")}
+
+
 def test_mixed_precision_keeps_statistics_in_float32():
     with precision.of_new_layers("mixed_bfloat16"):
         backbone = build("own_networks:maps")

@@ -25,6 +25,7 @@ DIGITS_RUN = [
 ]
 
 
+@pytest.mark.long
 def test_four_replicas_have_the_losses_and_weights_of_one_over_22_steps(
     program, train_here, tmp_path
 ):
@@ -37,6 +38,7 @@ def test_four_replicas_have_the_losses_and_weights_of_one_over_22_steps(
     assert_same_training(four, tmp_path / "one", rtol=1e-7)
 
 
+@pytest.mark.long
 def test_a_run_resumes_amid_frozen_targets_on_two_replicas_and_ends_with_the_same_weights(
     train_here, tmp_path, caplog
 ):

@@ -1,5 +1,7 @@
 """--init_from: what a new run takes from runs, encoders and files."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -185,10 +187,37 @@ def test_a_damaged_file_is_named(name, tmp_path):
         initial_weights.load(Run(backbone="own_networks:maps").model, str(tmp_path / name))
 
 
-def test_imagenets_weights_are_those_of_keras_applications(tmp_path):
-    run = Run(**NETWORK)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_imagenets_weights_are_those_of_keras_applications(channels, tmp_path, monkeypatch):
+    plain = keras.applications.MobileNetV2(
+        alpha=0.35, weights=None, include_top=False, input_shape=(None, None, 3)
+    )
+    changed(plain)
+    plain.save_weights(tmp_path / "published.weights.h5")
+    module = sys.modules[keras.applications.MobileNetV2.__module__]  # instead of a download
+    published = lambda *_, **__: str(tmp_path / "published.weights.h5")  # noqa: E731
+    monkeypatch.setattr(module.file_utils, "get_file", published)
+    run = Run(backbone="keras:MobileNetV2(alpha=0.35)", image_size=32, channels=channels)
+    initial_weights.load(run.model, "imagenet")
+    first, *others = run.model.encoder.weights
+    assert_same_weights(others, plain.weights[1:])
+    sums = [kernel.numpy().sum(axis=2) for kernel in (first, plain.weights[0])]
+    np.testing.assert_allclose(*sums, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_nobody_publishes_or_that_cannot_be_downloaded_are_an_error(monkeypatch):
     with pytest.raises(UserError, match="--init_from=imagenet needs --backbone=keras:NAME"):
-        initial_weights.load(run.model, "imagenet")
+        initial_weights.load(Run(**NETWORK).model, "imagenet")
+    with pytest.raises(UserError, match="needs --backbone=keras:NAME, or keras_hub:"):
+        initial_weights.load(Run(backbone="own_networks:maps").model, "imagenet")
+    module = sys.modules[keras.applications.MobileNetV2.__module__]
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(module.file_utils, "get_file", fail)
+    with pytest.raises(UserError, match="cannot be built: OSError: no network"):
+        initial_weights.load(Run(backbone="keras:MobileNetV2(alpha=0.35)").model, "imagenet")
 
 
 def test_a_run_from_a_torchvision_file_with_two_frozen_stages_adapts_the_rest(
