@@ -127,6 +127,11 @@ def _load_encoder(config: EvaluationConfig, strategy: tf.distribute.Strategy) ->
             f"{config.encoder} has no {saved_model.DESCRIPTION}, so --image_size must be given. "
             "Received: 0"
         )
+    if not description.get("takes_any_size", True) and image_size != description["image_size"]:
+        raise UserError(
+            f"--image_size must be {description['image_size']}, the only size that this encoder's "
+            f"network takes. Received: {image_size}"
+        )
     return _Encoder(
         path=os.path.abspath(config.encoder),
         sha256=feature_cache.hash_of_folder(os.path.abspath(config.encoder)),

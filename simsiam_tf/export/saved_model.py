@@ -36,7 +36,7 @@ _BACKBONE_FILE = "backbone.keras"  # a copy of the file that --backbone names
 
 
 class ServedEncoder(tf.Module):
-    """The two signatures of the SavedModel, around an encoder of normalised images."""
+    """The signatures of the SavedModel, around an encoder of normalised images."""
 
     def __init__(
         self, encoder: Backbone, image_size: int, crop_ratio: float, pixels: Pixels = RGB
@@ -161,6 +161,7 @@ def write_description(
     """
     description = {
         "image_size": config.views.image_size,
+        "takes_any_size": served.encoder.image_size is None,
         "channels": served.pixels.channels,
         "features": served.encoder.feature_dim,
         "eval_crop_ratio": config.views.eval_crop_ratio,

@@ -3,13 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import importlib
-import inspect
 import math
-import os
 import random
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -21,13 +17,10 @@ from absl import logging
 
 from simsiam_tf import network_names
 from simsiam_tf.config import EncoderConfig
-from simsiam_tf.models import keras_normalization, normalization
+from simsiam_tf.models import keras_networks, keras_normalization, normalization
 from simsiam_tf.models.backbone import Backbone, average, random_states
 from simsiam_tf.schema import UserError
 
-# The statistics by which images of the run are normalised.
-_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
-_IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 # A name that Keras gave, with a number that counts what the process has built.
 _NUMBERED = re.compile(r"(.+?)_(\d+)")
 
@@ -59,12 +52,12 @@ class KerasBackbone(Backbone):
         self.channels = channels
         self.view_size = view_size
         with _seeded(seed):
-            self.network = _build(config.backbone, channels, view_size)
+            self.network = keras_networks.build(config.backbone, channels, view_size)
             shapes = _output_shapes(self.network, config.backbone, channels, view_size)
         self.image_size: int | None = view_size if len(shapes) == 1 else None
         self.feature_dim = shapes[0][-1]
         self.num_normalizations = keras_normalization.adopt(self.network)
-        self.input_map = _input_map(config.backbone, channels)
+        self.input_map = keras_networks.input_map(config.backbone, channels)
         self.built = True
         self._freeze(config.freeze_stages)
 
@@ -226,113 +219,18 @@ def published_weights(backbone: KerasBackbone) -> dict[str, np.ndarray]:
       UserError: there are none, or they cannot be downloaded.
     """
     text = backbone.config.backbone
-    name = network_names.parse(text)
+    source = network_names.parse(text).source
     downloads: dict[str, dict[str, Any]] = {
         "keras": {"weights": "imagenet"},
         "keras_hub": {"load_weights": True},
     }
-    if name.source not in downloads:
+    if source not in downloads:
         raise UserError(
             "--init_from=imagenet needs --backbone=keras:NAME, or keras_hub: with a preset. "
             f"Received: {text}"
         )
-    arguments = name.arguments | downloads[name.source]
-    name = dataclasses.replace(name, arguments=arguments)
-    network = _build_named(text, name, 3, backbone.view_size)
+    network = keras_networks.build(text, 3, backbone.view_size, **downloads[source])
     return {key: variable.numpy() for key, variable in named_weights(network).items()}
-
-
-def _build(text: str, channels: int, image_size: int) -> keras.layers.Layer:
-    """Returns the network of a value of `--backbone`, with initial weights."""
-    return _build_named(text, network_names.parse(text), channels, image_size)
-
-
-def _build_named(
-    text: str, name: network_names.NetworkName, channels: int, image_size: int
-) -> keras.layers.Layer:
-    builders = {
-        "keras": _build_application,
-        "keras_hub": _build_of_keras_hub,
-        "file": _load_file,
-        "function": _call_function,
-    }
-    try:
-        network = builders[name.source](name, channels, image_size)
-    except (UserError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # whatever another library, or the user's own code, raises
-        raise UserError(
-            f"--backbone={text} cannot be built: {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(network, keras.layers.Layer):
-        raise UserError(
-            f"--backbone={text} must return a keras.Model or a layer. "
-            f"Received: {type(network).__name__}"
-        )
-    return network
-
-
-def _build_application(
-    name: network_names.NetworkName, channels: int, image_size: int
-) -> keras.Model:
-    build = getattr(keras.applications, name.name, None)
-    if not inspect.isfunction(build):
-        raise UserError(
-            f"--backbone=keras:NAME must be a network of keras.applications, such as MobileNetV2. "
-            f"Received: {name.name}"
-        )
-    options = {"weights": None, "include_top": False} | name.arguments
-    return _of_any_size(build, "input_shape", channels, image_size, options)
-
-
-def _of_any_size(
-    build: Any, argument: str, channels: int, image_size: int, options: dict[str, Any]
-) -> keras.Model:
-    """Returns a network for images of any size or, if it needs one size, for the run's views."""
-    try:
-        return build(**{argument: (None, None, channels)} | options)
-    except (ValueError, TypeError):
-        return build(**{argument: (image_size, image_size, channels)} | options)
-
-
-def _build_of_keras_hub(
-    name: network_names.NetworkName, channels: int, image_size: int
-) -> keras.Model:
-    try:
-        import keras_hub
-    except ImportError as error:
-        raise UserError(
-            "--backbone=keras_hub:NAME needs KerasHub: pip install -r requirements-detection.txt, "
-            f"or simsiam-tf[detection] ({error})"
-        ) from error
-    build = getattr(keras_hub.models, name.name, None)
-    if build is None:
-        options = {"load_weights": False} | name.arguments
-        return keras_hub.models.Backbone.from_preset(name.name, **options)
-    argument = next(
-        (known for known in inspect.signature(build).parameters if known in _SHAPE_ARGUMENTS), None
-    )
-    if argument is None:
-        return build(**name.arguments)
-    return _of_any_size(build, argument, channels, image_size, name.arguments)
-
-
-_SHAPE_ARGUMENTS = ("image_shape", "input_shape")
-
-
-def _load_file(name: network_names.NetworkName, channels: int, image_size: int) -> keras.Model:
-    if not os.path.exists(name.name):
-        raise UserError(f"--backbone must be a file that exists. Received: {name.name}")
-    return keras.models.load_model(name.name, compile=False)
-
-
-def _call_function(
-    name: network_names.NetworkName, channels: int, image_size: int
-) -> keras.layers.Layer:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    module = importlib.import_module(name.module)
-    return getattr(module, name.name)(**name.arguments)
 
 
 def _output_shapes(
@@ -347,7 +245,7 @@ def _output_shapes(
         if not network.built:
             network(tf.zeros([1, image_size, image_size, channels]))
         shapes = [_output_shape(network, image_size, channels)]
-    except Exception as error:
+    except Exception as error:  # whatever the layers of a network raise
         raise UserError(
             f"--backbone={text} cannot take images of {image_size} x {image_size} x {channels}: "
             f"{type(error).__name__}: {error}"
@@ -357,10 +255,11 @@ def _output_shapes(
             f"--backbone={text} must return features [B, F], maps [B, H, W, F] or tokens "
             f"[B, T, F]. Received: an output of shape {shapes[0]}"
         )
-    # Without its own say, such as a functional model's input, a layer is taken as of one size.
     inputs = getattr(network, "inputs", None)
-    if inputs and len(inputs) == 1 and inputs[0].shape[1] is None and len(shapes[0]) != 3:
-        shapes.append(_output_shape(network, None, channels))
+    takes_any = inputs and len(inputs) == 1 and inputs[0].shape[1] is None
+    if takes_any and len(shapes[0]) != 3:  # the number of tokens must be known
+        with contextlib.suppress(Exception):  # a layer needs one size
+            shapes.append(_output_shape(network, None, channels))
     return shapes
 
 
@@ -372,30 +271,3 @@ def _output_shape(
     if not isinstance(output, keras.KerasTensor):
         raise TypeError(f"its output must be one tensor, not {type(output).__name__}")
     return tuple(output.shape)
-
-
-def _input_map(text: str, channels: int) -> tuple[list[float], list[float], bool] | None:
-    """Returns how the run's images become what a network of `keras.applications` was made for.
-
-    Returns:
-      The factor and the summand of each channel, and whether the channels are reversed afterwards.
-      None for a network of another source, which takes normalised images.
-    """
-    name = network_names.parse(text)
-    if name.source != "keras":
-        return None
-    build = getattr(keras.applications, name.name)
-    preprocess = sys.modules[build.__module__].preprocess_input
-
-    def given(normalized: np.ndarray) -> np.ndarray:
-        return preprocess(255 * (normalized * _IMAGENET_STD + _IMAGENET_MEAN)[None, None])[0, 0]
-
-    offset = given(np.zeros(3))
-    is_reversed = bool(given(np.array([1.0, 0, 0]))[0] == offset[0])
-    scale = given(np.ones(3)) - offset
-    if is_reversed:
-        scale, offset = scale[::-1], offset[::-1]
-    if channels != 3:
-        scale, offset = np.full(channels, scale.mean()), np.full(channels, offset.mean())
-        is_reversed = False
-    return scale.tolist(), offset.tolist(), is_reversed

@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import own_networks
 import pytest
 import tensorflow as tf
 from image_folder import folder_of
 
 from simsiam_tf.evaluation import feature_cache, run
+from simsiam_tf.export import saved_model
+from simsiam_tf.models import backbones
 from simsiam_tf.schema import UserError
 
 
@@ -269,3 +272,15 @@ def test_a_list_without_a_split_to_evaluate_on_is_taken_whole_and_its_paths_are_
         )
     )  # fmt: skip
     assert np.load(output)["paths"].tolist() == [str(tmp_path / name) for name in names]
+
+
+def test_an_encoder_of_one_size_is_evaluated_at_this_size(
+    tmp_path, pretrain_config, evaluation_config, tfds_dir
+):
+    config = pretrain_config(backbone=own_networks.VIT.format(dropout=0), image_size=16)
+    encoder = backbones.build(config.encoder, seed=0, image_size=16)
+    saved_model.save(encoder, config, str(tmp_path / "encoder"), {})
+    settings = {"encoder": str(tmp_path / "encoder"), "data_dir": str(tfds_dir), "protocol": "knn"}
+    assert run.evaluate(evaluation_config(**settings, knn_k=20))["top1"] > 20
+    with pytest.raises(UserError, match=r"--image_size must be 16.*Received: 24"):
+        run.evaluate(evaluation_config(**settings, image_size=24))
