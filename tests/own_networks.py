@@ -27,6 +27,13 @@ def maps(width=4):
     return keras.Model(inputs, x)
 
 
+def grouped():
+    """A network with a grouped convolution, which Keras lets XLA compile on a CPU."""
+    x = inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(6, 3, 2, groups=3, activation="gelu")(x)
+    return keras.Model(inputs, keras.layers.LayerNormalization()(x))
+
+
 class Subclassed(keras.Model):
     """A network whose layers Keras cannot list in order, with dropout; it returns features."""
 

@@ -127,7 +127,7 @@ def _write_onnx(served: saved_model.ServedEncoder, path: str) -> None:
 
     _register_erfc()
     model, _ = tf2onnx.convert.from_graph_def(
-        _frozen_graph(served.features.get_concrete_function()),
+        _frozen_graph(served.features),
         input_names=["images:0"],
         output_names=["Identity:0"],
         tensors_to_rename={"images:0": "images", "Identity:0": "features"},
@@ -141,14 +141,21 @@ def _write_onnx(served: saved_model.ServedEncoder, path: str) -> None:
         file.write(model.SerializeToString())
 
 
-def _frozen_graph(function: Any) -> Any:
-    """Returns the graph of a concrete function, in which weights and other tensors are constants.
+def _frozen_graph(features: Any) -> Any:
+    """Returns the graph of a `tf.function`, in which weights and other tensors are constants.
 
     The converter's own `from_function` takes tensors that a layer keeps, such as the indices of
-    positions, for inputs.
+    positions, for inputs. It does not know functions that XLA compiles, such as Keras' grouped
+    convolution, so functions are traced as part of their caller.
     """
     from tf2onnx import tf_loader
 
+    were_eager = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        function = features.get_concrete_function()
+    finally:
+        tf.config.run_functions_eagerly(were_eager)
     frozen = tf_loader.convert_variables_to_constants_v2(
         function, lower_control_flow=False, aggressive_inlining=True
     )

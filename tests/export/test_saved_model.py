@@ -66,8 +66,9 @@ def test_feature_maps_are_those_of_the_four_stages(tmp_path, pretrain_config, im
 
 
 @pytest.mark.parametrize("name", formats.FORMATS)
-def test_a_network_of_one_size_is_exported_for_this_size(tmp_path, pretrain_config, name):
-    config = pretrain_config(backbone=VIT.format(dropout=0.1), image_size=16)
+@pytest.mark.parametrize("backbone", [VIT, "own_networks:grouped"])
+def test_networks_of_keras_are_exported_in_every_format(tmp_path, pretrain_config, name, backbone):
+    config = pretrain_config(backbone=backbone.format(dropout=0.1), image_size=16)
     encoder = train_a_little(backbones.build(config.encoder, seed=0, image_size=16))
     parity = formats.export(encoder, config, name, str(tmp_path / "encoder"), {})
     assert parity.relative < 1e-5
