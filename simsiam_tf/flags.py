@@ -122,7 +122,7 @@ def from_keywords(
       config_class: of the config.
 
     Raises:
-      UserError: as of `read`.
+      UserError: as in `read`.
     """
     names = sorted(settings, key=lambda name: name != "recipe")
     flags_of_settings = [f"--{name}={schema.format_value(settings[name])}" for name in names]

@@ -40,7 +40,7 @@ class Advice:
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """Groups of places in `Census.records`: of equal files, and of files that look alike."""
+    """Groups of indices into `Census.records`: of equal files, and of files that look alike."""
 
     exact: list[np.ndarray]
     near: list[np.ndarray]

@@ -130,7 +130,7 @@ def take_census(
     Args:
       source: the `Source`.
       max_pixels: largest number of pixels of an image; a larger image counts as unreadable.
-      upright: compare images as EXIF says that they are looked at.
+      upright: turn images as EXIF says before they are compared.
       limit: number of images, which are a random sample; 0: all.
       seed: of the sample.
 

@@ -82,7 +82,7 @@ def _decode(encoded: tf.Tensor, max_pixels: int, pixels: Pixels, by_python: bool
         return levels if is_rgb else _to_float(levels, pixels)
 
     def upright(image, is_plain, turned):
-        """Returns the image as EXIF says, without a look for EXIF where the file is plain."""
+        """Returns the image turned as EXIF says; a plain file is not searched for EXIF."""
         if not pixels.upright:
             return image
         return tf.cond(is_plain, lambda: image, lambda: turned(image, encoded))
@@ -252,7 +252,7 @@ def _exif_of_png(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _turned(image: tf.Tensor, exif: tf.Tensor) -> tf.Tensor:
-    """Returns an image as EXIF says that it is looked at.
+    """Returns an image turned upright, as EXIF says.
 
     Args:
       image: `[H, W, C]`.
@@ -277,13 +277,13 @@ _rare = tf.function(autograph=False, experimental_attributes={"_noinline": True}
 
 @_rare
 def _turned_as_jpeg_says(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the image of a JPEG file as its EXIF says that it is looked at."""
+    """Returns the image of a JPEG file turned upright, as its EXIF says."""
     return _turned(image, _exif_of_jpeg(encoded))
 
 
 @_rare
 def _turned_as_png_says(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the image of a PNG file as its EXIF says that it is looked at."""
+    """Returns the image of a PNG file turned upright, as its EXIF says."""
     return _turned(image, _exif_of_png(encoded))
 
 

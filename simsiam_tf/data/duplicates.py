@@ -20,7 +20,7 @@ def exact_groups(records: np.ndarray) -> list[np.ndarray]:
       records: `[n]` of `census.RECORD`.
 
     Returns:
-      The places of each group's images in `records`, int64, two or more.
+      The indices of each group's images in `records`, int64, two or more.
     """
     digests = records["digest"]
     order = np.lexsort((digests[:, 1], digests[:, 0]))
@@ -47,7 +47,7 @@ def near_groups(records: np.ndarray) -> list[np.ndarray]:
       records: `[n]` of `census.RECORD`, all readable.
 
     Returns:
-      The places of each group's images in `records`, int64, two or more.
+      The indices of each group's images in `records`, int64, two or more.
     """
     is_first = np.ones(len(records), bool)
     for group in exact_groups(records):
@@ -95,7 +95,7 @@ def _merged(ids: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarra
 
 
 def _groups(ids: np.ndarray) -> list[np.ndarray]:
-    """Returns the places that share an id, for ids of two places or more, the largest first."""
+    """Returns the indices that share an id, two or more, the largest group first."""
     order = np.argsort(ids, kind="stable")
     starts = np.flatnonzero(np.diff(ids[order], prepend=-1))
     sizes = np.diff(np.append(starts, len(ids)))

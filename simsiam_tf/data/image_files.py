@@ -348,7 +348,7 @@ def _tiff(encoded: bytes, max_pixels: int, upright: bool) -> np.ndarray:
 
 
 def turned(levels: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns an image as EXIF's orientation says that it is looked at.
+    """Returns an image turned upright by EXIF's orientation.
 
     Args:
       levels: `[H, W, C]`.

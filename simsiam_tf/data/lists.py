@@ -47,7 +47,7 @@ def load_list(data_dir: str, split: str) -> Source:
 
     A list has the columns `path` (or `image`, or `file_name`), `label` and `split`; only the first
     is required. Without a header the columns are the path and the label. Relative paths start at
-    the folder of the list. A path may be a URL, which is not looked at before its image is read.
+    the folder of the list. A path may be a URL, which is first opened when its image is read.
     Labels that are all integers are sorted by value, others as text.
 
     Args:

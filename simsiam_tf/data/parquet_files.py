@@ -263,7 +263,7 @@ def _number_labels(
     Args:
       found: the files of the split.
       everything: the files of all splits, which have the same classes.
-      describe: index of an image in the split → its place.
+      describe: index of an image in the split → its file and row.
     """
     parts = [_labels_of(file) for file in found]
     of_all = [_labels_of(file) for file in everything]

@@ -65,7 +65,7 @@ def run(config: EvaluationConfig) -> None:
     Lists with a number for each feature are only in the file `--output`.
 
     Raises:
-      UserError: as of `evaluate`.
+      UserError: as in `evaluate`.
     """
     result = evaluate(config)
     short = {name: value for name, value in result.items() if not isinstance(value, list)}

@@ -1,8 +1,8 @@
 """Export of the encoder to several formats; each is run by its own runtime and compared.
 
 All formats have one contract: `images` float32 `[N, H, W, C]`, in [0, 255] or in the run's range of
-values, → `features` float32 `[N, F]`, with N, H and W free. Normalisation is inside. Only the
-SavedModel also takes encoded files.
+values, → `features` float32 `[N, F]`, with N free; H and W are free too, unless the network takes
+one size only. Normalisation is inside. Only the SavedModel also takes encoded files.
 """
 
 import os

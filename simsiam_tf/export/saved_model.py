@@ -188,8 +188,8 @@ def load(directory: str) -> tuple[Callable[[tf.Tensor], tf.Tensor], dict[str, An
 
     Returns:
       A function: images `[N, H, W, C]` float32, in [0, 255] or in the `value_range` of
-      `encoder.json`, → features `[N, F]` float32; and the
-      entries of `encoder.json`, an empty dict if the file is missing.
+      `encoder.json`, → features `[N, F]` float32; and the entries of `encoder.json`, an empty dict
+      if the file is missing.
 
     Raises:
       UserError: the folder is missing or contains no such SavedModel.
@@ -263,7 +263,7 @@ def load_resnet(directory: str) -> ResNet:
     """Loads an encoder as `load_backbone` does, for programs that need a ResNet.
 
     Raises:
-      UserError: as of `load_backbone`, or the encoder is another network.
+      UserError: as in `load_backbone`, or the encoder is another network.
     """
     encoder, _ = load_backbone(directory)
     return check_resnet(encoder, directory)
