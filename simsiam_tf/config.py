@@ -10,6 +10,10 @@ import math
 from simsiam_tf import network_names
 from simsiam_tf.schema import SWITCH, Config, UserError, refuse_unused, setting
 
+# ImageNet's statistics of RGB in [0, 1]. Every recipe of the reference normalises by them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 class Purpose(enum.IntEnum):
     """The use of a random number. It ends every seed, so that no two uses share draws."""

@@ -37,11 +37,11 @@ def grouped():
 class Subclassed(keras.Model):
     """A network whose layers Keras cannot list in order, with dropout; it returns features."""
 
-    def __init__(self):
+    def __init__(self, dropout):
         super().__init__()
         self.conv = keras.layers.Conv2D(8, 3, 2)
         self.norm = keras.layers.BatchNormalization()
-        self.dropout = keras.layers.Dropout(0.2)
+        self.dropout = keras.layers.Dropout(dropout)
         self.linear = keras.layers.Dense(12)
 
     def call(self, x, training=False):
@@ -49,8 +49,8 @@ class Subclassed(keras.Model):
         return self.linear(self.dropout(keras.ops.mean(x, axis=(1, 2)), training=training))
 
 
-def subclassed():
-    return Subclassed()
+def subclassed(dropout=0.2):
+    return Subclassed(dropout)
 
 
 def no_network():

@@ -5,9 +5,7 @@ from typing import Any, Self
 
 import tensorflow as tf
 
-# ImageNet's mean and deviation of RGB in [0, 1]. Every recipe of the reference normalises by them.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from simsiam_tf.config import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +26,8 @@ class Pixels:
     depth: str = "uint8"
     low: float = 0.0
     high: float = 255.0
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     exif_orientation: str = "ignore"
 
     @classmethod

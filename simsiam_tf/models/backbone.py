@@ -1,4 +1,4 @@
-"""What methods, evaluation and export know about the encoder's network."""
+"""The interface of an encoder's network: all that methods, evaluation and export use of it."""
 
 from typing import Any, Self
 
@@ -52,7 +52,9 @@ class Backbone(keras.layers.Layer):
 
     def copy(self) -> Self:
         """Returns another network with the same weights, in the number format of new layers."""
-        raise NotImplementedError
+        other = self.from_config(self.get_config())
+        other.set_weights(self.get_weights())
+        return other
 
     def describe(self) -> None:
         """Logs what the user should know of the network; by default nothing."""

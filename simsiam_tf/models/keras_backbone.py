@@ -72,11 +72,6 @@ class KerasBackbone(Backbone):
         others = {name: config[name] for name in ("seed", "channels", "view_size")}
         return cls(EncoderConfig(**settings), **others)
 
-    def copy(self) -> "KerasBackbone":
-        other = KerasBackbone(self.config, self.seed, self.channels, self.view_size)
-        other.set_weights(self.get_weights())
-        return other
-
     def describe(self) -> None:
         """Logs what was done to the network, and where its exactness ends."""
         if self.num_normalizations:

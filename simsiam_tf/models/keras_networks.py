@@ -11,11 +11,9 @@ import keras
 import numpy as np
 
 from simsiam_tf import network_names
+from simsiam_tf.config import IMAGENET_MEAN, IMAGENET_STD
 from simsiam_tf.schema import UserError
 
-# The statistics by which images of the run are normalised.
-_IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
-_IMAGENET_STD = np.array([0.229, 0.224, 0.225])
 _SHAPE_ARGUMENTS = ("image_shape", "input_shape")
 
 
@@ -129,7 +127,7 @@ def input_map(text: str, channels: int) -> tuple[list[float], list[float], bool]
     preprocess = sys.modules[build.__module__].preprocess_input
 
     def given(normalized: np.ndarray) -> np.ndarray:
-        return preprocess(255 * (normalized * _IMAGENET_STD + _IMAGENET_MEAN)[None, None])[0, 0]
+        return preprocess(255 * (normalized * IMAGENET_STD + IMAGENET_MEAN)[None, None])[0, 0]
 
     offset = given(np.zeros(3))
     is_reversed = bool(given(np.array([1.0, 0, 0]))[0] == offset[0])

@@ -205,11 +205,6 @@ class ResNet(Backbone):
         seed, channels = settings.pop("seed"), settings.pop("channels", 3)
         return cls(EncoderConfig(**settings), seed, channels)
 
-    def copy(self) -> "ResNet":
-        other = ResNet(self.config, self.seed, self.channels)
-        other.set_weights(self.get_weights())
-        return other
-
     @property
     def stages(self) -> list[list[Block]]:
         """The blocks of each of the four stages."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 from simsiam_tf import files, schema, storage
 from simsiam_tf.config import PretrainConfig
@@ -51,7 +52,7 @@ def check_workdir(
         ) from error
     there = schema.read_flagfile(_read_flagfile(workdir))
     if "epochs" in there:
-        # What runs of earlier versions did.
+        # Runs of earlier versions have these values.
         there = {"schedule": "epoch", "init_from": "", "freeze_stages": "0"} | there
     settings = schema.flatten(config)
     here = {name: schema.format_value(value) for name, value in settings.items()}
@@ -96,16 +97,21 @@ def write_images(workdir: str, source: Source) -> None:
     files.write_text(os.path.join(workdir, IMAGES), json.dumps(here))
 
 
+def read_images(workdir: str) -> dict[str, Any]:
+    """Returns what `write_images` wrote; empty for imported runs and those of earlier versions."""
+    path = os.path.join(workdir, IMAGES)
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
 def read_pixels(workdir: str) -> Pixels:
     """Returns what the pixels of a run's images are.
 
     A run of a version that did not write it has RGB of 8 bits, and EXIF's orientation is ignored.
     """
-    path = os.path.join(workdir, IMAGES)
-    if not os.path.exists(path):
-        return RGB
-    with open(path, encoding="utf-8") as file:
-        entries = json.load(file).get("pixels")
+    entries = read_images(workdir).get("pixels")
     return Pixels.from_dict(entries) if entries else RGB
 
 
@@ -118,14 +124,10 @@ def check_images(workdir: str, source: Source) -> None:
     Raises:
       UserError: the data set has changed since the run began.
     """
-    path = os.path.join(workdir, IMAGES)
     here = {"images": source.num_examples, "classes": list(source.class_names)}
-    if not os.path.exists(path):
-        return
-    with open(path, encoding="utf-8") as file:
-        there = json.load(file)
+    there = read_images(workdir)
     for name, value in here.items():
-        if there[name] != value:
+        if there and there[name] != value:
             before, now = str(there[name])[:60], str(value)[:60]
             raise UserError(
                 f"The run in --workdir={workdir} began with other {name} ({before}). Train on the "

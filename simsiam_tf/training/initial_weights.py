@@ -1,6 +1,5 @@
 """`--init_from`: the weights that a new run starts with, taken by name and shape."""
 
-import json
 import os
 from collections.abc import Callable, Mapping
 
@@ -150,12 +149,10 @@ def _read_run(workdir: str) -> Weights:
     """Returns the weights of the newest checkpoint of a run."""
     run = run_folder.read_config(workdir, "init_from")
     pixels = run_folder.read_pixels(workdir)
-    with open(os.path.join(workdir, run_folder.IMAGES), encoding="utf-8") as file:
-        images = json.load(file)
-    settings = run.optimization
+    images, settings = run_folder.read_images(workdir), run.optimization
     plan = Plan(
-        num_examples=images["images"],
-        num_classes=len(images["classes"]),
+        num_examples=images.get("images", settings.batch_size),
+        num_classes=len(images.get("classes", ())),
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         channels=pixels.channels,
@@ -168,7 +165,10 @@ def _read_run(workdir: str) -> Weights:
 
 
 def _read_encoder(folder: str) -> Weights:
-    encoder, _ = saved_model.load_backbone(folder)
+    try:
+        encoder, _ = saved_model.load_backbone(folder)
+    except UserError as error:
+        raise UserError(str(error).replace("--encoder", "--init_from")) from error
     return _of_encoder(_values(encoder.named_weights()))
 
 
@@ -188,7 +188,7 @@ def _named_of(network: keras.layers.Layer) -> dict[str, keras.Variable]:
 def _read_keras_weights(model: SelfSupervisedModel, path: str) -> Weights:
     """Returns what a `.weights.h5` file has for the network, or for an `Encoder` around it."""
     copy = model.encoder.copy()
-    # What the file does not have stays NaN.
+    # Weights that the file lacks stay NaN.
     copy.set_weights([np.full_like(array, np.nan) for array in copy.get_weights()])
     models = [keras_encoder.Encoder(copy, image_size=0, crop_ratio=1.0)]
     if isinstance(copy, KerasBackbone):

@@ -14,7 +14,8 @@ from simsiam_tf.models import backbones, keras_backbone, keras_normalization, pr
 from simsiam_tf.models.backbone import random_states
 from simsiam_tf.schema import UserError
 
-KINDS = [EFFICIENT_NET, VIT, "keras:ConvNeXtTiny", "own_networks:maps", "own_networks:subclassed"]
+SUBCLASSED = "own_networks:subclassed(dropout={dropout})"
+KINDS = [EFFICIENT_NET, VIT, "keras:ConvNeXtTiny", "own_networks:maps", SUBCLASSED]
 
 
 def build(backbone, channels=3, image_size=32, seed=0, **settings):
@@ -77,8 +78,6 @@ def test_batch_normalization_of_keras_takes_the_statistics_of_each_view():
 def test_two_replicas_train_the_weights_of_one(kind, two_replicas):
     settings = {"backbone": kind.format(dropout=0.0), "base_learning_rate": 0.1}
     settings["image_size"] = 32 if "ConvNeXt" in kind else 8
-    if kind.endswith("subclassed"):
-        settings["backbone"] = "own_networks:maps(width=2)"
     one, two = Run(**settings), Run(strategy=two_replicas, **settings)
     for step in range(2):
         losses = [float(run.step(step)["loss"]) for run in (one, two)]

@@ -1,5 +1,6 @@
 """--init_from: what a new run takes from runs, encoders and files."""
 
+import os
 import sys
 
 import keras
@@ -96,7 +97,7 @@ def test_another_run_gives_the_heads_whose_shapes_agree(tiny_run, caplog):
     encoder, _ = saved_model.load_backbone(str(tiny_run / "encoder"))
     assert_same_weights(run.model.encoder.weights, encoder.weights)
     assert "projector     14    0         0" in caplog.text
-    # Of the predictor, whose hidden layer has another width, only the last bias agrees.
+    # The predictor's hidden layer has another width, so only its last bias agrees.
     assert "predictor      1    6         6" in caplog.text
     same = [
         np.array_equal(old, new.numpy())
@@ -173,6 +174,20 @@ def test_nothing_taken_is_an_error_that_shows_both_kinds_of_names(there, tmp_pat
     run = Run(backbone="own_networks:maps")
     with pytest.raises(UserError, match=r"Received: encoder.bn1.bias.*where this run has"):
         initial_weights.load(run.model, str(tmp_path / "in.pth"))
+
+
+def test_a_run_without_a_list_of_its_images_is_taken_too(tiny_run, tmp_path):
+    for name in ("flags.cfg", "checkpoints"):  # as an import leaves it
+        os.symlink(tiny_run / name, tmp_path / name)
+    run = Run(backbone="resnet10", width=16, stem="cifar")
+    initial_weights.load(run.model, str(tmp_path))
+    encoder, _ = saved_model.load_backbone(str(tiny_run / "encoder"))
+    assert_same_weights(run.model.encoder.weights, encoder.weights)
+
+
+def test_a_folder_without_weights_is_named_by_the_flag(tmp_path):
+    with pytest.raises(UserError, match=r"^--init_from must be the folder of a SavedModel"):
+        initial_weights.load(Run(**NETWORK).model, str(tmp_path))
 
 
 def test_a_path_that_does_not_exist_is_named_before_training(train_here, tmp_path):
