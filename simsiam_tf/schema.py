@@ -179,9 +179,20 @@ def _users(config_class, of_group=None):
     return users
 
 
-def to_flagfile(settings: dict[str, typing.Any]) -> str:
-    """{flag name: value} as the text of a flagfile, one `--name=value` a line."""
-    lines = [f"--{name}={format_value(value)}" for name, value in settings.items()]
+def to_flagfile(
+    settings: dict[str, typing.Any], comments: typing.Mapping[str, str] | None = None
+) -> str:
+    """Returns settings as the text of a flagfile, one `--name=value` a line.
+
+    Args:
+      settings: {flag name: value}.
+      comments: {flag name: comment}, for lines above some of the flags.
+    """
+    lines = []
+    for name, value in settings.items():
+        if comments and name in comments:
+            lines.append(f"# {comments[name]}")
+        lines.append(f"--{name}={format_value(value)}")
     return "\n".join(lines) + "\n"
 
 

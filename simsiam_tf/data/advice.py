@@ -1,24 +1,14 @@
-"""Turns the facts about a data set into flags that fit it, and into warnings with a remedy."""
+"""Turns the facts about a data set into warnings with a remedy."""
 
 import dataclasses
-import math
-import os
 from typing import Any
 
 import numpy as np
 
-from simsiam_tf import storage
-from simsiam_tf.config import DataConfig, PretrainConfig
+from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data.census import Census
-from simsiam_tf.data.folders import folder_splits
-from simsiam_tf.data.sampling import range_of
+from simsiam_tf.data.choices import fits
 
-_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)  # of views
-_LARGEST_SMALL = 64  # pixels; views up to this size take the stem of CIFAR
-_LARGEST_SHARP = 32  # pixels; the paper does not blur views of this size (appendix D)
-_SMALLEST_CROP = 12  # pixels; smaller crops show too little
-_LARGEST_BATCH = 256
-_MIN_STEPS = 4  # in an epoch
 _LARGE = 1024  # pixels of the short side, from which decoding takes most of the time
 _EXTREME_RATIO = 3  # of the sides
 _RARE = 0.01  # share of a class
@@ -51,65 +41,6 @@ class Duplicates:
         return sum(len(group) - 1 for group in groups)
 
 
-def suggest(census: Census, config: PretrainConfig) -> dict[str, Any]:
-    """Returns flags that fit the images: {flag name: value}.
-
-    Args:
-      census: of the images, of which at least one can be read.
-      config: the flags of the inspection.
-    """
-    data = config.data
-    median = int(np.median(census.short_sides))
-    size = max([one for one in _SIZES if one <= median], default=max(8, median // 4 * 4))
-    found: dict[str, Any] = {"dataset": data.dataset}
-    if data.data_dir:
-        is_path = not storage.is_url(data.data_dir)
-        path = os.path.abspath(os.path.expanduser(data.data_dir)) if is_path else data.data_dir
-        found["data_dir"] = path
-    if data.train_split != DataConfig.train_split:
-        found["train_split"] = data.train_split
-    if data.dataset == "folder":
-        others = [name for name in folder_splits(data.data_dir) if name != data.train_split]
-        if others and data.eval_split not in others:
-            found["eval_split"] = others[0]
-    found["image_size"] = size
-    found["stem"] = "cifar" if size <= _LARGEST_SMALL else "imagenet"
-    smallest = (_SMALLEST_CROP / median) ** 2
-    if smallest > config.views.crop_min_area:
-        found["crop_min_area"] = min(0.6, math.ceil(10 * smallest) / 10)
-    if size <= _LARGEST_SHARP:
-        found |= {"blur_probability": 0.0, "eval_crop_ratio": 1.0}
-    found["channels"] = _channels(census)
-    if census.extremes:
-        low, high = _range(census)
-        found["value_range"] = f"{low:.9g},{high:.9g}"
-    steps_bound = 2 ** int(math.log2(max(2, census.source.num_examples // _MIN_STEPS)))
-    found["batch_size"] = min(_LARGEST_BATCH, steps_bound)
-    num_bad = census.num_unreadable + int(np.sum(~fits(census, found["channels"])))
-    if num_bad:
-        share = num_bad / len(census.records)
-        found["on_bad_image"] = "skip"
-        if share > data.max_bad_fraction:
-            found["max_bad_fraction"] = min(1.0, math.ceil(100 * share + 1) / 100)
-    return found
-
-
-def _channels(census: Census) -> int:
-    """Returns the number of channels that most images have; 3 for RGB and grey together."""
-    counts = census.counts("channels")
-    most = next(iter(counts))
-    return 3 if most == 1 and 3 in counts else most
-
-
-def fits(census: Census, channels: int) -> np.ndarray:
-    """Returns which readable images have these channels or are converted to them, `[r]` bool."""
-    return np.isin(census.readable["channels"], (1, 3) if channels in (1, 3) else (channels,))
-
-
-def _range(census: Census) -> tuple[float, float]:
-    return range_of([np.array(pair, dtype) for dtype, pair in census.extremes.items()])
-
-
 def advise(
     census: Census, duplicates: Duplicates, suggested: dict[str, Any], config: PretrainConfig
 ) -> list[Advice]:
@@ -118,7 +49,7 @@ def advise(
     Args:
       census: of the images.
       duplicates: among them.
-      suggested: the flags of `suggest`; empty if no image can be read.
+      suggested: the values of `choices.for_images`; empty if no image can be read.
       config: the flags of the inspection.
     """
     found = [*_unreadable(census, config)]
@@ -187,7 +118,7 @@ def _channels_and_bits(census, suggested):
             f"{_images(gray)} {_are(gray)} grey among RGB ({share(gray, total)}): features may "
             "tell grey from colour; --channels=1 makes all of them grey.",
         )
-    elif channels == 3 and gray == total:
+    elif gray == total and 3 in census.counts("channels"):
         yield Advice("doubtful", "All images are grey but stored as RGB: choose --channels=1.")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from simsiam_tf import files, schema
 from simsiam_tf.config import Purpose, ViewsConfig
-from simsiam_tf.data import advice, census, datasets, duplicates, sampling, views
+from simsiam_tf.data import advice, census, choices, datasets, duplicates, sampling, views
 from simsiam_tf.data.advice import Advice, Duplicates, share
 from simsiam_tf.data.census import Census
 from simsiam_tf.data.decoding import decode_image
@@ -53,6 +53,7 @@ class Inspection:
       census: the facts about the images.
       found: the duplicates among them.
       suggested: flags that fit the images; empty if no image can be read.
+      reasons: for each suggested flag.
       warnings: the most important first.
       pixels: what the images become when they are decoded.
     """
@@ -61,6 +62,7 @@ class Inspection:
     census: Census
     found: Duplicates
     suggested: dict[str, Any]
+    reasons: dict[str, str]
     warnings: list[Advice]
     pixels: Pixels
 
@@ -119,10 +121,12 @@ def inspect(config: InspectConfig) -> Inspection:
     )
     readable = counts.readable
     found = Duplicates(duplicates.exact_groups(readable), duplicates.near_groups(readable))
-    suggested = advice.suggest(counts, config) if len(readable) else {}
+    chosen = choices.for_images(counts, config) if len(readable) else {}
+    suggested = choices.values_of(chosen)
     warnings = advice.advise(counts, found, suggested, config)
     pixels = _pixels(config, source, suggested)
-    return Inspection(config, counts, found, suggested, warnings, pixels)
+    reasons = choices.reasons_of(chosen)
+    return Inspection(config, counts, found, suggested, reasons, warnings, pixels)
 
 
 def _pixels(config: InspectConfig, source: datasets.Source, suggested: dict[str, Any]) -> Pixels:
@@ -150,7 +154,7 @@ def flagfile(inspection: Inspection) -> str:
         f"#   {_command(config)}\n"
         "# Images without an up (microscopes, satellites) may also be turned:\n"
         "#   --vertical_flip_probability=0.5 --rotate90_probability=0.5\n"
-        f"{schema.to_flagfile(inspection.suggested)}"
+        f"{schema.to_flagfile(inspection.suggested, inspection.reasons)}"
     )
 
 
