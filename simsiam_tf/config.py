@@ -449,6 +449,13 @@ class MonitorConfig(Config):
     log_every_steps: int = setting(
         10, "Steps from one line of metrics to the next.", at_least=1, defines_run=False
     )
+    health_every_epochs: int = setting(
+        1,
+        "Epochs from one measurement of effective rank and alignment, without labels, to the next; "
+        "0: none.",
+        at_least=0,
+        defines_run=False,
+    )
     knn_every_epochs: int = setting(
         1, "Epochs from one kNN evaluation to the next; 0: none.", at_least=0, defines_run=False
     )
@@ -576,6 +583,13 @@ class SystemConfig(DevicesConfig):
         at_least=1,
         defines_run=False,
     )
+    replay_step: int = setting(
+        0,
+        "Repeat this step of the run in --workdir with every layer checked, print the first that "
+        "is not finite, and stop; 0: train.",
+        at_least=0,
+        defines_run=False,
+    )
     export: bool = setting(
         False,
         "Export the encoder of the newest checkpoint and stop, without training.",
@@ -601,3 +615,5 @@ class PretrainConfig(Config):
     monitor: MonitorConfig = dataclasses.field(default_factory=MonitorConfig)
     knn: KnnConfig = dataclasses.field(default_factory=KnnConfig)
     system: SystemConfig = dataclasses.field(default_factory=SystemConfig)
+    # With --recipe=auto, the names of the flags that are given; others may be chosen. Else None.
+    given: frozenset[str] | None = None

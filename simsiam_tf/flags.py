@@ -5,6 +5,7 @@ are answered at once.
 """
 
 import contextlib
+import dataclasses
 import logging as standard_logging
 import os
 import stat
@@ -150,7 +151,9 @@ def _build(
     argv: list[str], config_class: type[schema.Config], values: flags.FlagValues
 ) -> schema.Config:
     """Builds the config of a command line, whose flags `values` defines."""
-    arguments = values(recipes.expand(argv))[1:]
+    arguments = recipes.expand(argv)
+    is_auto = recipes.AUTO in arguments
+    arguments = values([argument for argument in arguments if argument != recipes.AUTO])[1:]
     # A text takes one positional argument, a tuple all that are left.
     positional: dict[str, typing.Any] = {}
     for field in schema.settings_of(config_class):
@@ -162,7 +165,14 @@ def _build(
             positional[field.name], *arguments = arguments
     if arguments:
         raise flags.Error(f"Every setting is a flag, --name=value. Received: {' '.join(arguments)}")
-    return schema.build(config_class, values.flag_values_dict() | positional)
+    config = schema.build(config_class, values.flag_values_dict() | positional)
+    if is_auto:
+        if not hasattr(config, "given"):
+            raise flags.Error(f"{recipes.AUTO} is for training. Received: {recipes.AUTO}")
+        names = schema.flatten(config)
+        given = frozenset(name for name in names if values[name].present)
+        config = dataclasses.replace(config, given=given)
+    return config
 
 
 def _exit(error: Exception | str, status: int) -> typing.NoReturn:

@@ -17,6 +17,7 @@ FOLDER = next(
     ),
     "",
 )
+AUTO = "--recipe=auto"  # stays in the arguments: it is no flagfile, but chooses flags by the images
 _INCLUSION = re.compile(r"--?(flagfile|recipe)(?:=(.*))?")
 
 
@@ -39,12 +40,14 @@ def path_of(name: str) -> str:
     path = os.path.join(FOLDER, f"{name}.cfg")
     if name not in names():
         short = ", ".join(name for name in names() if os.sep not in name)
-        raise UserError(f"--recipe must be one of {short}. Received: {name}")
+        raise UserError(f"--recipe must be auto or one of {short}. Received: {name}")
     return path
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
     """Returns command-line arguments with the lines of each flagfile and recipe in its place.
+
+    `AUTO` stays as it is.
 
     A flagfile that another one includes is looked for beside that one, then in the current folder.
 
@@ -72,6 +75,9 @@ def _expand(arguments: Sequence[str], including: tuple[str, ...]) -> Iterator[st
         kind, value = match.groups()
         if value is None:
             value = next(left, "")
+        if (kind, value) == ("recipe", "auto"):
+            yield AUTO
+            continue
         path = path_of(value) if kind == "recipe" else _find(value, including)
         if path in including:
             raise UserError(f"--flagfile must not include itself. Received: {path}")

@@ -6,7 +6,9 @@ import time
 import numpy as np
 import tensorflow as tf
 
-TIMINGS = {"images_per_second", "input_wait_fraction", "model_flop_utilization"}
+from simsiam_tf.training import meter
+
+TIMINGS = set(meter.RATES)
 
 
 def lines_of(workdir):

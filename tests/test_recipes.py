@@ -56,9 +56,9 @@ def test_flagfiles_in_a_circle_are_a_user_error(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "match"),
     [
-        ("--recipe=r51", "--recipe must be one of byol_cifar10, .*Received: r51"),
-        ("--recipe=../configs/r50", "--recipe must be one of"),
-        ("--recipe=", "--recipe must be one of"),
+        ("--recipe=r51", "--recipe must be auto or one of byol_cifar10, .*Received: r51"),
+        ("--recipe=../configs/r50", "--recipe must be auto or one of"),
+        ("--recipe=", "--recipe must be auto or one of"),
         ("--flagfile=missing.cfg", "No such file.*Received: .*missing.cfg"),
         ("--flagfile=", "Is a directory"),
     ],

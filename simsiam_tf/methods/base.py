@@ -218,7 +218,7 @@ class SelfSupervisedModel(keras.Model):
         data = dict(data) if isinstance(data, dict) else {"views": data}
         stop = data.pop("stop", None)
         batch = self.with_positions(data)
-        gradients, outputs = self._accumulate_gradients(batch)
+        gradients, outputs = self.compute_gradients(batch)
         averaged = {name: value for name, value in outputs.items() if _is_averaged(name, value)}
         if stop is not None:
             averaged["stop"] = tf.cast(stop, outputs["loss"].dtype)
@@ -252,10 +252,16 @@ class SelfSupervisedModel(keras.Model):
         first = tf.cast(collectives.replica_id(), tf.int64) * size
         return data | {"position": first + tf.range(size, dtype=tf.int64)}
 
-    def _accumulate_gradients(self, batch: Batch) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    def compute_gradients(self, batch: Batch) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
         """Returns the gradients and the outputs of this replica's share, over all its parts.
 
-        Metrics, including the loss, are averaged over the parts; other outputs are concatenated.
+        Args:
+          batch: the replica's share, as in `compute_views_loss`.
+
+        Returns:
+          The gradients of `learned_variables`, which sum over the replicas to that of the loss, and
+          {name: tensor} with "loss" and what `compute_views_loss` returns besides. Metrics,
+          including the loss, are averaged over the parts; other outputs are concatenated.
         """
         count = self.accumulate_steps
         parts = [batch]

@@ -75,8 +75,13 @@ class Checkpoints:
             random_states=[variable.value for variable in random_states(model)],
         )
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, repeatable: int | None = None) -> None:
         """Writes the checkpoint of a step, unless a complete one exists.
+
+        Args:
+          step: number of steps done.
+          repeatable: a step; the newest checkpoint before it is kept as well, so that
+            `--replay_step` can repeat it. None: none.
 
         Raises:
           UserError: the disk is full or cannot be written to.
@@ -94,7 +99,7 @@ class Checkpoints:
             with files.written_whole(folder) as staging:
                 self._write(staging, parts)
             _force_to_disk(self.directory)
-            for other in self._outdated(step):
+            for other in self._outdated(step, repeatable):
                 shutil.rmtree(self._folder(other))
 
     def _write(self, folder: str, parts: Iterable[np.ndarray]) -> None:
@@ -113,23 +118,29 @@ class Checkpoints:
             if name.endswith(files.UNFINISHED):
                 files.remove(os.path.join(self.directory, name))
 
-    def _outdated(self, step: int) -> list[int]:
+    def _outdated(self, step: int, repeatable: int | None) -> list[int]:
         """The steps whose checkpoints are no longer needed once `step` is saved."""
         steps = self._steps()
         here = steps.index(step) + 1
         old = steps[: max(here - self.keep, 0)]
         if self.keep_every:
             old = [other for other in old if other % self.keep_every]
+        if repeatable is not None:
+            before = max((other for other in steps if other < repeatable), default=None)
+            old = [other for other in old if other != before]
         # Newer checkpoints are damaged, or the run would have resumed from them.
         return old + steps[here:]
 
-    def restore(self) -> int | None:
+    def restore(self, *, before: int | None = None) -> int | None:
         """Restores the newest complete checkpoint and returns its step; None without checkpoints.
+
+        Args:
+          before: only checkpoints before this step count; None: all.
 
         Raises:
           UserError: every checkpoint is damaged.
         """
-        steps = self._steps()
+        steps = [step for step in self._steps() if before is None or step < before]
         for step in reversed(steps):
             damage = _damage(self._folder(step))
             if damage:

@@ -17,6 +17,7 @@ FLAGFILE = "flags.cfg"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 IMAGES = "images.json"  # the size and the pixels of the data set that the run began with
+CHOICES = "auto.json"  # of --recipe=auto: each choice with its reason, and the trials
 ENCODER = "encoder"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
@@ -181,8 +182,34 @@ def write_flags(config: PretrainConfig, step: int, named: str | None = None) -> 
     if epochs < config.optimization.epochs:
         plans.append((epochs, step))
     history = "".join(f"# --epochs={epochs} up to step {step}\n" for epochs, step in plans)
-    text = schema.to_flagfile(schema.flatten(config) | {"workdir": workdir})
+    settings = schema.flatten(config) | {"workdir": workdir}
+    chosen = read_choices(config.system.workdir).get("choices", {})
+    reasons = {name: choice["reason"] for name, choice in chosen.items()}
+    text = schema.to_flagfile(settings, reasons)
     files.write_text(os.path.join(config.system.workdir, FLAGFILE), history + text)
+
+
+def write_choices(
+    workdir: str, choices: dict[str, dict[str, Any]], trials: list[dict[str, float]]
+) -> None:
+    """Writes what `--recipe=auto` chose.
+
+    Args:
+      workdir: folder of the run.
+      choices: {flag name: {"value": ..., "reason": ...}}.
+      trials: the rows of the table of the trials, {name of a metric or flag: number}.
+    """
+    text = json.dumps({"choices": choices, "trials": trials}, indent=2)
+    files.write_text(os.path.join(workdir, CHOICES), text + "\n")
+
+
+def read_choices(workdir: str) -> dict[str, Any]:
+    """Returns {"choices": ..., "trials": ...} as `write_choices` takes them; {} without them."""
+    path = os.path.join(workdir, CHOICES)
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 def read_shorter_plans(workdir: str) -> list[tuple[int, int]]:

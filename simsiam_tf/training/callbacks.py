@@ -58,7 +58,9 @@ class Metrics(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Step) -> None:
         plan = self.log.plan
-        self.recent += meter.Usage(plan.batch_size, logs.seconds, logs.waited, logs.flops)
+        self.recent += meter.Usage(
+            plan.batch_size, logs.seconds, logs.waited, logs.processor_seconds, logs.flops
+        )
         self.log.progress.update()
         if logs["skipped"]:
             self._write_skipped(logs)
@@ -105,18 +107,18 @@ class Metrics(keras.callbacks.Callback):
         self.log.warn(
             step.number,
             f"Step {step.number} changed no weight: its loss or gradient is not finite. Its "
-            f"samples: {', '.join(map(str, step.indices))}",
+            f"samples: {', '.join(map(str, step.indices))}. --replay_step={step.number} finds the "
+            "layer",
         )
 
-    def usage(self) -> dict[str, float | str]:
-        """The rates of this start as a whole and, in a sentence, what limits them."""
+    def rates(self) -> dict[str, float]:
+        """Returns the rates of this start as a whole, {name of `meter.RATES`: float}."""
         # The first line's time includes tracing and compiling the step.
         usages = self.usages[1:] or self.usages
         if usages:
-            rates = sum(usages, meter.Usage()).rates(self.peak_flops)
-        else:  # every step was done before
-            rates = {name: self.log.latest(name) or 0.0 for name in meter.RATES}
-        return rates | {"limit": meter.what_limits(rates, self.peak_flops)}
+            return sum(usages, meter.Usage()).rates(self.peak_flops)
+        # Every step was done before.
+        return {name: self.log.latest(name) or 0.0 for name in meter.RATES}
 
 
 class SkippedSteps(keras.callbacks.Callback):
@@ -195,7 +197,8 @@ class SaveCheckpoints(_AtStepEnd):
         if self.is_due(step):
             with self.log.pause():
                 self.log.flush()
-                self.checkpoints.save(step.number)
+                skipped = (line["step"] for line in reversed(self.log.lines) if "nonfinite" in line)
+                self.checkpoints.save(step.number, repeatable=next(skipped, None))
 
 
 class UploadRun(_AtStepEnd):

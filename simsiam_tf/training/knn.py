@@ -15,7 +15,6 @@ from simsiam_tf.data.datasets import Source
 from simsiam_tf.evaluation import encoding, features, knn
 from simsiam_tf.export import saved_model
 from simsiam_tf.schema import UserError
-from simsiam_tf.training import tensorboard
 from simsiam_tf.training.loop import Step
 from simsiam_tf.training.run_log import RunLog
 
@@ -59,7 +58,7 @@ def _with_pixels(source: Source, train: Source) -> Source:
 
 
 class Knn(keras.callbacks.Callback):
-    """Writes the encoder's kNN top-1 and its features' spectrum, every few epochs.
+    """Writes the encoder's kNN top-1 every few epochs.
 
     A new run also evaluates the random network, for comparison.
     """
@@ -104,15 +103,13 @@ class Knn(keras.callbacks.Callback):
 
     def _evaluate(self, step: int) -> None:
         with self.log.pause():
-            top1, bank_features = self.top1()
+            top1 = self.top1()
         self.log.write(step, {"knn_top1": top1})
         with self.log.pause():
             logging.info("kNN top-1 %.2f %% after epoch %g", top1, self.log.epoch(step))
-            with self.log.summaries(step):
-                tensorboard.write_spectrum(bank_features)
 
-    def top1(self) -> tuple[float, np.ndarray]:
-        """Returns the top-1 in percent, and the features of the bank, `[N, F]` float32."""
+    def top1(self) -> float:
+        """Returns the top-1 in percent."""
         config = self.config
         bank, bank_labels = self._extract(self.bank, config.monitor.knn_bank_size)
         queries, labels = self._extract(self.queries, None)
@@ -124,7 +121,7 @@ class Knn(keras.callbacks.Callback):
             config.knn.knn_k,
             config.knn.knn_temperature,
         )
-        return knn.top_k_accuracy(votes, labels, 1), bank
+        return knn.top_k_accuracy(votes, labels, 1)
 
     def _extract(self, source: Source, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
         folder = self.config.system.workdir

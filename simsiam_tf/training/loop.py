@@ -26,6 +26,7 @@ class Step(dict):
         indices: list[int],
         seconds: float,
         waited: float,
+        processor_seconds: float,
         flops: float,
         stopping: bool,
     ) -> None:
@@ -35,6 +36,7 @@ class Step(dict):
         indices: of this worker's samples.
         seconds: the step's share of the time that its loop took.
         waited: its share of the time that the devices waited for batches.
+        processor_seconds: its share of the time that this worker's processors worked.
         flops: floating-point operations, over all replicas.
         stopping: whether the training stops here because a worker was told to stop.
         """
@@ -43,6 +45,7 @@ class Step(dict):
         self.indices = indices
         self.seconds = seconds
         self.waited = waited
+        self.processor_seconds = processor_seconds
         self.flops = flops
         self.stopping = stopping
         self.ends_epoch = False  # whether it is the last of its epoch; `call_back` knows
@@ -98,7 +101,7 @@ def _flops_of_step(graphs: Sequence[tf.Graph]) -> float:
     return sum(meter.count_flops(graph.get_operations()) for graph in set(graphs)) / len(graphs)
 
 
-def _prepared(batch: dict, prepare: Callable, size: int) -> dict:
+def prepared(batch: dict, prepare: Callable, size: int) -> dict:
     """One replica's share of a batch as the model takes it, with static shapes."""
     batch = tf.nest.map_structure(
         lambda rows: tf.ensure_shape(rows, [size, *rows.shape[1:]]), batch
@@ -139,7 +142,7 @@ class TargetFreezer:
 
         @tf.autograph.experimental.do_not_convert  # only the loop needs AutoGraph, which is slow
         def replica_freeze(batch, offset):
-            model.freeze_targets(_prepared(batch, prepare, size), offset)
+            model.freeze_targets(prepared(batch, prepare, size), offset)
 
         @tf.function(reduce_retracing=True)
         def freeze(batches, count):
@@ -199,7 +202,7 @@ def run_steps(
 
     @tf.autograph.experimental.do_not_convert  # only the loop needs AutoGraph, which is slow
     def replica_step(batch, stop):
-        data = _prepared(batch, prepare, replica_batch_size) | {"stop": stop}
+        data = prepared(batch, prepare, replica_batch_size) | {"stop": stop}
         with tf.name_scope(meter.SCOPE):
             metrics = model.train_step(data)
         names[:] = metrics
@@ -232,11 +235,11 @@ def run_steps(
     while (end := loop_end(done)) > done:
         if before_loop:
             before_loop(done)
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         stop = tf.constant(float(stop_wanted()))
         columns = run_loop(iterator, tf.constant(end - done), stop)
         rows, indices, arrivals, began = (column.numpy() for column in columns)
-        ended = time.perf_counter()
+        ended, worked = time.perf_counter(), time.process_time() - worked
         took, waited = ended - started, _waiting(arrivals, ended - began)
         flops = flops or _flops_of_step(graphs) * strategy.num_replicas_in_sync
         for number, (row, of_step) in enumerate(
@@ -252,6 +255,7 @@ def run_steps(
                 indices=of_step,
                 seconds=took / len(rows),
                 waited=waited / len(rows),
+                processor_seconds=worked / len(rows),
                 flops=flops,
                 stopping=told and number == end,
             )

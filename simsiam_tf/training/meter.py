@@ -1,18 +1,25 @@
-"""Model FLOP utilization: the arithmetic of the step over the measured peak of the devices."""
+"""What a run makes of its machine: images a second, waiting, processors and the devices' peak."""
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Iterable
 
 import keras
 import tensorflow as tf
 
-RATES = ("images_per_second", "input_wait_fraction", "model_flop_utilization")
+RATES = (
+    "images_per_second",
+    "input_wait_fraction",
+    "processor_use",
+    "model_flop_utilization",
+)
 SCOPE = "train_step"  # name scope of what counts as the model's arithmetic
 _SECONDS_A_PRODUCT = 0.02
 _PRODUCTS = 5
 _MUCH_WAITING = 0.1
+_BUSY = 0.8  # processors above this have little left for more work
 
 
 def count_flops(operations: Iterable[tf.Operation]) -> int:
@@ -88,6 +95,7 @@ class Usage:
     images: int = 0
     seconds: float = 0.0
     waited: float = 0.0  # of the seconds, for images
+    processor_seconds: float = 0.0  # of all processors of this machine
     flops: float = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -103,21 +111,47 @@ class Usage:
         values = (
             self.images / self.seconds,
             min(1.0, self.waited / self.seconds),
+            min(1.0, self.processor_seconds / self.seconds / len(os.sched_getaffinity(0))),
             self.flops / self.seconds / peak,
         )
         return dict(zip(RATES, values, strict=True))
 
 
-def what_limits(rates: dict[str, float], peak: float) -> str:
-    """Returns one sentence that says whether the input or the step limits the speed."""
-    waiting = f"{rates['input_wait_fraction']:.0%} of the time"
-    if rates["input_wait_fraction"] > _MUCH_WAITING:
+def what_limits(rates: dict[str, float], peak: float, *, on_cpu: bool, augment_on: str) -> str:
+    """Returns in one or two sentences whether the input or the step limits the speed.
+
+    The advice rests on the rates alone: it says what would help only if they show it.
+
+    Args:
+      rates: of the run, {name of `RATES`: float}.
+      peak: FLOP/s, of `measure_peak`.
+      on_cpu: whether the step runs on the processors that also prepare the images.
+      augment_on: `--augment_on` of the run.
+    """
+    waiting, use = rates["input_wait_fraction"], rates["processor_use"]
+    if waiting <= _MUCH_WAITING:
         return (
-            f"The input limits this run: the devices waited for images {waiting}; more processor "
-            "cores, --augment_on=device or smaller files would help"
+            f"The training step limits this run: it waited for images {waiting:.0%} of the time "
+            f"and reached {rates['model_flop_utilization']:.0%} of the {peak / 1e9:.3g} GFLOP/s "
+            "that matrix products reach on these devices"
         )
-    return (
-        f"The training step limits this run: it waited for images {waiting} and reached "
-        f"{rates['model_flop_utilization']:.0%} of the {peak / 1e9:.3g} GFLOP/s that matrix "
-        "products reach on these devices"
-    )
+    if waiting > 0.5:
+        found = f"The input limits this run: the devices waited for images {waiting:.0%} of the"
+    else:
+        found = (
+            f"The training step takes {1 - waiting:.0%} of the time of this run, and the devices "
+            f"waited for images for the rest of the"
+        )
+    gain = f"{1 / (1 - waiting):.2g} times" if waiting < 1 else "many times"
+    found += f" time, so no input could make it more than {gain} as fast. "
+    if use < _BUSY:
+        return found + (
+            f"The processors were busy only {use:.0%} of the time, so the reading of the files "
+            "takes the rest: a faster disk or packed files (simsiam-pack) would help"
+        )
+    busy = f"The processors were busy {use:.0%} of the time"
+    if on_cpu:
+        return found + f"{busy}, which the step and the input share: more of them would help"
+    if augment_on == "host":
+        return found + f"{busy}: more of them would help, or --augment_on=device"
+    return found + f"{busy}: more of them would help"

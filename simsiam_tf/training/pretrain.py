@@ -1,13 +1,11 @@
 """The work of `train.py`, from top to bottom."""
 
 import contextlib
-import dataclasses
-import functools
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -15,21 +13,27 @@ from absl import logging
 from tqdm import tqdm
 
 from simsiam_tf import files, storage
-from simsiam_tf.config import OptimizationConfig, PretrainConfig
-from simsiam_tf.data import datasets, sampling, views
-from simsiam_tf.data.datasets import Source
+from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data.pixels import Pixels
-from simsiam_tf.data.quarantine import FILE_NAME, Quarantine
+from simsiam_tf.data.quarantine import FILE_NAME
 from simsiam_tf.distribution import devices, workers
 from simsiam_tf.export import saved_model
-from simsiam_tf.methods.base import Plan
-from simsiam_tf.methods.build import build_encoder, build_model, plan_of
+from simsiam_tf.methods.build import build_encoder
 from simsiam_tf.models.backbone import Backbone
-from simsiam_tf.runs import mirror, run_folder
+from simsiam_tf.runs import lock, mirror, run_folder
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.schema import UserError
-from simsiam_tf.training import initial_weights, interruption, knn, loop, meter
-from simsiam_tf.training.batches import TrainingBatches
+from simsiam_tf.training import (
+    assembly,
+    auto,
+    health,
+    initial_weights,
+    interruption,
+    knn,
+    loop,
+    meter,
+    replay,
+)
 from simsiam_tf.training.callbacks import (
     BadImages,
     CollapseWarning,
@@ -61,8 +65,12 @@ def _run(
     config: PretrainConfig, copy: mirror.Mirror, callbacks: Sequence[keras.callbacks.Callback]
 ) -> None:
     """As `run`, in the local folder of `copy`."""
+    config = auto.recall(config)
     run_folder.check_workdir(config, copy.workdir, may_extend=True)
     workdir = config.system.workdir
+    if config.system.replay_step:
+        print(replay.replay(config, devices.build_strategy(config.system)))
+        return
     if run_folder.is_finished(config) and not config.system.export:
         name = copy.workdir
         logging.info("The run in %s is finished; its encoder is %s/encoder", name, name)
@@ -76,9 +84,13 @@ def _run(
         log_name = f"{workers.worker_name(strategy)}.log"
         stack.enter_context(log_file(os.path.join(workdir, "logs", log_name)))
         stack.enter_context(workers.lost_workers_named(strategy))
+        if config.given is not None and not os.path.exists(os.path.join(workdir, "flags.cfg")):
+            config = auto.choose(config, strategy)
         if config.system.export:
             _export_newest(config, strategy)
         else:
+            if is_chief and not storage.is_url(copy.workdir):
+                stack.enter_context(lock.held(workdir))
             # Only the chief's files stay.
             output = workdir if is_chief else stack.enter_context(tempfile.TemporaryDirectory())
             _train(config, strategy, output, copy, callbacks)
@@ -95,20 +107,18 @@ def _train(
     """Trains from the newest checkpoint on, and exports; metrics go to the folder `output`."""
     started = time.perf_counter()
     workdir, is_chief = config.system.workdir, workers.is_chief(strategy)
-    data = config.data
     initial_weights.check(config.start.init_from)
     with workers.chief_first(strategy):  # it may download
-        source = _load_source(config)
+        source = assembly.load_source(config)
         knn_sources = knn.load_sources(config, source) if is_chief else None
-    _check_batch(config.optimization, source, strategy.num_replicas_in_sync)
-    plan = plan_of(config, source)
-
-    model, optimizer = build_model(config, strategy, plan)
+    quarantine_file = os.path.join(workdir, FILE_NAME) if is_chief else None
+    parts = assembly.assemble(config, strategy, source, quarantine_file)
+    plan, model, quarantine = parts.plan, parts.model, parts.quarantine
     model.encoder.describe()
     checkpoints = Checkpoints(
         workdir,
         model,
-        optimizer,
+        parts.optimizer,
         bank=model.bank,
         keep=config.system.keep_checkpoints,
         keep_every=config.system.keep_every_steps,
@@ -126,18 +136,6 @@ def _train(
             f"--epochs={plan.epochs} needs a checkpoint of the shorter run that is finished in "
             f"--workdir. Take another --workdir. Received: {copy.workdir}, without checkpoints"
         )
-
-    quarantine_file = os.path.join(workdir, FILE_NAME) if is_chief else None
-    quarantine = Quarantine(source, data, path=quarantine_file)
-    make_views = views.build_views(config.views, model.num_views, source.pixels)
-    prepare = functools.partial(views.prepare, pixels=source.pixels)
-    batches = TrainingBatches(strategy, config, make_views, quarantine, plan)
-    freezer = None
-    if model.freeze_every:
-        freezer = loop.TargetFreezer(
-            strategy, model, batches.start_at, prepare, plan=plan, first_step=first_step
-        )
-    loop_end = _schedule_loops(config, strategy, plan, freezer)
 
     peak_flops = meter.measure_peak(strategy)
     if is_chief:
@@ -160,23 +158,20 @@ def _train(
         on_chief = []
         if knn_sources:
             on_chief.append(knn.Knn(log, strategy, model.encoder, *knn_sources, config))
+        if is_chief and config.monitor.health_every_epochs:
+            sample = health.Sample(parts, health.load_heldout(config, source))
+            every = config.monitor.health_every_epochs
+            on_chief.append(health.Health(log, sample, every))
         if is_chief:
             evaluated = knn_sources[1] if knn_sources else source
-            on_chief.append(TensorBoard(log, config, make_views, quarantine, evaluated))
-        steps = loop.run_steps(
-            strategy,
-            model,
-            batches.start_at(first_step),
-            prepare,
-            replica_batch_size=plan.batch_size // strategy.num_replicas_in_sync,
-            first_step=first_step,
-            loop_end=loop_end,
-            before_loop=freezer.freeze_if_due if freezer else None,
+            on_chief.append(TensorBoard(log, config, parts.make_views, quarantine, evaluated))
+        steps = parts.steps(
+            first_step,
             stop_wanted=lambda: received() is not None or model.stop_training,
             xla=devices.uses_xla(config.system, strategy),
         )
         loop.call_back(
-            batches.explain_errors(steps, first_step, loop_end),
+            steps,
             [
                 BadImages(quarantine),
                 metrics,
@@ -193,6 +188,7 @@ def _train(
         )
     if is_chief:
         _export(config, model.encoder, plan.num_steps, source.pixels)
+        rates = metrics.rates()
         summary = {
             "steps": plan.num_steps,
             "epochs": plan.epochs,
@@ -203,7 +199,13 @@ def _train(
             "feature_std": log.latest("feature_std"),
             "knn_top1": log.latest("knn_top1"),
             "knn_top1_before_training": log.first("knn_top1"),
-            **metrics.usage(),
+            **rates,
+            "limit": meter.what_limits(
+                rates,
+                peak_flops,
+                on_cpu=not devices.on_accelerators(strategy),
+                augment_on=config.views.augment_on,
+            ),
             "seconds_of_last_start": time.perf_counter() - started,
             "replicas": strategy.num_replicas_in_sync,
             "versions": saved_model.versions(),
@@ -212,73 +214,6 @@ def _train(
             text = json.dumps(summary, indent=2)
             files.write_text(os.path.join(workdir, run_folder.SUMMARY), text)
         _report(copy.workdir, summary)
-
-
-def _schedule_loops(
-    config: PretrainConfig,
-    strategy: tf.distribute.Strategy,
-    plan: Plan,
-    freezer: loop.TargetFreezer | None,
-) -> Callable[[int], int]:
-    """Returns a function: steps done → steps done after the next loop.
-
-    A loop ends where Python has something to do: a checkpoint, an evaluation, new frozen targets
-    and, on accelerators, a line of metrics.
-    """
-    monitor, steps_per_loop = config.monitor, config.system.steps_per_loop
-    periods = [
-        config.system.checkpoint_every_steps,
-        monitor.knn_every_epochs * plan.steps_per_epoch,
-        monitor.histogram_every_epochs * plan.steps_per_epoch,
-    ]
-    if steps_per_loop != "auto":
-        longest = int(steps_per_loop)
-    elif devices.on_accelerators(strategy):
-        longest = monitor.log_every_steps
-        periods.append(longest)  # the host waits for the devices only where a line is due
-    else:
-        longest = 1
-
-    def loop_end(done: int) -> int:
-        due = [(done // period + 1) * period for period in periods if period]
-        if freezer:
-            due.append(freezer.end(done))
-        return min(done + longest, plan.num_steps, *due)
-
-    return loop_end
-
-
-def _load_source(config: PretrainConfig) -> Source:
-    """The images to train on. Their pixels are those that the run began with."""
-    data, workdir = config.data, config.system.workdir
-    source = datasets.load(data.dataset, data.data_dir, data.train_split)
-    if os.path.exists(os.path.join(workdir, run_folder.FLAGFILE)):
-        pixels = run_folder.read_pixels(workdir)
-    else:
-        pixels = sampling.resolve_pixels(config.pixels, source, data.max_image_pixels)
-    return dataclasses.replace(source, pixels=pixels)
-
-
-def _check_batch(settings: OptimizationConfig, source: Source, num_replicas: int) -> None:
-    batch_size, parts = settings.batch_size, num_replicas * settings.accumulate_steps
-    among = f"{num_replicas} replica(s)"
-    if settings.accumulate_steps > 1:
-        among += f" of --accumulate_steps={settings.accumulate_steps} parts"
-    if batch_size % parts:
-        raise UserError(
-            f"--batch_size must be divisible by {parts}, as it is shared by {among}. "
-            f"Received: {batch_size}"
-        )
-    if batch_size // parts < 2:
-        raise UserError(
-            f"--batch_size must leave two images or more to each part of it. "
-            f"Received: {batch_size} for {among}"
-        )
-    if batch_size > source.num_examples:
-        raise UserError(
-            f"--batch_size must be at most the number of images, {source.num_examples} in "
-            f"{source.name}. Received: {batch_size}"
-        )
 
 
 def _check_agreement(strategy: tf.distribute.Strategy, first_step: int, workdir: str) -> None:

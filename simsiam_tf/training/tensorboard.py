@@ -19,7 +19,7 @@ from simsiam_tf.data import pipeline, views
 from simsiam_tf.data.datasets import Source
 from simsiam_tf.data.pixels import Pixels
 from simsiam_tf.data.quarantine import Quarantine
-from simsiam_tf.evaluation import features, spectrum
+from simsiam_tf.evaluation import features
 from simsiam_tf.export import saved_model
 from simsiam_tf.runs import run_folder
 from simsiam_tf.training.loop import Step
@@ -28,7 +28,6 @@ from simsiam_tf.training.run_log import RunLog
 _MOST_POINTS = 1000  # of the projector
 _SPRITE_SIZE = 64  # pixels of its images, at most
 _ENCODE_AT_ONCE = 64
-_SPECTRUM_ROWS = 4096  # more features hardly change the spectrum, and take time
 # The tab "Custom scalars": {category: {chart: tags}}.
 _LAYOUT = {
     "Is it healthy?": {
@@ -42,8 +41,8 @@ _LAYOUT = {
     "How does it train?": {
         "learning rates": ["learning_rate", "predictor_learning_rate"],
         "images a second": ["images_per_second"],
-        "shares: waiting for images, and of the devices' peak": [
-            "input_wait_fraction", "model_flop_utilization",
+        "shares: waiting for images, processors at work, of the devices' peak": [
+            "input_wait_fraction", "processor_use", "model_flop_utilization",
         ],
     },
 }  # fmt: skip
@@ -156,15 +155,6 @@ def write_view_pairs(batch_views: tuple[tf.Tensor, ...], pixels: Pixels) -> None
     rows = tf.concat([pixels.show(pixels.denormalize(view)) for view in batch_views], axis=2)
     grid = tf.concat(tf.unstack(rows), axis=0)
     tf.summary.image("view_pairs", grid[tf.newaxis])
-
-
-def write_spectrum(found: np.ndarray) -> None:
-    """Writes the effective rank and the singular values of features `[N, F]` float."""
-    found = found[:: -(-len(found) // _SPECTRUM_ROWS)]
-    _, covariance = spectrum.moments(found)
-    values = spectrum.singular_values(covariance, len(found))
-    tf.summary.scalar("effective_rank", spectrum.effective_rank(values))
-    tf.summary.histogram("singular_values", values / np.sqrt(len(found)))
 
 
 def write_weights(model: keras.Model) -> None:

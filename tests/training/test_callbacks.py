@@ -24,7 +24,8 @@ SETTINGS = OptimizationConfig(batch_size=8, epochs=3, base_learning_rate=9.6)
 def step_of(number, std=0.9, skipped=(), seconds=0.5):
     return Step(
         {"loss": -number / 10, "feature_std": std, "skipped": float(number in skipped)},
-        number=number, indices=[3, 4], seconds=seconds, waited=0.1, flops=2e6, stopping=False,
+        number=number, indices=[3, 4], seconds=seconds, waited=0.1, processor_seconds=0.2,
+        flops=2e6, stopping=False,
     )  # fmt: skip
 
 
@@ -274,7 +275,8 @@ def test_the_knn_monitor_encodes_on_all_replicas_and_finds_what_one_finds(
             return features_of(images)
 
         monitor.served.features = encode
-        found.append(monitor.top1())
+        bank, _ = monitor._extract(source, config.monitor.knn_bank_size)
+        found.append((monitor.top1(), bank))
     assert traced == {0, 1}
     (top1, bank), (top1_of_two, bank_of_two) = found
     assert bank.shape == bank_of_two.shape == (31, 4 * 8)
@@ -293,7 +295,7 @@ def test_the_knn_monitor_looks_at_a_new_run_before_training_then_every_few_epoch
     loop.call_back(map(step_of, range(1, 13)), [monitor], keras.Model(), PLAN.steps_per_epoch)
     monitor.log.__exit__(None, None, None)
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 8, 12]
-    assert [step for step, _ in events_of(tmp_path)["effective_rank"]] == [0, 8, 12]
+    assert [step for step, _ in events_of(tmp_path)["knn_top1"]] == [0, 8, 12]
 
 
 def test_a_disk_without_room_for_the_monitors_features_is_reported(

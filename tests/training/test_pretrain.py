@@ -27,19 +27,24 @@ def test_the_summary_says_what_the_run_reached(tiny_run):
     assert summary["steps"] == 44
     assert summary["images_per_second"] > 0
     assert 0 < summary["model_flop_utilization"] < 1
-    assert "limits this run" in summary["limit"]
+    assert 0 < summary["processor_use"] <= 1
+    assert "this run" in summary["limit"]
     assert summary["knn_top1_before_training"] == lines_of(tiny_run)[0]["knn_top1"]
 
 
-def test_metrics_have_a_line_each_log_step_and_knn_before_training_and_each_epoch(tiny_run):
+def test_metrics_have_a_line_each_log_step_and_monitors_before_training_and_each_epoch(tiny_run):
     lines = lines_of(tiny_run)
     steps = [line["step"] for line in lines if "loss" in line]
     assert steps == [5, 10, 15, 20, 25, 30, 35, 40, 44]
-    assert [line["epoch"] for line in lines if "knn_top1" in line] == [0, 1, 2]
-    fields = {"step", "epoch", "loss", "feature_std", "learning_rate"}
+    for monitor in ("knn_top1", "effective_rank"):
+        assert [line["epoch"] for line in lines if monitor in line] == [0, 1, 2]
+    when = {"step", "epoch"}
+    health = {"effective_rank", "alignment", "z_effective_rank", "z_alignment"}
     assert {frozenset(line) for line in lines} == {
-        frozenset(fields), frozenset({"step", "epoch", "knn_top1"}),
-    }  # fmt: skip
+        frozenset(when | {"loss", "feature_std", "learning_rate"}),
+        frozenset(when | health | {"heldout_z_alignment"}),
+        frozenset(when | {"knn_top1"}),
+    }
 
 
 def test_the_same_command_again_says_finished_and_changes_nothing(tiny_run, train_here, caplog):

@@ -1,0 +1,181 @@
+"""`--recipe=auto`: the flags that are not given are chosen by the images and by short trials.
+
+The choices and the table of the trials stay in the run's folder. A run that resumes takes its
+choices from there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from simsiam_tf import schema
+from simsiam_tf.config import PretrainConfig
+from simsiam_tf.data import choices
+from simsiam_tf.data.census import take_census
+from simsiam_tf.data.choices import Choice
+from simsiam_tf.data.source import Source
+from simsiam_tf.distribution import devices, workers
+from simsiam_tf.runs import run_folder
+from simsiam_tf.schema import UserError
+from simsiam_tf.training import assembly, health
+
+_MOST_INSPECTED = 5000  # images that are looked at
+_RATES = (0.05, 0.2, 0.8)  # for a batch of 256; the paper's is the smallest
+_TRIAL_SHARE, _FEWEST_STEPS, _MOST_STEPS = 0.05, 60, 500  # of a trial, of the run's steps
+_CPU_MINUTES = 20  # a run without an accelerator is planned to end after about this time
+_FEWEST_EPOCHS = 20
+
+
+def recall(config: PretrainConfig) -> PretrainConfig:
+    """Returns the config with the choices of the run in its workdir; unchanged for a new run."""
+    if config.given is None:
+        return config
+    recorded = run_folder.read_choices(config.system.workdir)
+    if not recorded:
+        return config
+    values = {name: entry["value"] for name, entry in recorded["choices"].items()}
+    return _with(config, values)
+
+
+def choose(config: PretrainConfig, strategy: tf.distribute.Strategy) -> PretrainConfig:
+    """Returns the config with every choice made, and writes the choices into the workdir.
+
+    Args:
+      config: with the names of the flags that are given in `given`.
+      strategy: of the run, which trains the trials too.
+
+    Raises:
+      UserError: several machines train; the images cannot be read; no trial is healthy.
+    """
+    if workers.has_several_workers(strategy):
+        raise UserError(
+            "--recipe=auto chooses on one machine. Start it there, and train on several with "
+            f"--flagfile=WORKDIR/{run_folder.FLAGFILE}. Received: {config.system.strategy}"
+        )
+    source = assembly.load_source(config)
+    census = take_census(
+        source,
+        config.data.max_image_pixels,
+        upright=config.pixels.exif_orientation == "apply",
+        limit=_MOST_INSPECTED,
+        seed=config.system.seed,
+    )
+    if not len(census.readable):
+        raise UserError(f"No image of {source.name} can be read. Received: {config.data.data_dir}")
+    found = choices.for_images(census, config) | choices.for_training(census)
+    config = _with(config, choices.values_of(found))
+    source = assembly.load_source(config)
+    trials = _try_rates(config, strategy, source)
+    best = _best(trials)
+    found["base_learning_rate"] = Choice(best["base_learning_rate"], _reason(best, trials))
+    if not devices.on_accelerators(strategy):
+        found |= _shortened(config, best["images_per_second"], source.num_examples)
+    found = {name: choice for name, choice in found.items() if name not in (config.given or ())}
+    run_folder.write_choices(
+        config.system.workdir,
+        {name: dataclasses.asdict(choice) for name, choice in found.items() if choice.reason},
+        trials,
+    )
+    config = _with(config, choices.values_of(found))
+    for name, choice in found.items():
+        if choice.reason:
+            logging.info("--%s=%s: %s", name, schema.format_value(choice.value), choice.reason)
+    return config
+
+
+def _with(config: PretrainConfig, values: dict[str, Any]) -> PretrainConfig:
+    """Returns the config with these values of the flags that are not given."""
+    given = config.given or frozenset()
+    settings = schema.flatten(config)
+    types = {name: type(value) for name, value in settings.items()}
+    chosen = {
+        name: types[name](value)
+        for name, value in values.items()
+        if name not in given and name in settings
+    }
+    built = schema.build(PretrainConfig, settings | chosen)
+    return dataclasses.replace(built, given=config.given)
+
+
+def _shortened(
+    config: PretrainConfig, images_per_second: float, num_examples: int
+) -> dict[str, Choice]:
+    """Returns fewer epochs if the run would be too long without an accelerator."""
+    seconds = 60 * _CPU_MINUTES
+    fitting = max(_FEWEST_EPOCHS, int(seconds * images_per_second / num_examples))
+    if fitting >= config.optimization.epochs:
+        return {}
+    reason = (
+        f"about {_CPU_MINUTES} minutes at {images_per_second:.0f} images/s without an accelerator; "
+        f"{config.optimization.epochs} are better, and the run can go on with them"
+    )
+    return {"epochs": Choice(fitting, reason), **choices.for_epochs(fitting)}
+
+
+# The trials of the learning rate.
+
+
+def _try_rates(
+    config: PretrainConfig, strategy: tf.distribute.Strategy, source: Source
+) -> list[dict[str, float]]:
+    """Returns a row for each learning rate: what a short run with it reached."""
+    per_epoch = source.num_examples // config.optimization.batch_size
+    wanted = per_epoch * config.optimization.epochs * _TRIAL_SHARE
+    steps = int(min(_MOST_STEPS, max(_FEWEST_STEPS, wanted)))
+    epochs = math.ceil(steps / per_epoch)
+    rates: Sequence[float] = _RATES
+    if "base_learning_rate" in (config.given or ()):
+        rates = (config.optimization.base_learning_rate,)
+    rows = []
+    for rate in rates:
+        optimization = dataclasses.replace(
+            config.optimization,
+            epochs=epochs,
+            warmup_epochs=min(config.optimization.warmup_epochs, epochs // 4),
+            base_learning_rate=rate,
+        )
+        trial = dataclasses.replace(config, optimization=optimization)
+        rows.append(_try(trial, strategy, source, steps) | {"base_learning_rate": rate})
+        logging.info("Trial of --base_learning_rate=%g: %s", rate, _shown(rows[-1]))
+    return rows
+
+
+def _try(
+    config: PretrainConfig, strategy: tf.distribute.Strategy, source: Source, num_steps: int
+) -> dict[str, float]:
+    """Trains for some steps and returns what was reached, by names of metrics."""
+    parts = assembly.assemble(config, strategy, source)
+    sample = health.Sample(parts, None)
+    xla = devices.uses_xla(config.system, strategy)
+    steps = list(parts.steps(0, num_steps, xla=xla))
+    values, _ = sample.measure()
+    last = steps[-len(steps) // 10 :]
+    timed = steps[len(steps) // 2 :]
+    return values | {
+        "steps": len(steps),
+        "loss": sum(step["loss"] for step in last) / len(last),
+        "feature_std": sum(step["feature_std"] for step in last) / len(last),
+        "skipped": sum(step["skipped"] for step in steps),
+        "images_per_second": parts.plan.batch_size
+        * len(timed)
+        / sum(step.seconds for step in timed),
+    }
+
+
+def _best(trials: list[dict[str, float]]) -> dict[str, float]:
+    return trials[0]
+
+
+def _reason(best: dict[str, float], trials: list[dict[str, float]]) -> str:
+    return f"the best of {len(trials)} short trials: {_shown(best)}"
+
+
+def _shown(row: dict[str, float]) -> str:
+    return (
+        f"loss {row['loss']:.3f}, std {row['feature_std']:.2f}, effective rank "
+        f"{row['effective_rank']:.1f} after {row['steps']} steps"
+    )
