@@ -449,6 +449,13 @@ class MonitorConfig(Config):
     log_every_steps: int = setting(
         10, "Steps from one line of metrics to the next.", at_least=1, defines_run=False
     )
+    on_collapse: str = setting(
+        "warn",
+        "Reaction to features that are collapsed for two epochs: warn, or stop, which saves the "
+        "run and ends it with an error.",
+        choices=("warn", "stop"),
+        defines_run=False,
+    )
     health_every_epochs: int = setting(
         1,
         "Epochs from one measurement of effective rank and alignment, without labels, to the next; "

@@ -8,11 +8,9 @@ import re
 
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import quarantine
-from simsiam_tf.objectives import COLLAPSED_STD
 from simsiam_tf.reporting import charts, panels
-from simsiam_tf.runs import run_folder
+from simsiam_tf.runs import diagnosis, run_folder
 
-_HEALTHY_STD = 2 * COLLAPSED_STD  # a std from here on is not doubtful
 # A warning or an error in absl's log: level and date, time, thread, module and line, text.
 _WARNING = re.compile(r"[WEF]\d{4} [\d:.]+ +\d+ [^]]+\] (.*)")
 
@@ -104,37 +102,36 @@ def _logged_warnings(workdir: str) -> dict[str, int]:
 
 
 def verdict(record: Record) -> tuple[str, str]:
-    """Judges whether the features are healthy, by their std over the last epoch and their kNN.
+    """Judges whether the features are healthy, by the rules of `runs.diagnosis` and by their kNN.
 
     Returns:
-      One of "healthy", "doubtful", "collapsed" and "unknown", and the sentence that says why.
+      One of "healthy", "doubtful", "collapsed" and "unknown", and the sentences that say why and
+      what to do.
     """
     stds = record.points("feature_std")
     if not stds:
         return "unknown", "No step is logged yet."
-    std = max(std for epoch, std in stds if epoch > stds[-1][0] - 1)
-    knn = record.points("knn_top1")
-    if std < COLLAPSED_STD:
-        return "collapsed", (
-            f"The features’ std was {std:.2f} or less throughout the last epoch; 1 is healthy."
-        )
+    findings = diagnosis.diagnose(record.lines, record.config)
+    text = " ".join(f"{finding}." for finding in findings)
+    if findings and findings[0].name == "collapse":
+        return "collapsed", text
     if record.lines[-1].get("nonfinite"):
         return "doubtful", (
             "The last step was skipped and changed no weight, because its loss or gradient was "
-            "not finite."
-        )
-    if std < _HEALTHY_STD:
-        return "doubtful", (
-            f"The features’ std was {std:.2f} or less throughout the last epoch; 1 is healthy, "
-            f"and less than {COLLAPSED_STD} is a collapse."
-        )
+            f"not finite. {text}"
+        ).strip()
+    knn = record.points("knn_top1")
     spread = f"The features are spread, with a std of {stds[-1][1]:.2f}"
-    if len(knn) < 2 or knn[0][0] > 0:
-        return "healthy", f"{spread}; 1 is healthy, and 0 is a collapse."
-    (_, before), *_, (_, now) = knn
-    if now < before:
-        return "doubtful", (
-            f"{spread}, but the kNN top-1 of {now:.1f} % is below the random network’s, "
-            f"{before:.1f} %."
-        )
-    return "healthy", f"{spread}, and their kNN top-1 went from {before:.1f} % to {now:.1f} %."
+    if len(knn) >= 2 and knn[0][0] == 0:
+        (_, before), *_, (_, now) = knn
+        if now < before:
+            return "doubtful", (
+                f"{spread}, but the kNN top-1 of {now:.1f} % is below the random network’s, "
+                f"{before:.1f} %. {text}"
+            ).strip()
+        spread += f", and their kNN top-1 went from {before:.1f} % to {now:.1f} %."
+    else:
+        spread += "; 1 is healthy, and 0 is a collapse."
+    if any(finding.name != "still improving" for finding in findings):
+        return "doubtful", text
+    return "healthy", f"{spread} {text}".strip()

@@ -13,10 +13,11 @@ from absl import logging
 from tqdm import tqdm
 
 from simsiam_tf import objectives
-from simsiam_tf.config import OptimizationConfig
+from simsiam_tf.config import OptimizationConfig, PretrainConfig
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.distribution import workers
 from simsiam_tf.optimization import schedules
+from simsiam_tf.runs import diagnosis
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.runs.mirror import Mirror
 from simsiam_tf.schema import StoppedError, UserError
@@ -142,23 +143,32 @@ class SkippedSteps(keras.callbacks.Callback):
             )
 
 
-class CollapseWarning(keras.callbacks.Callback):
-    """Warns if the features' std is below `COLLAPSED_STD` in every line of an epoch."""
+class Diagnoses(keras.callbacks.Callback):
+    """Warns at the end of an epoch if the run shows a problem that it did not show before.
 
-    def __init__(self, log: RunLog) -> None:
+    Place it after the callbacks that write metrics.
+    """
+
+    def __init__(self, log: RunLog, config: PretrainConfig) -> None:
+        """Args:
+        log: of the run.
+        config: of the run; `--on_collapse` says whether a collapse stops it.
+        """
         super().__init__()
         self.log = log
+        self.config = config
+        self.findings: list[diagnosis.Finding] = []  # of the last epoch
+        self.stopped_by: diagnosis.Finding | None = None
 
     def on_epoch_end(self, epoch: int, logs: Step) -> None:
-        first = epoch * self.log.plan.steps_per_epoch
-        newest = itertools.takewhile(lambda line: line["step"] > first, reversed(self.log.lines))
-        stds = [line["feature_std"] for line in newest if "feature_std" in line]
-        if stds and max(stds) < objectives.COLLAPSED_STD:
-            self.log.warn(
-                logs.number,
-                f"Collapse: the features' std was {max(stds):.3f} or less throughout epoch "
-                f"{epoch + 1}; healthy is about 1",
-            )
+        known = {finding.name for finding in self.findings}
+        self.findings = diagnosis.diagnose(self.log.lines, self.config)
+        for finding in self.findings:
+            if finding.name not in known:
+                self.log.warn(logs.number, f"{finding}")
+            elif finding.name == "collapse" and self.config.monitor.on_collapse == "stop":
+                self.stopped_by = finding  # at the end of two epochs in a row
+                self.model.stop_training = True
 
 
 class _AtStepEnd(keras.callbacks.Callback):
@@ -224,14 +234,17 @@ class Interruption(_AtStepEnd):
         log: RunLog,
         workdir: str,
         received: Callable[[], signal.Signals | None],
+        diagnoses: Diagnoses,
     ) -> None:
         """Args:
         strategy: the run's; all of its workers stop after the same step.
         log: of the run.
         workdir: as the user named it.
         received: returns the signal that this worker received, or None.
+        diagnoses: know whether a collapse stops the run.
         """
         super().__init__()
+        self.diagnoses = diagnoses
         self.strategy = strategy
         self.log = log
         self.workdir = workdir
@@ -243,6 +256,11 @@ class Interruption(_AtStepEnd):
             return
         workers.gather_over_workers(self.strategy, step.number)  # the chief has saved it
         received = self.received()
+        if self.diagnoses.stopped_by:
+            raise UserError(
+                f"{self.diagnoses.stopped_by}. Stopped by --on_collapse=stop: saved step "
+                f"{step.number} of {last_step} in {self.workdir}"
+            )
         if received:
             reason = received.name
         elif workers.has_several_workers(self.strategy) and not self.model.stop_training:

@@ -1,6 +1,7 @@
 """The work of `train.py`, from top to bottom."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import tempfile
@@ -20,7 +21,7 @@ from simsiam_tf.distribution import devices, workers
 from simsiam_tf.export import saved_model
 from simsiam_tf.methods.build import build_encoder
 from simsiam_tf.models.backbone import Backbone
-from simsiam_tf.runs import lock, mirror, run_folder
+from simsiam_tf.runs import diagnosis, lock, mirror, run_folder
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import (
@@ -36,7 +37,7 @@ from simsiam_tf.training import (
 )
 from simsiam_tf.training.callbacks import (
     BadImages,
-    CollapseWarning,
+    Diagnoses,
     Interruption,
     Metrics,
     SaveCheckpoints,
@@ -155,7 +156,8 @@ def _train(
     with RunLog(output, plan, restored_step) as log, interruption.noted() as received:
         metrics = Metrics(log, config.optimization, config.monitor.log_every_steps, peak_flops)
         saves = SaveCheckpoints(checkpoints, log, config.system.checkpoint_every_steps)
-        on_chief = []
+        diagnoses = Diagnoses(log, config)
+        on_chief: list[keras.callbacks.Callback] = []
         if knn_sources:
             on_chief.append(knn.Knn(log, strategy, model.encoder, *knn_sources, config))
         if is_chief and config.monitor.health_every_epochs:
@@ -176,12 +178,12 @@ def _train(
                 BadImages(quarantine),
                 metrics,
                 SkippedSteps(log, config.system.max_nonfinite_steps),
-                CollapseWarning(log),
                 *on_chief,
+                diagnoses,
                 *callbacks,
                 saves,
                 *([UploadRun(copy, saves)] if is_chief else []),
-                Interruption(strategy, log, copy.workdir, received),
+                Interruption(strategy, log, copy.workdir, received, diagnoses),
             ],
             model,
             plan.steps_per_epoch,
@@ -199,6 +201,9 @@ def _train(
             "feature_std": log.latest("feature_std"),
             "knn_top1": log.latest("knn_top1"),
             "knn_top1_before_training": log.first("knn_top1"),
+            "findings": [
+                dataclasses.asdict(finding) for finding in diagnosis.diagnose(log.lines, config)
+            ],
             **rates,
             "limit": meter.what_limits(
                 rates,
@@ -266,6 +271,8 @@ def _report(workdir: str, summary: dict) -> None:
         tqdm.format_interval(summary["seconds_of_last_start"]),
         ", ".join(found),
     )
+    for finding in summary["findings"]:
+        logging.info("%s", diagnosis.Finding(**finding))
     logging.info("%s", summary["limit"])
     logging.info(
         "The encoder is in %s/encoder, these numbers in %s/%s. To look at the run: "

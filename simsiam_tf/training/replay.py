@@ -23,7 +23,7 @@ from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import assembly, initial_weights, loop
 
-_FOUND = re.compile(r"(detected in gradient\. )?<(.+?)> : Tensor had (.+?) values")
+_FOUND = re.compile(r"(detected in gradient\. )?(?:b')?<(.+?)>'? : Tensor had (.+?) values")
 
 
 def replay(config: PretrainConfig, strategy: tf.distribute.Strategy) -> str:
