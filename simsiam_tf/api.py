@@ -142,6 +142,7 @@ def build_model(*, dataset: Any = None, **settings: Any) -> SelfSupervisedModel:
     """
     strategy = tf.distribute.get_strategy()
     with _config(PretrainConfig, dataset, settings) as config:
+        _refuse_auto(config)
         source = _load_source(config)
         with precision.of_new_layers(config.system.precision):
             model, _ = build.build_model(config, strategy, build.plan_of(config, source))
@@ -165,6 +166,7 @@ def load_views(*, dataset: Any = None, num_views: int = 2, **settings: Any) -> t
       UserError: a `ValueError` whose text says what to change.
     """
     with _config(PretrainConfig, dataset, settings) as config:
+        _refuse_auto(config)
         source = _load_source(config)
         plan = build.plan_of(config, source)
         make_views = views.build_views(config.views, num_views, source.pixels)
@@ -178,6 +180,14 @@ def load_views(*, dataset: Any = None, num_views: int = 2, **settings: Any) -> t
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return inputs.with_options(options)
+
+
+def _refuse_auto(config: PretrainConfig) -> None:
+    if config.given is not None:
+        raise UserError(
+            "Only pretrain takes recipe='auto', which trains to choose; pass the flags of its "
+            "flags.cfg. Received: recipe='auto'"
+        )
 
 
 def _load_source(config: PretrainConfig) -> Source:

@@ -145,11 +145,12 @@ def _range(census: Census) -> tuple[float, float]:
     return range_of([np.array(pair, dtype) for dtype, pair in census.extremes.items()])
 
 
-def for_training(census: Census) -> dict[str, Choice]:
+def for_training(census: Census, epochs: int | None = None) -> dict[str, Choice]:
     """Returns the flags of the network and of the training, except for the learning rate.
 
     Args:
       census: of the images, of which at least one can be read.
+      epochs: as given; None: they are chosen.
     """
     count = census.source.num_examples
     bound = max(fewest for fewest in _NETWORKS if count >= fewest)
@@ -157,8 +158,9 @@ def for_training(census: Census) -> dict[str, Choice]:
     dim = width * (32 if backbone == "resnet50" else 8)
     size = f"for {count:,} images: a network too small for its images collapses in part"
     heads = f"as the features, {dim}"
-    epochs = round(_EPOCHS_OF_IMAGENET * math.sqrt(_IMAGENET / count))
-    epochs = min(_MOST_EPOCHS, epochs)
+    if epochs is None:
+        epochs = round(_EPOCHS_OF_IMAGENET * math.sqrt(_IMAGENET / count))
+        epochs = min(_MOST_EPOCHS, epochs)
     found = {
         "backbone": Choice(backbone, size),
         "width": Choice(width, size),

@@ -54,6 +54,7 @@ def render(run: record.Record) -> str:
         ("Evaluation", _evaluation(run)),
         ("View pairs", _or_reason(lambda: _view_pairs(run))),
         *_encoder_sections(run),
+        *([("Choices of --recipe=auto", _choices(run))] if run.choices else []),
         ("Configuration", _configuration(run)),
     ]
     name = os.path.basename(os.path.abspath(run.workdir))
@@ -255,6 +256,30 @@ def _configuration(run: record.Record) -> str:
     return (
         f"{shown}<details><summary>{len(same)} more flags have their default values</summary>"
         f"{table(['Flag', 'Value'], same)}</details>"
+    )
+
+
+def _choices(run: record.Record) -> str:
+    """Returns the flags that were chosen, why, and the trials of the learning rate."""
+    rows = [
+        [name, schema.format_value(choice["value"]), choice["reason"]]
+        for name, choice in run.choices["choices"].items()
+    ]
+    columns = {
+        "base_learning_rate": ("Base learning rate", "{:g}"),
+        "steps": ("Steps", "{:.0f}"),
+        "loss": ("Loss", "{:.3f}"),
+        "feature_std": ("Std", "{:.2f}"),
+        "effective_rank": ("Effective rank", "{:.1f}"),
+        "z_effective_rank": ("Effective rank of z", "{:.1f}"),
+    }
+    trials = [
+        [form.format(trial[name]) if name in trial else "–" for name, (_, form) in columns.items()]
+        for trial in run.choices["trials"]
+    ]
+    return (
+        f"{table(['Flag', 'Value', 'Why'], rows)}<h3>Trials of the learning rate</h3>"
+        f"{table([title for title, _ in columns.values()], trials)}"
     )
 
 

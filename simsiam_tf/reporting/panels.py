@@ -33,6 +33,7 @@ FIGURE_2 = (  # the panels of Figure 2 of the SimSiam paper
 )
 PANELS = (
     *FIGURE_2,
+    Panel("effective_rank", "Effective rank of the features", low=0),
     Panel("learning_rate", "Learning rate", low=0),
     Panel("images_per_second", "Images per second", low=0),
 )

@@ -28,6 +28,7 @@ class Record:
     num_bad_images: int
     warnings: dict[str, int]  # texts and how often each was logged
     shorter_plans: list[tuple[int, int]]  # of `run_folder.read_shorter_plans`
+    choices: dict  # of --recipe=auto, as `run_folder.read_choices` returns them
 
     def points(self, metric: str) -> list[charts.Point]:
         """Returns the epoch and value of each line that has a finite value of a metric."""
@@ -65,6 +66,8 @@ def read(workdir: str) -> Record:
     }
     summary = os.path.join(workdir, run_folder.SUMMARY)
     bad_images = os.path.join(workdir, quarantine.FILE_NAME)
+    choices = os.path.join(workdir, run_folder.CHOICES)
+    chosen = _read_json(choices, damaged) if os.path.exists(choices) else {}
     return Record(
         workdir,
         settings,
@@ -75,6 +78,7 @@ def read(workdir: str) -> Record:
         len(run_folder.read_lines(bad_images, on_damage=damaged.append)),
         _logged_warnings(workdir) | dict.fromkeys(damaged, 1),
         run_folder.read_shorter_plans(workdir),
+        chosen,
     )
 
 

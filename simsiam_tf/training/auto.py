@@ -6,6 +6,7 @@ choices from there.
 
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,15 +67,17 @@ def choose(config: PretrainConfig, strategy: tf.distribute.Strategy) -> Pretrain
     )
     if not len(census.readable):
         raise UserError(f"No image of {source.name} can be read. Received: {config.data.data_dir}")
-    found = choices.for_images(census, config) | choices.for_training(census)
+    given = config.given or frozenset()
+    epochs = config.optimization.epochs if "epochs" in given else None
+    found = choices.for_images(census, config) | choices.for_training(census, epochs)
     config = _with(config, choices.values_of(found))
     source = assembly.load_source(config)
     trials = _try_rates(config, strategy, source)
     best = _best(trials)
     found["base_learning_rate"] = Choice(best["base_learning_rate"], _reason(best, trials))
-    if not devices.on_accelerators(strategy):
+    if not devices.on_accelerators(strategy) and epochs is None:
         found |= _shortened(config, best["images_per_second"], source.num_examples)
-    found = {name: choice for name, choice in found.items() if name not in (config.given or ())}
+    found = {name: choice for name, choice in found.items() if name not in given}
     run_folder.write_choices(
         config.system.workdir,
         {name: dataclasses.asdict(choice) for name, choice in found.items() if choice.reason},
@@ -148,6 +151,7 @@ def _try(
     config: PretrainConfig, strategy: tf.distribute.Strategy, source: Source, num_steps: int
 ) -> dict[str, float]:
     """Trains for some steps and returns what was reached, by names of metrics."""
+    started = time.perf_counter()
     parts = assembly.assemble(config, strategy, source)
     sample = health.Sample(parts, None)
     xla = devices.uses_xla(config.system, strategy)
@@ -159,6 +163,7 @@ def _try(
         "steps": len(steps),
         "loss": sum(step["loss"] for step in last) / len(last),
         "feature_std": sum(step["feature_std"] for step in last) / len(last),
+        "seconds": time.perf_counter() - started,
         "skipped": sum(step["skipped"] for step in steps),
         "images_per_second": parts.plan.batch_size
         * len(timed)

@@ -85,7 +85,7 @@ def _run(
         log_name = f"{workers.worker_name(strategy)}.log"
         stack.enter_context(log_file(os.path.join(workdir, "logs", log_name)))
         stack.enter_context(workers.lost_workers_named(strategy))
-        if config.given is not None and not os.path.exists(os.path.join(workdir, "flags.cfg")):
+        if config.given is not None and not run_folder.read_choices(workdir):
             config = auto.choose(config, strategy)
         if config.system.export:
             _export_newest(config, strategy)
