@@ -210,12 +210,15 @@ def main(arguments):
     parser.add_argument("--folder", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--cifar10", type=Path, help="labelled folder of CIFAR-10's images")
     parser.add_argument("--photos", type=Path, help="folder of photographs")
+    parser.add_argument("--sets", help="names of data sets, separated by commas; all by default")
     parser.add_argument("--minutes", type=float, default=2, help="training time of each run")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     sets = make_sets(options.folder / "sets", options.cifar10, options.photos)
+    if options.sets:
+        sets = {name: sets[name] for name in options.sets.split(",")}
     rows = []
     for seed in range(options.seeds):
         for name, data in sets.items():

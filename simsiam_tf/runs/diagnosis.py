@@ -12,10 +12,12 @@ from simsiam_tf.config import PretrainConfig
 from simsiam_tf.objectives import COLLAPSED_STD
 
 DOUBTFUL_STD = 2 * COLLAPSED_STD  # a std from here on is not doubtful
-FEW_DIRECTIONS = 4  # effective rank of z below which the projections hardly differ
+# Effective rank of z below which the projections hardly differ. Four well separated classes also
+# give so few; then the features keep more than half of the random network's effective rank.
+FEW_DIRECTIONS, FEW_OF_RANDOM = 4, 0.5
 SMALL_LOSS_CHANGE = 0.1  # of the loss' size, at least 1: less is no learning
 LATE_SHARE = 0.1  # of the loss' change: more in the second half of the run is still improving
-CROPS_RATIO, CROPS_GAP = 2.0, 0.1  # between the alignment of z on held-out and on training images
+CROPS_RATIO, CROPS_GAP = 1.5, 0.05  # between the alignment of z on held-out and on training images
 _SETTLED = 0.2  # share of the epochs after which a run has shown whether it learns
 
 
@@ -123,15 +125,22 @@ def _against_collapse(config: PretrainConfig) -> str:
 
 def _partial_collapse(metrics: Metrics, config: PretrainConfig) -> Finding | None:
     std = max(metrics.last_epoch("feature_std"))
-    ranks = [rank for _, rank in metrics.series("z_effective_rank")[1:]]  # but the random network's
+    z_rank, ranks = metrics.latest("z_effective_rank"), metrics.series("effective_rank")
     settled = metrics.epoch >= _SETTLED * config.optimization.epochs
-    if std < DOUBTFUL_STD and settled:
+    if not settled:
+        return None
+    if std < DOUBTFUL_STD:
         evidence = f"the features’ std was {std:.2f} or less in the last epoch; 1 is healthy"
-    elif settled and ranks and max(ranks[-3:]) < FEW_DIRECTIONS:
+    elif (
+        z_rank is not None
+        and z_rank < FEW_DIRECTIONS
+        and ranks[0][0] == 0
+        and ranks[-1][1] < FEW_OF_RANDOM * ranks[0][1]
+    ):
         evidence = (
-            f"the projections fill {ranks[-1]:.1f} of {config.method.projection_dim} directions "
-            f"(effective rank; less than {FEW_DIRECTIONS} is a partial collapse), though their std "
-            f"is {std:.2f}"
+            f"the projections fill {z_rank:.1f} of {config.method.projection_dim} directions "
+            f"(effective rank), and the features {ranks[-1][1]:.1f}, after {ranks[0][1]:.1f} in "
+            f"the random network, though the std is {std:.2f}"
         )
     else:
         return None

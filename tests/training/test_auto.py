@@ -19,7 +19,7 @@ GIVEN = ["--recipe=auto", "--backbone=resnet10", "--width=4", "--epochs=3", "--s
 @pytest.fixture
 def chosen(red_and_blue, train_here, tmp_path, monkeypatch):
     """(workdir, flags) of a finished run whose flags were chosen for 40 images of 12 pixels."""
-    monkeypatch.setattr(auto, "_RATES", (0.1, 1.0))
+    monkeypatch.setattr(auto, "_FACTORS", (0.1, 1.0))
     monkeypatch.setattr(auto, "_FEWEST_STEPS", 4)
     red_and_blue(noise=100, tint=40)
     arguments = [*GIVEN, "--dataset=folder", f"--data_dir={tmp_path}"]
@@ -69,6 +69,20 @@ def trial(rate, loss, rank=40.0, std=0.95, skipped=0):
         "base_learning_rate": rate, "loss": loss, "effective_rank": rank, "feature_std": std,
         "skipped": skipped, "steps": 60,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("others", "best"),
+    [
+        ([trial(0.4, -0.2), trial(1.0, -0.6), trial(2.5, -0.5)], 1.0),
+        ([trial(0.4, -0.2), trial(1.0, -0.6), trial(2.5, -0.9, std=0.4)], 1.0),
+        ([trial(0.4, -0.2), trial(1.0, -0.6), trial(2.5, -0.9, rank=15.0)], 1.0),
+        ([trial(0.4, -0.2), trial(1.0, float("nan"), skipped=1), trial(2.5, -0.1)], 0.4),
+        ([trial(0.4, -0.9, std=0.1), trial(1.0, -0.99, std=0.1)], 0.4),
+    ],
+)
+def test_the_healthy_trial_with_the_lowest_loss_is_taken(others, best):
+    assert auto._best(others)["base_learning_rate"] == best
 
 
 @pytest.mark.parametrize(
