@@ -277,10 +277,11 @@ def _choices(run: record.Record) -> str:
         [form.format(trial[name]) if name in trial else "–" for name, (_, form) in columns.items()]
         for trial in run.choices["trials"]
     ]
-    return (
-        f"{table(['Flag', 'Value', 'Why'], rows)}<h3>Trials of the learning rate</h3>"
-        f"{table([title for title, _ in columns.values()], trials)}"
-    )
+    chosen = table(["Flag", "Value", "Why"], rows)
+    if not trials:
+        return chosen
+    heads = [title for title, _ in columns.values()]
+    return f"{chosen}<h3>Trials of the learning rate</h3>{table(heads, trials)}"
 
 
 def _versions(run: record.Record) -> str:

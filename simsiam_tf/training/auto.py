@@ -29,6 +29,7 @@ _MOST_INSPECTED = 5000  # images that are looked at
 _PAPER_RATE, _PAPER_STEPS, _LARGEST_RATE = 0.05, 100_000, 1.0
 _FACTORS = (0.4, 1.0, 2.5)  # of that rate, which are tried
 _TRIAL_SHARE, _FEWEST_STEPS, _MOST_STEPS = 0.05, 60, 500  # of a trial, of the run's steps
+_SPEED_STEPS = 12  # that tell the speed
 _CPU_MINUTES = 20  # a run without an accelerator is planned to end after about this time
 _FEWEST_EPOCHS = 20
 
@@ -74,11 +75,15 @@ def choose(config: PretrainConfig, strategy: tf.distribute.Strategy) -> Pretrain
     found = choices.for_images(census, config) | choices.for_training(census, epochs)
     config = _with(config, choices.values_of(found))
     source = assembly.load_source(config)
-    trials = _try_rates(config, strategy, source)
-    best = _best(trials)
-    found["base_learning_rate"] = Choice(best["base_learning_rate"], _reason(best, trials))
-    if not devices.on_accelerators(strategy) and epochs is None:
-        found |= _shortened(config, best["images_per_second"], source.num_examples)
+    if epochs is None and not devices.on_accelerators(strategy):
+        speed = _try(config, strategy, source, _SPEED_STEPS)["images_per_second"]
+        found |= _shortened(config, speed, source.num_examples)
+        config = _with(config, choices.values_of(found))
+    trials = []
+    if "base_learning_rate" not in given:
+        trials = _try_rates(config, strategy, source)
+        best = _best(trials)
+        found["base_learning_rate"] = Choice(best["base_learning_rate"], _reason(best, trials))
     found = {name: choice for name, choice in found.items() if name not in given}
     run_folder.write_choices(
         config.system.workdir,
@@ -134,11 +139,8 @@ def _try_rates(
     epochs = math.ceil(steps / per_epoch)
     usual = _PAPER_RATE * math.sqrt(_PAPER_STEPS / (per_epoch * config.optimization.epochs))
     usual = min(max(usual, _PAPER_RATE), _LARGEST_RATE)
-    rates = [float(f"{factor * usual:.2g}") for factor in _FACTORS]
-    if "base_learning_rate" in (config.given or ()):
-        rates = [config.optimization.base_learning_rate]
     rows = []
-    for rate in rates:
+    for rate in (float(f"{factor * usual:.2g}") for factor in _FACTORS):
         optimization = dataclasses.replace(
             config.optimization,
             epochs=epochs,
@@ -197,8 +199,6 @@ def _best(trials: list[dict[str, float]]) -> dict[str, float]:
 
 def _reason(best: dict[str, float], trials: list[dict[str, float]]) -> str:
     others = ", ".join(f"{trial['base_learning_rate']:g}" for trial in trials if trial is not best)
-    if not others:
-        return f"after {best['steps']:.0f} steps: {_shown(best)}"
     return f"the lowest loss of the healthy trials ({_shown(best)}); tried too: {others}"
 
 

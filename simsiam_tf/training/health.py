@@ -24,6 +24,7 @@ from simsiam_tf.training.run_log import RunLog
 # Number of images in a sample: a twelfth of the data set, so that a measurement takes about 5 % of
 # the time of an epoch, but no fewer and no more than these.
 _FEWEST, _MOST = 64, 256
+_MOST_BYTES = 2**28  # of all views; large images of many bands have a smaller sample
 _ENCODE_AT_ONCE = 256
 
 
@@ -59,11 +60,16 @@ class Sample:
             tf.function(self._encode_by(parts.model), autograph=False, reduce_retracing=True),
             _ENCODE_AT_ONCE,
         )
-        size = min(max(_FEWEST, parts.plan.num_examples // 12), _MOST)
+        size = min(max(_FEWEST, parts.plan.num_examples // 12), _MOST, self._most_in_memory())
         self.views = {"": self._views(parts.quarantine, size)}
         if heldout:
             quarantine = Quarantine(heldout, self.config.data)
             self.views["heldout_"] = self._views(quarantine, size)
+
+    def _most_in_memory(self) -> int:
+        number_bytes = 1 if self.pixels.depth == "uint8" else 4
+        view_bytes = self.config.views.image_size**2 * self.pixels.channels * number_bytes
+        return max(2, _MOST_BYTES // (4 * view_bytes))  # two views of two kinds of images
 
     def _encode_by(self, model: SelfSupervisedModel) -> Callable[[tf.Tensor], tf.Tensor]:
         """Returns a function: a view `[b, H, W, C]` → features and projections in one tensor."""

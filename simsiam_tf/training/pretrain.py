@@ -85,13 +85,13 @@ def _run(
         log_name = f"{workers.worker_name(strategy)}.log"
         stack.enter_context(log_file(os.path.join(workdir, "logs", log_name)))
         stack.enter_context(workers.lost_workers_named(strategy))
-        if config.given is not None and not run_folder.read_choices(workdir):
-            config = auto.choose(config, strategy)
         if config.system.export:
             _export_newest(config, strategy)
         else:
             if is_chief and not storage.is_url(copy.workdir):
                 stack.enter_context(lock.held(workdir))
+            if config.given is not None and not run_folder.read_choices(workdir):
+                config = auto.choose(config, strategy)
             # Only the chief's files stay.
             output = workdir if is_chief else stack.enter_context(tempfile.TemporaryDirectory())
             _train(config, strategy, output, copy, callbacks)
