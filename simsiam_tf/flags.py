@@ -22,7 +22,8 @@ FLAGS = flags.FLAGS
 _FLAGFILES = """
 Flagfiles:
   --flagfile: File with a flag in each line; flags after it on the command line override it.
-  --recipe: Flagfile that ships with the package, by its name, such as r50.
+  --recipe: Flagfile that ships with the package, by its name, such as r50; auto: flags that are
+    not given are chosen by the images and short trials.
 """
 _HELP = {"-?", "-h", "-help", "--help", "-helpshort", "--helpshort"}
 

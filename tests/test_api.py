@@ -235,6 +235,16 @@ def test_a_wrong_keyword_has_the_message_of_the_flag(settings, arguments):
     assert str(of_the_keyword.value) == str(of_the_flag.value)
 
 
+def test_only_pretrain_takes_the_recipe_that_trains_to_choose(monkeypatch):
+    for function in (st.build_model, st.load_views):
+        with pytest.raises(ValueError, match="Only pretrain takes recipe='auto'"):
+            function(recipe="auto")
+    found = []
+    monkeypatch.setattr(pretrain, "run", lambda config, callbacks: found.append(config.given))
+    st.pretrain(recipe="auto", epochs=3)
+    assert found == [{"epochs"}]
+
+
 def test_keywords_override_their_recipe_and_take_pythons_own_values(tmp_path):
     settings = {
         "epochs": np.int64(3), "recipe": "byol_r50", "xla": True, "workdir": tmp_path,

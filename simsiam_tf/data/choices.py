@@ -20,6 +20,7 @@ _SIZES = (32, 48, 64, 96, 128, 160, 192, 224)  # of views
 _SMALLEST = 16  # pixels of a view; smaller images are enlarged, or the network's last maps are dots
 _LARGEST_SMALL = 64  # pixels; views up to this size take the stem of CIFAR
 _LARGEST_SHARP = 32  # pixels; the paper does not blur views of this size (appendix D)
+_COLORFUL = 10  # levels of 255 between the channels, on average; below, colours tell nothing
 _SMALLEST_CROP = 12  # pixels; smaller crops show too little
 # The paper's best results are with 256 or 512 (Table 2). Batch normalization needs some images, an
 # epoch some steps.
@@ -122,7 +123,19 @@ def _views(census: Census, config: PretrainConfig) -> dict[str, Choice]:
     elif size < ViewsConfig.image_size:
         sigma = round(ViewsConfig.blur_sigma_max * size / ViewsConfig.image_size, 2)
         found["blur_sigma_max"] = Choice(sigma, f"2 pixels of 224 are {sigma} of {size}")
-    return found
+    return found | _colors(census)
+
+
+def _colors(census: Census) -> dict[str, Choice]:
+    if not (census.readable["channels"] == 3).all() or census.extremes:
+        return {}
+    colors = census.readable["colors"].reshape(-1, 3).astype(int)
+    colorfulness = float(np.mean(np.ptp(colors, axis=1)))
+    if colorfulness >= _COLORFUL:
+        return {}
+    reason = f"the images have hardly any colour: the channels differ by {colorfulness:.0f} of 255"
+    names = ("saturation", "hue", "grayscale_probability")
+    return dict.fromkeys(names, Choice(0.0, reason))
 
 
 def _channels(census: Census) -> tuple[int, str]:

@@ -138,8 +138,9 @@ class SkippedSteps(keras.callbacks.Callback):
             raise UserError(
                 f"The loss or gradient of {self.in_a_row} steps in a row was not finite, most "
                 f"recently of step {logs.number}. These steps changed no weight, and the "
-                "checkpoints are good. Lower the learning rate, or look at the samples that "
-                f"metrics.jsonl lists. Received: --max_nonfinite_steps={self.max_nonfinite_steps}"
+                "checkpoints are good. Lower the learning rate, look at the samples that "
+                f"metrics.jsonl lists, or find the layer by --replay_step={logs.number}. "
+                f"Received: --max_nonfinite_steps={self.max_nonfinite_steps}"
             )
 
 

@@ -35,7 +35,10 @@ _LAYOUT = {
             "feature_std", "feature_std_healthy", "feature_std_collapsed",
         ],
         "kNN top-1, percent": ["knn_top1"],
-        "effective rank of the features": ["effective_rank"],
+        "effective rank of the features and of z": ["effective_rank", "z_effective_rank"],
+        "alignment of two views: of the features, of z, of held-out z": [
+            "alignment", "z_alignment", "heldout_z_alignment",
+        ],
         "loss": ["loss"],
     },
     "How does it train?": {

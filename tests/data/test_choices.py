@@ -60,6 +60,20 @@ def test_grey_images_stored_as_rgb_have_one_channel(census_of, pretrain_config):
     assert (choice.value, choice.reason) == (1, "all images are grey, though stored as RGB")
 
 
+@pytest.mark.parametrize(("tint", "is_colorful"), [(0, False), (8, False), (40, True)])
+def test_images_without_colours_have_no_jitter_of_hue(tmp_path, pretrain_config, tint, is_colorful):
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        levels = np.repeat(rng.integers(60, 200, (16, 16, 1)), 3, axis=2)
+        levels[..., 0] += tint
+        Image.fromarray(levels.astype(np.uint8)).save(tmp_path / f"{number}.png")
+    source = datasets.load("folder", str(tmp_path), "train")
+    found = choices.for_images(take_census(source, 10**6, upright=True), pretrain_config())
+    values = choices.values_of(found)
+    for name in ("hue", "saturation", "grayscale_probability"):
+        assert values.get(name) == (None if is_colorful else 0)
+
+
 @pytest.mark.parametrize(
     ("count", "backbone", "width", "dim", "epochs"),
     [
