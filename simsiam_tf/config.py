@@ -6,6 +6,7 @@ Settings that only evaluation has are in `evaluation/config.py`.
 import dataclasses
 import enum
 import math
+from typing import ClassVar
 
 from simsiam_tf import network_names
 from simsiam_tf.schema import SWITCH, Config, UserError, refuse_unused, setting
@@ -608,6 +609,31 @@ class SystemConfig(DevicesConfig):
         _check_count("steps_per_loop", self.steps_per_loop, "auto")
 
 
+# What `--help` shows, in the order of use; `--helpfull` shows all flags.
+_MAIN_FLAGS = {
+    "dataset": "digits, folder, list, tar, parquet, packed or a TFDS name",
+    "data_dir": "where the images are",
+    "eval_split": "split of held-out images, if there is one",
+    "workdir": "folder of the run",
+    "epochs": "passes over the images",
+    "batch_size": "images in a step, over all devices",
+    "base_learning_rate": "learning rate for a batch of 256",
+    "warmup_epochs": "epochs in which the learning rate rises",
+    "method": ", ".join(_METHODS),
+    "backbone": "resnet10 to resnet152, keras:NAME, keras_hub:NAME or a .keras file",
+    "width": "channels of a ResNet's first stage",
+    "init_from": "weights to start from: a run, a file, or imagenet",
+    "image_size": "pixels of a view",
+    "crop_min_area": "smallest area of a crop, as a share of the image",
+    "flip_probability": "0 if a mirror image is another thing",
+    "on_bad_image": "error, or skip images that cannot be read",
+    "on_collapse": "warn, or stop the run",
+    "strategy": "auto, default, mirrored, multi_worker or tpu",
+    "precision": "float32, mixed_bfloat16, mixed_float16 or float64",
+    "seed": "of weights, order and views",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(Config):
     """What `train.py` does: pre-train an encoder on unlabelled images."""
@@ -622,5 +648,6 @@ class PretrainConfig(Config):
     monitor: MonitorConfig = dataclasses.field(default_factory=MonitorConfig)
     knn: KnnConfig = dataclasses.field(default_factory=KnnConfig)
     system: SystemConfig = dataclasses.field(default_factory=SystemConfig)
+    main_flags: ClassVar[dict[str, str]] = _MAIN_FLAGS
     # With --recipe=auto, the names of the flags that are given; others may be chosen. Else None.
     given: frozenset[str] | None = None

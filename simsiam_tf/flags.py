@@ -6,6 +6,7 @@ are answered at once.
 
 import contextlib
 import dataclasses
+import difflib
 import logging as standard_logging
 import os
 import stat
@@ -26,6 +27,41 @@ Flagfiles:
     not given are chosen by the images and short trials.
 """
 _HELP = {"-?", "-h", "-help", "--help", "-helpshort", "--helpshort"}
+_FULL_HELP = {"-helpfull", "--helpfull"}
+# Words that other programs use: word → flag.
+_OTHER_WORDS = {
+    "lr": "base_learning_rate",
+    "wd": "weight_decay",
+    "data": "data_dir",
+    "input": "data_dir",
+    "path": "data_dir",
+    "root": "data_dir",
+    "output": "workdir",
+    "logdir": "workdir",
+    "out": "workdir",
+    "arch": "backbone",
+    "model": "backbone",
+    "network": "backbone",
+    "encoder": "backbone",
+    "amp": "precision",
+    "fp16": "precision",
+    "bf16": "precision",
+    "gpus": "strategy",
+    "devices": "strategy",
+    "accelerator": "strategy",
+    "pretrained": "init_from",
+    "weights": "init_from",
+    "checkpoint": "init_from",
+    "resume": "workdir",
+    "crop": "image_size",
+    "resolution": "image_size",
+    "img": "image_size",
+    "bs": "batch_size",
+    "dim": "projection_dim",
+    "mirror": "flip_probability",
+    "config": "flagfile",
+}
+_MOST_SUGGESTIONS = 3
 
 
 def run(main: Callable[[typing.Any], None], config_class: type[schema.Config]) -> None:
@@ -132,8 +168,9 @@ def from_keywords(
 
 
 def _parse(argv: list[str], config_class: type[schema.Config], usage: str) -> typing.Any:
-    if _HELP.intersection(argv[1:]):
-        _print(f"{usage}\n{_help_text(config_class)}")
+    if _HELP.intersection(argv[1:]) or _FULL_HELP.intersection(argv[1:]):
+        is_short = hasattr(config_class, "main_flags") and _HELP.intersection(argv[1:])
+        _print(f"{usage}\n{(_main_help if is_short else _help_text)(config_class)}")
         sys.exit(0)
     try:
         return _build(argv, config_class, FLAGS)
@@ -154,7 +191,10 @@ def _build(
     """Builds the config of a command line, whose flags `values` defines."""
     arguments = recipes.expand(argv)
     is_auto = recipes.AUTO in arguments
-    arguments = values([argument for argument in arguments if argument != recipes.AUTO])[1:]
+    try:
+        arguments = values([argument for argument in arguments if argument != recipes.AUTO])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise flags.Error(_unknown(error.flagname, list(values))) from error
     # A text takes one positional argument, a tuple all that are left.
     positional: dict[str, typing.Any] = {}
     for field in schema.settings_of(config_class):
@@ -188,6 +228,34 @@ def _help_text(config_class: type[schema.Config]) -> str:
     if schema.settings_of(config_class):
         titles.insert(0, _title(config_class))
     return "\n".join([*(FLAGS.module_help(title) for title in titles), _FLAGFILES])
+
+
+def _main_help(config_class: type[schema.Config]) -> str:
+    """The flags that most people need, a line each."""
+    lines = [""]
+    for name, text in config_class.main_flags.items():  # type: ignore[attr-defined]
+        default = schema.format_value(FLAGS[name].default)
+        lines.append(f"  --{name}: {text}" + (f" ({default})" if default else ""))
+    count = len(schema.defaults(config_class))
+    lines.append(f"\nIn brackets: the default. --helpfull shows all {count} flags.")
+    return "\n".join([*lines, _FLAGFILES])
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    """The message about a flag that does not exist, with those that may be meant."""
+    words = set(name.removeprefix("no").split("_")) | set(name.split("_"))
+    like = difflib.get_close_matches(name, known, _MOST_SUGGESTIONS, cutoff=0.75)
+    meant = [_OTHER_WORDS[word] for word in sorted(words) if word in _OTHER_WORDS]
+    sharing = sorted(
+        (other for other in known if words <= set(other.split("_"))), key=lambda other: len(other)
+    )
+    found = list(dict.fromkeys([*like, *sharing, *meant]))[:_MOST_SUGGESTIONS]
+    hint = (
+        f"Did you mean {' or '.join(f'--{other}' for other in found)}?"
+        if found
+        else ("--helpfull lists all flags.")
+    )
+    return f"There is no flag {name!r}. {hint}"
 
 
 def _title(config_class: type[schema.Config]) -> str:

@@ -35,7 +35,7 @@ def assert_one_line(finished, status, *words):
 
 
 def test_help_shows_every_flag_under_its_group(new_program):
-    text = new_program("train.py", "--help").stdout
+    text = new_program("train.py", "--helpfull").stdout
     groups = re.split(r"\n(?=[A-Z][^\n]*:\n  --)", text)
     assert len(groups) == 2 + len(schema.groups_of(config_lib.PretrainConfig))  # and flagfiles
     data = next(group for group in groups if group.startswith("Data:"))
@@ -43,6 +43,35 @@ def test_help_shows_every_flag_under_its_group(new_program):
     assert "--momentum" not in data
     for name in schema.run_defining_names(config_lib.PretrainConfig):
         assert re.search(rf"--(\[no\])?{name}\b", text), name
+
+
+def test_help_has_the_twenty_flags_that_most_people_need_a_line_each(new_program):
+    text = new_program("train.py", "--help").stdout
+    names = re.findall(r"\n  --([a-z_]+): ", text.split("In brackets")[0])
+    assert names == list(config_lib.PretrainConfig.main_flags)
+    assert len(names) == 20
+    assert f"--helpfull shows all {len(schema.defaults(config_lib.PretrainConfig))} flags" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("epoch", "--epochs"),
+        ("learning_rate", "--base_learning_rate"),
+        ("lr", "--base_learning_rate"),
+        ("model", "--backbone"),
+        ("batchsize", "--batch_size"),
+        ("nostop_gradients", "--stop_gradient"),
+        ("gpus", "--strategy"),
+        ("input_path", "--data_dir"),
+        ("frobnicate", "--helpfull"),
+    ],
+)
+def test_an_unknown_flag_is_answered_by_one_of_the_same_meaning(name, meant):
+    with pytest.raises(schema.UserError) as error:
+        flags.read([f"--{name}=1"], config_lib.PretrainConfig)
+    assert meant in str(error.value)
 
 
 def test_help_may_be_cut_off_by_its_reader():
