@@ -180,16 +180,18 @@ def _try(
 def _best(trials: list[dict[str, float]]) -> dict[str, float]:
     """Returns the trial with the lowest loss among the healthy ones; without any, the first.
 
-    A trial is healthy if no step was skipped, the std is not doubtful, and the effective rank is at
-    least half of the largest. The loss alone would choose a collapse.
+    A trial is healthy if no step was skipped, the std is not doubtful, and the effective rank of z
+    (of the features, where the method has no z) is at least half of the largest. The loss alone
+    would choose a collapse in part.
     """
-    largest = max(trial["effective_rank"] for trial in trials)
+    rank = "z_effective_rank" if "z_effective_rank" in trials[0] else "effective_rank"
+    largest = max(trial[rank] for trial in trials)
     healthy = [
         trial
         for trial in trials
         if not trial["skipped"]
         and trial["feature_std"] >= diagnosis.DOUBTFUL_STD
-        and trial["effective_rank"] >= largest / 2
+        and trial[rank] >= largest / 2
     ]
     if not healthy:
         logging.warning("No trial of a learning rate was healthy; the smallest rate is taken")
@@ -204,6 +206,6 @@ def _reason(best: dict[str, float], trials: list[dict[str, float]]) -> str:
 
 def _shown(row: dict[str, float]) -> str:
     return (
-        f"loss {row['loss']:.3f}, std {row['feature_std']:.2f}, effective rank "
-        f"{row['effective_rank']:.1f} after {row['steps']} steps"
+        f"loss {row['loss']:.3f}, std {row['feature_std']:.2f}, effective rank of z "
+        f"{row.get('z_effective_rank', math.nan):.1f} after {row['steps']} steps"
     )

@@ -66,7 +66,7 @@ def test_another_given_flag_is_another_run(chosen, train_here):
 
 def trial(rate, loss, rank=40.0, std=0.95, skipped=0):
     return {
-        "base_learning_rate": rate, "loss": loss, "effective_rank": rank, "feature_std": std,
+        "base_learning_rate": rate, "loss": loss, "z_effective_rank": rank, "feature_std": std,
         "skipped": skipped, "steps": 60,
     }  # fmt: skip
 
