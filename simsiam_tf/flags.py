@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from absl import app, flags, logging
 
-from simsiam_tf import check_backend, recipes, schema
+from simsiam_tf import check_backend, recipes, schema, terminal
 
 FLAGS = flags.FLAGS
 _FLAGFILES = """
@@ -83,6 +83,8 @@ def run(main: Callable[[typing.Any], None], config_class: type[schema.Config]) -
 def _run_main(main: Callable[[typing.Any], None], config: schema.Config) -> None:
     # The log of TensorFlow's C++ code: everything, or only what ends the process.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if _is_verbose() else "3")
+    if terminal.is_shown() and not _is_verbose():
+        terminal.take_log(_is_shown)
     try:
         check_backend()
     except ImportError as error:

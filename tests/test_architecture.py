@@ -96,8 +96,8 @@ def test_export_takes_an_encoder_and_knows_no_training(module):
     assert not [name for name in imports_of(module) if name.startswith(("methods", "training"))]
 
 
-def test_flags_imports_only_the_schema_and_the_recipes():
-    assert imports_of("flags") == {"recipes", "schema"}
+def test_flags_imports_only_the_schema_the_recipes_and_the_terminal():
+    assert imports_of("flags") == {"recipes", "schema", "terminal"}
 
 
 @pytest.mark.parametrize("module", ["schema", "network_names", "config", "recipes", "paper.tables"])

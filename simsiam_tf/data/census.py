@@ -24,8 +24,8 @@ from simsiam_tf.data.order import epoch_order, fold_in
 from simsiam_tf.data.pixels import RGB
 from simsiam_tf.data.quarantine import READ_ERRORS, reason_of
 from simsiam_tf.data.source import UNLABELLED, Source, StreamImages
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 MAX_UNREADABLE = 10_000  # whose reasons are kept
 _MAX_REASONS = 100  # that are counted apart

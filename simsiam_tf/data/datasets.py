@@ -20,8 +20,8 @@ from simsiam_tf.data.packed import load_packed
 from simsiam_tf.data.source import ALL_FILES, Source, StreamImages, unchanged
 from simsiam_tf.data.tar_shards import load_tar
 from simsiam_tf.data.tfds_sets import load_tfds, prepared_builder
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from simsiam_tf import files, storage
-from simsiam_tf.progress import Progress
+from simsiam_tf.terminal import Progress
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif"),

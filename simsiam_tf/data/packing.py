@@ -31,8 +31,8 @@ from simsiam_tf.data.packed import (
 )
 from simsiam_tf.data.quarantine import READ_ERRORS, reason_of
 from simsiam_tf.data.source import Source
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 # One image in a group, so that an image is read alone. Encoded images cannot be compressed.
 _OPTIONS = "group_size:1,uncompressed"

@@ -21,8 +21,8 @@ from simsiam_tf import files
 from simsiam_tf.data import shards
 from simsiam_tf.data.folders import IMAGE_SUFFIXES
 from simsiam_tf.data.source import UNLABELLED, Source
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 INDEX_NAME = ".simsiam_index.npz"
 _INDEX_VERSION = 1

@@ -19,8 +19,8 @@ from simsiam_tf.detection import inputs, picture, precision, retinanet, voc
 from simsiam_tf.detection.settings import TransferConfig
 from simsiam_tf.evaluation import feature_cache
 from simsiam_tf.export import saved_model
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 _CHECKED_IMAGES = 4
 _WEIGHT_DECAY = 1e-4

@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from simsiam_tf.data import datasets, decoding
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 _SHUFFLE_BUFFER = 10_000  # encoded images; VOC 2007 fits whole, in 450 MB
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from simsiam_tf import files
 from simsiam_tf.evaluation.config import FEATURE_FILES
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 _NPZ, _TFRECORD = FEATURE_FILES
 

@@ -12,8 +12,8 @@ from simsiam_tf.config import DataConfig
 from simsiam_tf.data import pipeline, quarantine
 from simsiam_tf.data.datasets import Source
 from simsiam_tf.data.order import evaluation_order
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 
 def extract(

@@ -21,8 +21,8 @@ from simsiam_tf.evaluation import linear
 from simsiam_tf.evaluation.config import FinetuneConfig
 from simsiam_tf.models.backbone import Backbone
 from simsiam_tf.optimization import optimizers, schedules
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 _MOMENTUM = 0.9
 

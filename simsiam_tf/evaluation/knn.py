@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from simsiam_tf.progress import Progress
+from simsiam_tf.terminal import Progress
 
 # Queries, and rows of the feature bank, that are compared at once: 128 MB of cosines.
 _QUERY_BLOCK = 512

@@ -13,7 +13,7 @@ from simsiam_tf.data.datasets import Source
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation.config import LinearConfig
 from simsiam_tf.optimization import optimizers, schedules
-from simsiam_tf.progress import Progress
+from simsiam_tf.terminal import Progress
 
 _FEW_STEPS = 1000
 

@@ -17,8 +17,8 @@ from simsiam_tf.config import Purpose
 from simsiam_tf.data.order import epoch_order
 from simsiam_tf.evaluation import knn
 from simsiam_tf.evaluation.config import ProbeConfig
-from simsiam_tf.progress import Progress
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 LEARNING_RATES = tuple(10.0**power for power in (-3, -2.5, -2, -1.5, -1, -0.5, 0))
 WEIGHT_DECAYS = (0.0, 1e-3, 1e-2)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from simsiam_tf import terminal
 from simsiam_tf.config import DevicesConfig, SystemConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.datasets import Source
@@ -68,8 +69,23 @@ def run(config: EvaluationConfig) -> None:
       UserError: as in `evaluate`.
     """
     result = evaluate(config)
+    terminal.say(_sentence(result))
     short = {name: value for name, value in result.items() if not isinstance(value, list)}
     print(json.dumps(short), flush=True)
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    """Returns a result for people to read."""
+    forms = {
+        "top1": "top-1 {:.2f} %",
+        "top5": "top-5 {:.2f} %",
+        "effective_rank": "effective rank {:.1f}",
+        "uniformity": "uniformity {:.2f}",
+        "alignment": "alignment {:.2f}",
+    }
+    found = [form.format(result[name]) for name, form in forms.items() if name in result]
+    reached = f": {', '.join(found)}" if found else " written"
+    return f"{result['protocol']} on {result['dataset']}{reached}"
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from simsiam_tf import objectives
 from simsiam_tf.data import pipeline
 from simsiam_tf.data.datasets import Source
 from simsiam_tf.data.quarantine import Quarantine
-from simsiam_tf.progress import Progress
+from simsiam_tf.terminal import Progress
 
 _BLOCK = 4096  # rows that are processed at once
 

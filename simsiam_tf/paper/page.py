@@ -1,7 +1,6 @@
 """Builds report.html: the report as a page for people, which needs no network."""
 
-from tqdm import tqdm
-
+from simsiam_tf import terminal
 from simsiam_tf.paper import outcomes
 from simsiam_tf.reporting import charts, html_page, panels
 from simsiam_tf.reporting.html_page import escape
@@ -87,7 +86,7 @@ def _cells(row: dict) -> list[str]:
         str(paper),
         *(_mean_and_spread(row[name], 1) for name in ("probe", "knn", "knn_before_training")),
         *(_mean_and_spread(row[name], 2) for name in ("std", "loss")),
-        tqdm.format_interval(seconds) if seconds else "–",
+        terminal.format_seconds(seconds) if seconds else "–",
         _states(row["seeds"]),
     ]
 
@@ -124,6 +123,6 @@ def _footer(report: dict) -> str:
         "<b>std</b> and <b>loss</b>: values at the end of the training, std as the mean over the "
         "last tenth; about 1 is healthy. <b>time</b>: training and evaluations of one seed. "
         "<b>±</b>: standard deviation over seeds. The curves show the first seed.</p>"
-        f"<p>Computing time of all runs: {tqdm.format_interval(report['seconds'])}. "
+        f"<p>Computing time of all runs: {terminal.format_seconds(report['seconds'])}. "
         f"{escape(versions)}. Report written on: {escape(report['machine'])}.</p>"
     )

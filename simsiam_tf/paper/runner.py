@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from absl import logging
-from tqdm import tqdm
 
-from simsiam_tf import files, flags, schema
+from simsiam_tf import files, flags, schema, terminal
 from simsiam_tf.config import DataConfig, KnnConfig, PretrainConfig
 from simsiam_tf.paper import outcomes, report, tables
 from simsiam_tf.paper.settings import ReproduceConfig
@@ -150,7 +149,7 @@ def _estimate(jobs: Sequence[Job]) -> tuple[dict[str, float | None], str]:
 
 
 def _interval(seconds: float | None) -> str:
-    return "unknown" if seconds is None else tqdm.format_interval(seconds)
+    return "unknown" if seconds is None else terminal.format_seconds(seconds)
 
 
 def _complete(job: Job, received: Received) -> None:

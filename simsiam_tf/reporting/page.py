@@ -146,9 +146,8 @@ def _speed(run: record.Record) -> str:
 
 def _evaluation(run: record.Record) -> str:
     if not run.results:
-        encoder = os.path.join(run.workdir, run_folder.ENCODER)
         output = os.path.join(run.workdir, "results.json")
-        command = f"python evaluate.py --encoder={encoder} --output={output}"
+        command = f"{run_folder.evaluation_command(run.config, run.workdir)} --output={output}"
         reason = note("The folder of the run holds no evaluation result. This command writes one:")
         return f"{reason}<pre>{escape(command)}</pre>"
     rows = [

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any
 
 from simsiam_tf import files, schema, storage
-from simsiam_tf.config import PretrainConfig
+from simsiam_tf.config import DataConfig, KnnConfig, PretrainConfig
 from simsiam_tf.data.datasets import Source
 from simsiam_tf.data.pixels import RGB, Pixels
 from simsiam_tf.schema import UserError
@@ -210,6 +211,30 @@ def read_choices(workdir: str) -> dict[str, Any]:
         return {}
     with open(path, encoding="utf-8") as file:
         return json.load(file)
+
+
+def evaluation_command(config: PretrainConfig, workdir: str, named: str | None = None) -> str:
+    """Returns the command that evaluates a run on the run's own data.
+
+    Without labels it is the protocol that needs none.
+
+    Args:
+      config: of the run.
+      workdir: folder of the run.
+      named: the folder as the command names it; None: `workdir`.
+    """
+    data = config.data
+    protocol = "knn" if read_images(workdir).get("classes") else "spectrum"
+    encoder = f"{named or workdir}/{ENCODER}"
+    words = ["python", "evaluate.py", f"--encoder={encoder}", f"--protocol={protocol}"]
+    words.append(f"--dataset={data.dataset}")
+    if data.data_dir:
+        words.append(f"--data_dir={data.data_dir}")
+    if data.eval_split != DataConfig.eval_split:
+        words.append(f"--eval_split={data.eval_split}")
+    if protocol == "knn" and config.knn.knn_k != KnnConfig.knn_k:
+        words.append(f"--knn_k={config.knn.knn_k}")
+    return shlex.join(words)
 
 
 def read_shorter_plans(workdir: str) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf import schema
+from simsiam_tf import schema, terminal
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import choices
 from simsiam_tf.data.census import take_census
@@ -93,7 +93,7 @@ def choose(config: PretrainConfig, strategy: tf.distribute.Strategy) -> Pretrain
     config = _with(config, choices.values_of(found))
     for name, choice in found.items():
         if choice.reason:
-            logging.info("--%s=%s: %s", name, schema.format_value(choice.value), choice.reason)
+            terminal.say(f"--{name}={schema.format_value(choice.value)}: {choice.reason}")
     return config
 
 
@@ -149,7 +149,7 @@ def _try_rates(
         )
         trial = dataclasses.replace(config, optimization=optimization)
         rows.append(_try(trial, strategy, source, steps) | {"base_learning_rate": rate})
-        logging.info("Trial of --base_learning_rate=%g: %s", rate, _shown(rows[-1]))
+        terminal.say(f"Trial of --base_learning_rate={rate:g}: {_shown(rows[-1])}")
     return rows
 
 

@@ -10,9 +10,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
-from simsiam_tf import objectives
+from simsiam_tf import objectives, terminal
 from simsiam_tf.config import OptimizationConfig, PretrainConfig
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.distribution import workers
@@ -89,19 +88,25 @@ class Metrics(keras.callbacks.Callback):
         self._show(step.number, done_before // steps_per_epoch, values)
 
     def _show(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Shows a line to people: in the progress line of a terminal, or in the log."""
-        plan, progress = self.log.plan, self.log.progress
+        """Shows a line to people: in the bar of a terminal, and in the log."""
+        plan, speed = self.log.plan, values["images_per_second"]
         epochs = f"epoch {epoch + 1}/{plan.epochs}"
-        text = (
-            f"loss {values['loss']:.4f}, std {values['feature_std']:.3f}, "
-            f"{values['images_per_second']:.0f} images/s"
+        numbers = [f"loss {values['loss']:.3f}", f"std {values['feature_std']:.2f}"]
+        knn = self.log.latest("knn_top1")
+        if knn is not None:
+            numbers.append(f"kNN {knn:.1f} %")
+        self.log.progress.show(epochs, f"{', '.join(numbers)}, {speed:.0f}/s")
+        left = terminal.format_seconds((plan.num_steps - step) * plan.batch_size / speed)
+        logging.info(
+            "%s, step %d/%d, loss %.4f, std %.3f, %.0f images/s, %s left",
+            epochs,
+            step,
+            plan.num_steps,
+            values["loss"],
+            values["feature_std"],
+            speed,
+            left,
         )
-        progress.set_description(epochs, refresh=False)
-        progress.set_postfix_str(text)
-        if progress.disable:
-            seconds = (plan.num_steps - step) * plan.batch_size / values["images_per_second"]
-            left = tqdm.format_interval(seconds)
-            logging.info("%s, step %d/%d, %s, %s left", epochs, step, plan.num_steps, text, left)
 
     def _write_skipped(self, step: Step) -> None:
         self.log.write_line(step.number, {"nonfinite": True, "indices": step.indices})
@@ -206,10 +211,9 @@ class SaveCheckpoints(_AtStepEnd):
 
     def on_step_end(self, step: Step) -> None:
         if self.is_due(step):
-            with self.log.pause():
-                self.log.flush()
-                skipped = (line["step"] for line in reversed(self.log.lines) if "nonfinite" in line)
-                self.checkpoints.save(step.number, repeatable=next(skipped, None))
+            self.log.flush()
+            skipped = (line["step"] for line in reversed(self.log.lines) if "nonfinite" in line)
+            self.checkpoints.save(step.number, repeatable=next(skipped, None))
 
 
 class UploadRun(_AtStepEnd):
@@ -222,8 +226,7 @@ class UploadRun(_AtStepEnd):
 
     def on_step_end(self, step: Step) -> None:
         if self.saves.is_due(step):
-            with self.saves.log.pause():
-                self.mirror.upload()
+            self.mirror.upload()
 
 
 class Interruption(_AtStepEnd):

@@ -146,8 +146,7 @@ class Health(keras.callbacks.Callback):
             self._write(logs.number)
 
     def _write(self, step: int) -> None:
-        with self.log.pause():
-            values, singular_values = self.sample.measure()
+        values, singular_values = self.sample.measure()
         self.log.write(step, values)
         with self.log.summaries(step):
             tf.summary.histogram("singular_values", singular_values)

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-from absl import logging
+from simsiam_tf import terminal
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def noted() -> Iterator[Callable[[], signal.Signals | None]]:
     def note(number: int, _: object) -> None:
         received.append(signal.Signals(number))
         signal.signal(number, signal.SIG_DFL)
-        logging.info("%s: saving the current step; a second signal ends at once", received[0].name)
+        terminal.say(f"{received[0].name}: saving the current step; a second signal ends at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # Python lets only the main thread handle signals

@@ -102,11 +102,9 @@ class Knn(keras.callbacks.Callback):
             self._evaluate(logs.number)
 
     def _evaluate(self, step: int) -> None:
-        with self.log.pause():
-            top1 = self.top1()
+        top1 = self.top1()
         self.log.write(step, {"knn_top1": top1})
-        with self.log.pause():
-            logging.info("kNN top-1 %.2f %% after epoch %g", top1, self.log.epoch(step))
+        logging.info("kNN top-1 %.2f %% after epoch %g", top1, self.log.epoch(step))
 
     def top1(self) -> float:
         """Returns the top-1 in percent."""

@@ -36,7 +36,7 @@ class Step(dict):
         indices: of this worker's samples.
         seconds: the step's share of the time that its loop took.
         waited: its share of the time that the devices waited for batches.
-        processor_seconds: its share of the time that this worker's processors worked.
+        processor_seconds: its share of the time that this machine's processors worked.
         flops: floating-point operations, over all replicas.
         stopping: whether the training stops here because a worker was told to stop.
         """
@@ -235,11 +235,11 @@ def run_steps(
     while (end := loop_end(done)) > done:
         if before_loop:
             before_loop(done)
-        started, worked = time.perf_counter(), time.process_time()
+        started, worked = time.perf_counter(), meter.processor_seconds()
         stop = tf.constant(float(stop_wanted()))
         columns = run_loop(iterator, tf.constant(end - done), stop)
         rows, indices, arrivals, began = (column.numpy() for column in columns)
-        ended, worked = time.perf_counter(), time.process_time() - worked
+        ended, worked = time.perf_counter(), meter.processor_seconds() - worked
         took, waited = ended - started, _waiting(arrivals, ended - began)
         flops = flops or _flops_of_step(graphs) * strategy.num_replicas_in_sync
         for number, (row, of_step) in enumerate(

@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Iterable
 
 import keras
+import psutil
 import tensorflow as tf
 
 RATES = (
@@ -88,6 +88,15 @@ def _seconds_of_product(strategy: tf.distribute.Strategy, size: int) -> float:
     return min(seconds[1:])
 
 
+def processor_seconds() -> float:
+    """The time that all processors of this machine have worked, for any program, in seconds."""
+    times = psutil.cpu_times()
+    waiting = times.idle + getattr(times, "iowait", 0.0)
+    # Linux counts the work for virtual machines twice.
+    twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return sum(times) - waiting - twice
+
+
 @dataclasses.dataclass(frozen=True)
 class Usage:
     """The work and the time of some steps."""
@@ -95,7 +104,7 @@ class Usage:
     images: int = 0
     seconds: float = 0.0
     waited: float = 0.0  # of the seconds, for images
-    processor_seconds: float = 0.0  # of all processors of this machine
+    processor_seconds: float = 0.0  # in which processors of this machine worked for any program
     flops: float = 0.0
 
     def __add__(self, other: "Usage") -> "Usage":
@@ -111,7 +120,7 @@ class Usage:
         values = (
             self.images / self.seconds,
             min(1.0, self.waited / self.seconds),
-            min(1.0, self.processor_seconds / self.seconds / len(os.sched_getaffinity(0))),
+            min(1.0, self.processor_seconds / self.seconds / (psutil.cpu_count() or 1)),
             self.flops / self.seconds / peak,
         )
         return dict(zip(RATES, values, strict=True))
@@ -144,14 +153,17 @@ def what_limits(rates: dict[str, float], peak: float, *, on_cpu: bool, augment_o
         )
     gain = f"{1 / (1 - waiting):.2g} times" if waiting < 1 else "many times"
     found += f" time, so no input could make it more than {gain} as fast. "
+    if on_cpu:
+        shared = (
+            f"The processors, which the step and the input share, were busy {use:.0%} of the time"
+        )
+        return found + (f"{shared}: more of them would help" if use >= _BUSY else shared)
     if use < _BUSY:
         return found + (
-            f"The processors were busy only {use:.0%} of the time, so the reading of the files "
-            "takes the rest: a faster disk or packed files (simsiam-pack) would help"
+            f"The processors were busy only {use:.0%} of the time, so more of them would not help; "
+            "the reading of the files may be the limit"
         )
-    busy = f"The processors were busy {use:.0%} of the time"
-    if on_cpu:
-        return found + f"{busy}, which the step and the input share: more of them would help"
-    if augment_on == "host":
-        return found + f"{busy}: more of them would help, or --augment_on=device"
-    return found + f"{busy}: more of them would help"
+    remedy = ", or --augment_on=device" if augment_on == "host" else ""
+    return found + (
+        f"The processors were busy {use:.0%} of the time: more of them would help{remedy}"
+    )

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
-from simsiam_tf import files, storage
+from simsiam_tf import files, storage, terminal
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data.pixels import Pixels
 from simsiam_tf.data.quarantine import FILE_NAME
+from simsiam_tf.data.source import Source
 from simsiam_tf.distribution import devices, workers
 from simsiam_tf.export import saved_model
 from simsiam_tf.methods.build import build_encoder
@@ -47,6 +47,9 @@ from simsiam_tf.training.callbacks import (
 from simsiam_tf.training.run_log import RunLog, log_file
 from simsiam_tf.training.tensorboard import TensorBoard
 
+# Of the compilation of a step, for each trained tensor: ResNet-18 takes about 5 s on two cores.
+_SECONDS_A_TENSOR, _XLA_FACTOR = 0.07, 6
+
 
 def run(config: PretrainConfig, callbacks: Sequence[keras.callbacks.Callback] = ()) -> None:
     """Pre-trains an encoder and exports it; resumes a run that an earlier start began.
@@ -58,7 +61,7 @@ def run(config: PretrainConfig, callbacks: Sequence[keras.callbacks.Callback] = 
     Raises:
       UserError: a mistake that the user can mend; the run can be resumed.
     """
-    with mirror.local_copy(config) as (local_config, copy):
+    with terminal.only_warnings(), mirror.local_copy(config) as (local_config, copy):
         _run(local_config, copy, callbacks)
 
 
@@ -67,14 +70,15 @@ def _run(
 ) -> None:
     """As `run`, in the local folder of `copy`."""
     config = auto.recall(config)
-    run_folder.check_workdir(config, copy.workdir, may_extend=True)
+    is_replay = config.system.replay_step > 0
+    run_folder.check_workdir(config, copy.workdir, may_extend=not is_replay)
     workdir = config.system.workdir
-    if config.system.replay_step:
+    if is_replay:
         print(replay.replay(config, devices.build_strategy(config.system)))
         return
     if run_folder.is_finished(config) and not config.system.export:
         name = copy.workdir
-        logging.info("The run in %s is finished; its encoder is %s/encoder", name, name)
+        terminal.say(f"The run in {name} is finished; its encoder is {name}/encoder")
         return
 
     strategy = devices.build_strategy(config.system)
@@ -116,6 +120,7 @@ def _train(
     parts = assembly.assemble(config, strategy, source, quarantine_file)
     plan, model, quarantine = parts.plan, parts.model, parts.quarantine
     model.encoder.describe()
+    xla = devices.uses_xla(config.system, strategy)
     checkpoints = Checkpoints(
         workdir,
         model,
@@ -138,6 +143,7 @@ def _train(
             f"--workdir. Take another --workdir. Received: {copy.workdir}, without checkpoints"
         )
 
+    terminal.say(_opening(config, source, strategy, first_step))
     peak_flops = meter.measure_peak(strategy)
     if is_chief:
         with files.writing_to(workdir):
@@ -170,8 +176,9 @@ def _train(
         steps = parts.steps(
             first_step,
             stop_wanted=lambda: received() is not None or model.stop_training,
-            xla=devices.uses_xla(config.system, strategy),
+            xla=xla,
         )
+        log.progress.show(_compiling(model, xla), "")
         loop.call_back(
             steps,
             [
@@ -218,7 +225,7 @@ def _train(
         with files.writing_to(workdir):
             text = json.dumps(summary, indent=2)
             files.write_text(os.path.join(workdir, run_folder.SUMMARY), text)
-        _report(copy.workdir, summary)
+        _report(config, copy.workdir, summary, log)
 
 
 def _check_agreement(strategy: tf.distribute.Strategy, first_step: int, workdir: str) -> None:
@@ -244,6 +251,7 @@ def _export_newest(config: PretrainConfig, strategy: tf.distribute.Strategy) -> 
         )
     if workers.is_chief(strategy):
         _export(config, encoder, step, pixels)
+        terminal.say(f"The encoder of step {step} is in {config.system.workdir}/encoder")
 
 
 def _export(config: PretrainConfig, encoder: Backbone, step: int, pixels: Pixels) -> None:
@@ -253,8 +261,27 @@ def _export(config: PretrainConfig, encoder: Backbone, step: int, pixels: Pixels
     logging.info("Exported the encoder of step %d to %s", step, directory)
 
 
-def _report(workdir: str, summary: dict) -> None:
-    """Logs what a finished run reached, and what to do next."""
+def _opening(
+    config: PretrainConfig, source: Source, strategy: tf.distribute.Strategy, first_step: int
+) -> str:
+    """Returns what a run is, in a line."""
+    count, device = strategy.num_replicas_in_sync, devices.device_type(strategy)
+    resumed = f", from step {first_step} on" if first_step else ""
+    return (
+        f"{config.method.method}, {config.encoder.backbone} on {source.name}: "
+        f"{source.num_examples:,} images, {config.optimization.epochs} epochs, "
+        f"{count} {device}{'s' * (count > 1)}{resumed}"
+    )
+
+
+def _compiling(model: keras.Model, xla: bool) -> str:
+    """Returns about how long the first step will be compiled, as it was on two CPU cores."""
+    seconds = (_XLA_FACTOR if xla else 1) * _SECONDS_A_TENSOR * len(model.learned_variables)
+    return f"compiling the step, about {max(5, 5 * round(seconds / 5))} s"
+
+
+def _report(config: PretrainConfig, workdir: str, summary: dict, log: RunLog) -> None:
+    """Says what a finished run reached, and what to do next."""
     forms = {
         "loss": "loss {:.3f}",
         "feature_std": "std of the features {:.2f} (1 is healthy)",
@@ -264,21 +291,44 @@ def _report(workdir: str, summary: dict) -> None:
     found = [
         form.format(summary[name]) for name, form in forms.items() if summary[name] is not None
     ]
+    seconds = terminal.format_seconds(summary["seconds_of_last_start"])
     logging.info(
         "Finished %d epoch(s) of %d images, %s in this start. %s",
         summary["epochs"],
         summary["images"],
-        tqdm.format_interval(summary["seconds_of_last_start"]),
+        seconds,
         ", ".join(found),
     )
-    for finding in summary["findings"]:
-        logging.info("%s", diagnosis.Finding(**finding))
-    logging.info("%s", summary["limit"])
+    findings = [f"{diagnosis.Finding(**finding)}" for finding in summary["findings"]]
+    for text in (*findings, summary["limit"]):
+        logging.info("%s", text)
+    folder = "FOLDER, a copy of it on a disk" if storage.is_url(workdir) else workdir
+    report = f"python -m simsiam_tf.report {folder}"
     logging.info(
-        "The encoder is in %s/encoder, these numbers in %s/%s. To look at the run: "
-        "python -m simsiam_tf.report %s",
+        "The encoder is in %s/encoder, these numbers in %s/%s. To look at the run: %s",
         workdir,
         workdir,
         run_folder.SUMMARY,
-        "FOLDER, a copy of it on a disk" if storage.is_url(workdir) else workdir,
+        report,
     )
+    rows = {
+        "kNN top-1": _change(log, "knn_top1", "{:.1f} %"),
+        "effective rank": _change(log, "effective_rank", "{:.1f}"),
+        "loss": f"{summary['loss']:.3f}" if summary["loss"] is not None else "",
+        "std": f"{summary['feature_std']:.2f}, 1 is healthy" if summary["feature_std"] else "",
+        "found": "\n".join(findings),
+        "time": f"{seconds}, {summary['images_per_second']:.0f} images/s",
+        "speed": summary["limit"],
+        "encoder": f"{workdir}/{run_folder.ENCODER}",
+    }
+    terminal.show_table(
+        f"Finished: {summary['epochs']} epochs of {summary['images']:,} images",
+        {name: text for name, text in rows.items() if text},
+        [report, run_folder.evaluation_command(config, config.system.workdir, folder)],
+    )
+
+
+def _change(log: RunLog, metric: str, form: str) -> str:
+    """Returns a metric before training and now; an empty text if it was not measured."""
+    first, latest = log.first(metric), log.latest(metric)
+    return "" if first is None else f"{form.format(first)} → {form.format(latest)}"

@@ -17,10 +17,10 @@ from absl import logging
 
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.distribution import devices, workers
-from simsiam_tf.progress import Progress
 from simsiam_tf.runs import run_folder
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 from simsiam_tf.training import assembly, initial_weights, loop
 
 _FOUND = re.compile(r"(detected in gradient\. )?(?:b')?<(.+?)>'? : Tensor had (.+?) values")
@@ -42,12 +42,16 @@ def replay(config: PretrainConfig, strategy: tf.distribute.Strategy) -> str:
       UserError: there is no such run or step.
     """
     step, workdir = config.system.replay_step, config.system.workdir
-    if not os.path.exists(os.path.join(workdir, run_folder.IMAGES)):
+    if not os.path.exists(os.path.join(workdir, run_folder.FLAGFILE)):
         raise UserError(f"--replay_step needs the run's --workdir. Received: {workdir}")
     if workers.has_several_workers(strategy):
         raise UserError(
             "--replay_step runs on one machine; choose --strategy=mirrored or default. "
             f"Received: --strategy={config.system.strategy}"
+        )
+    if devices.device_type(strategy) == "TPU":
+        raise UserError(
+            "--replay_step needs a CPU or GPU, whose steps Python can watch. Received: a TPU"
         )
     source = assembly.load_source(config)
     run_folder.check_images(workdir, source)

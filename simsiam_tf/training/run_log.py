@@ -4,17 +4,16 @@ import contextlib
 import json
 import logging as standard_logging
 import os
-import sys
 from collections.abc import Iterator
 
 import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
 from simsiam_tf import files
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import UserError
+from simsiam_tf.terminal import Progress
 
 
 @contextlib.contextmanager
@@ -67,12 +66,8 @@ class RunLog:
             self._summaries = tf.summary.create_file_writer(
                 os.path.join(workdir, run_folder.TENSORBOARD)
             )
-        self.progress = tqdm(
-            total=plan.num_steps,
-            initial=restored_step or 0,
-            unit="step",
-            disable=not sys.stderr.isatty(),
-            bar_format="{desc} {n_fmt}/{total_fmt} steps |{bar:20}|{postfix}, {remaining} left",
+        self.progress = Progress(
+            plan.num_steps, "starting", "step", done=restored_step or 0, logs=False
         )
 
     @property
@@ -103,17 +98,9 @@ class RunLog:
 
     def warn(self, step: int, text: str) -> None:
         """Writes a warning to the log and to TensorBoard."""
-        with self.pause():
-            logging.warning("%s", text)
+        logging.warning("%s", text)
         with self.summaries(step):
             tf.summary.text("warnings", text)
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """A context in which the progress line is hidden."""
-        self.progress.clear()
-        yield
-        self.progress.refresh()
 
     def epoch(self, step: int) -> float:
         """The epochs that are done after a step."""
@@ -135,10 +122,11 @@ class RunLog:
             self._summaries.flush()
 
     def __enter__(self) -> "RunLog":
+        self.progress.__enter__()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self.progress.close()
+        self.progress.__exit__()
         # After an error that already says why, a full disk has nothing to add.
         quietly = contextlib.suppress(UserError) if kind else contextlib.nullcontext()
         with quietly, files.writing_to(self.workdir):

@@ -90,7 +90,7 @@ class TensorBoard(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Step) -> None:
         every = self.config.monitor.histogram_every_epochs
         if every and (epoch + 1) % every == 0:
-            with self.log.pause(), self.log.summaries(logs.number):
+            with self.log.summaries(logs.number):
                 write_weights(self.model)
 
     def on_train_end(self, logs: dict | None = None) -> None:

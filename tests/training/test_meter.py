@@ -15,7 +15,7 @@ def test_rates_are_those_of_the_steps_together(monkeypatch):
         ],
         meter.Usage(),
     )
-    monkeypatch.setattr(meter.os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(meter.psutil, "cpu_count", lambda: 2)
     assert usage.rates(peak=6e9) == {
         "images_per_second": 32.0,
         "input_wait_fraction": 0.25,
@@ -85,9 +85,12 @@ def test_only_more_than_half_of_the_time_is_a_limit_by_the_input():
     [
         ({}, "more of them would help, or --augment_on=device"),
         ({"augment_on": "device"}, "more of them would help"),
-        ({"on_cpu": True}, "which the step and the input share: more of them would help"),
-        ({"processors": 0.5}, "packed files (simsiam-pack) would help"),
-        ({"processors": 0.5, "on_cpu": True}, "packed files (simsiam-pack) would help"),
+        ({"on_cpu": True}, "share, were busy 97% of the time: more of them would help"),
+        (
+            {"processors": 0.5},
+            "more of them would not help; the reading of the files may be the limit",
+        ),
+        ({"processors": 0.5, "on_cpu": True}, "share, were busy 50% of the time"),
     ],
 )
 def test_the_advice_is_what_the_use_of_the_processors_supports(situation, advice):
