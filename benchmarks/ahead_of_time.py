@@ -184,7 +184,7 @@ def build_step(config, strategy, size, num_examples=IMAGENET_EXAMPLES):
     model, _ = build_model(config, strategy, plan)
 
     def step(batch):
-        data = loop._prepared(batch, views.prepare, size)
+        data = loop.prepared(batch, views.prepare, size)
         with tf.name_scope(meter.SCOPE):
             return model.train_step(data)
 

@@ -164,12 +164,12 @@ def _train(
         saves = SaveCheckpoints(checkpoints, log, config.system.checkpoint_every_steps)
         diagnoses = Diagnoses(log, config)
         on_chief: list[keras.callbacks.Callback] = []
-        if knn_sources:
-            on_chief.append(knn.Knn(log, strategy, model.encoder, *knn_sources, config))
         if is_chief and config.monitor.health_every_epochs:
             sample = health.Sample(parts, health.load_heldout(config, source))
             every = config.monitor.health_every_epochs
             on_chief.append(health.Health(log, sample, every))
+        if knn_sources:
+            on_chief.append(knn.Knn(log, strategy, model.encoder, *knn_sources, config))
         if is_chief:
             evaluated = knn_sources[1] if knn_sources else source
             on_chief.append(TensorBoard(log, config, parts.make_views, quarantine, evaluated))

@@ -94,7 +94,7 @@ ENTRY %main.3 (x: bf16[2,8]) -> f32[4] {
     [
         (["--target=h1000"], "invalid choice: 'h1000'"),
         ([], "--target"),
-        (["--target=graph", "--batchsize=8"], "Unknown command line flag 'batchsize'"),
+        (["--target=graph", "--batchsize=8"], "There is no flag 'batchsize'"),
         (["--target=graph", "--batch_size=9", "--replicas=2"], "divisible by --replicas"),
     ],
 )

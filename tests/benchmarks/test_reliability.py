@@ -29,8 +29,9 @@ def test_killed_runs_give_the_result_of_an_uninterrupted_run(killed):
     runs = result["compared"]["runs"]
     assert runs >= 1
     assert result["compared"]["tensors"] > 100 * runs
-    # Each run has lines for kNN before and after the epoch, and for steps 5, 10, 15, 20 and 22.
-    assert result["compared"]["lines"] == 7 * runs
+    # Each run has lines for health and kNN before and after the epoch, and for steps 5, 10, 15, 20
+    # and 22.
+    assert result["compared"]["lines"] == 9 * runs
     assert "\n| all | 1 | " in finished.stdout
     assert "\n| differences | 0 |\n| failures | 0 |\n" in finished.stdout
 

@@ -91,7 +91,7 @@ def compile_step(config):
     example = next(iter(examples.batch(batch)))
     step = tf.function(
         lambda batch: model.train_step(
-            loop._prepared(batch, views.prepare, batch["index"].shape[0])
+            loop.prepared(batch, views.prepare, batch["index"].shape[0])
         ),
         jit_compile=True,
         autograph=False,
