@@ -153,6 +153,7 @@ def test_training_resumes_from_an_imported_checkpoint(train_here, tmp_path):
         "--epochs=1",
         "--log_every_steps=1",
         "--knn_every_epochs=0",
+        "--health_every_epochs=0",
     )
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 4]

@@ -134,15 +134,16 @@ def test_mixed_precision_convolves_in_16_bits_and_keeps_weights_heads_and_loss_i
     keras.config.set_dtype_policy("float32")
     full = build_model()
     add_optimizer(full, rates=(0.1,))
-    for _ in range(3):
+    # Rounding grows with every step, differently on each processor: the second step is enough.
+    for tolerance in (0.002, 0.02):
         for _ in range(10):  # the first steps of float16 may be skipped until the scale fits
             metrics = model.train_step({"views": views})
             if metrics["skipped"] == 0:
                 break
-        mixed_loss = metrics["loss"]
-        full_loss = full.train_step({"views": views})["loss"]
-    assert float(mixed_loss) == pytest.approx(float(full_loss), abs=0.02)
-    assert float(mixed_loss) != float(full_loss)
+        mixed_loss = float(metrics["loss"])
+        full_loss = float(full.train_step({"views": views})["loss"])
+        assert mixed_loss == pytest.approx(full_loss, abs=tolerance)
+        assert mixed_loss != full_loss
 
 
 @pytest.mark.parametrize("mixed", ["mixed_float16"], indirect=True)
@@ -151,7 +152,7 @@ def test_float16_divides_gradients_by_the_factor_that_scales_the_loss(mixed):
     gradients = {}
     for scale in (2.0**3, 2.0**15):
         model.loss_scale.value.assign(scale)
-        gradients[scale], _ = model._accumulate_gradients({"views": tuple(views)})
+        gradients[scale], _ = model.compute_gradients({"views": tuple(views)})
     norms = {scale: float(tf.linalg.global_norm(value)) for scale, value in gradients.items()}
     assert norms[2.0**15] == pytest.approx(norms[2.0**3], rel=0.05)
 
