@@ -72,7 +72,7 @@ def test_a_finished_run_has_all_sections(report, run):
     assert f"<dd>{summary['knn_top1']:.1f} %</dd>" in text
     assert "Finished: 2 epochs, 44 steps, 1437 images." in text
     assert html.escape(summary["limit"]) in sections["Speed"]
-    assert sections["Curves"].count('class="curve"') == 5
+    assert sections["Curves"].count('class="curve"') == 6
     assert "collapsed below 0.3" in sections["Curves"]
     assert "<td>98.25\N{NO-BREAK SPACE}%</td>" in sections["Evaluation"]
     assert sections["View pairs"].count("<img") == 2 * 8
@@ -206,7 +206,7 @@ def test_a_run_whose_data_set_is_missing_has_a_report_that_says_so(run, tmp_path
     sections = render(workdir)
     for title in ("View pairs", "Nearest neighbours", "Map of the features"):
         assert "Not shown. --data_dir must be a folder that exists" in sections[title]
-    assert sections["Curves"].count('class="curve"') == 5
+    assert sections["Curves"].count('class="curve"') == 6
 
 
 def test_a_run_on_images_without_labels_has_neighbours_and_a_map(run, tmp_path):
