@@ -123,7 +123,7 @@ def quiet_imports() -> Iterator[None]:
         yield
         return
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as hidden, open(os.dup(2), "wb") as terminal:
+    with tempfile.TemporaryFile() as hidden, open(os.dup(2), "wb") as standard_error:
         os.dup2(hidden.fileno(), 2)
         try:
             yield
@@ -131,11 +131,11 @@ def quiet_imports() -> Iterator[None]:
             raise
         except BaseException:
             hidden.seek(0)
-            terminal.write(hidden.read())
+            standard_error.write(hidden.read())
             raise
         finally:
             sys.stderr.flush()
-            os.dup2(terminal.fileno(), 2)
+            os.dup2(standard_error.fileno(), 2)
 
 
 def read(arguments: list[str], config_class: type[schema.Config]) -> typing.Any:

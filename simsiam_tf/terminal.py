@@ -1,4 +1,4 @@
-"""What a person in a terminal sees of a program: lines, progress bars and tables.
+"""Shows lines, progress bars and tables to a person in a terminal.
 
 Elsewhere, as in a file or a pipe, everything is a line of the log.
 """
@@ -64,7 +64,7 @@ def show_table(title: str, rows: Mapping[str, str], commands: Sequence[str] = ()
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns a time as "m:ss" or "h:mm:ss"."""
+    """Returns a time as "mm:ss" or "h:mm:ss"."""
     return str(datetime.timedelta(seconds=round(seconds))).removeprefix("0:")
 
 

@@ -1,4 +1,4 @@
-"""What people see: bars and lines in a terminal, lines of the log elsewhere."""
+"""Bars, lines and tables in a terminal; lines of the log elsewhere."""
 
 import fcntl
 import io
@@ -56,7 +56,7 @@ def test_without_a_total_the_log_shows_the_finished_units(lines):
 
 @pytest.fixture
 def screen(monkeypatch):
-    """What a terminal of 80 columns is sent."""
+    """The text that a terminal of 80 columns receives."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80, highlight=False)
     monkeypatch.setattr(terminal, "_console", console)

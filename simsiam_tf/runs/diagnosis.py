@@ -1,4 +1,4 @@
-"""Says what is wrong with a run, from its metrics alone: rules with thresholds, and a remedy each.
+"""Finds the problems of a run by its metrics alone: rules with thresholds, each with a remedy.
 
 The thresholds are chosen on runs that were made to fail and on healthy ones; docs/recipes.md has
 the table of what the rules find in them.
@@ -23,7 +23,7 @@ _SETTLED = 0.2  # share of the epochs after which a run has shown whether it lea
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What a rule found.
+    """A problem that a rule found.
 
     Attributes:
       name: "collapse", "partial collapse", "not learning", "overfit crops" or "still improving".
@@ -86,11 +86,6 @@ class Metrics:
         """Returns the values of a metric that were written in its last epoch."""
         pairs = self.series(name)
         return [value for epoch, value in pairs if epoch > pairs[-1][0] - 1]
-
-    def mean(self, name: str, begin: float, end: float) -> float | None:
-        """Returns the mean of a metric after epoch `begin` up to `end`; None without a value."""
-        values = [value for epoch, value in self.series(name) if begin < epoch <= end]
-        return sum(values) / len(values) if values else None
 
     def latest(self, name: str) -> float | None:
         """Returns the newest value of a metric; None without one."""

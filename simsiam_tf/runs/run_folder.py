@@ -101,7 +101,11 @@ def write_images(workdir: str, source: Source) -> None:
 
 def read_images(workdir: str) -> dict[str, Any]:
     """Returns what `write_images` wrote; empty for imported runs and those of earlier versions."""
-    path = os.path.join(workdir, IMAGES)
+    return _read_json(os.path.join(workdir, IMAGES))
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    """Returns the JSON object of a file; {} without the file."""
     if not os.path.exists(path):
         return {}
     with open(path, encoding="utf-8") as file:
@@ -206,11 +210,7 @@ def write_choices(
 
 def read_choices(workdir: str) -> dict[str, Any]:
     """Returns {"choices": ..., "trials": ...} as `write_choices` takes them; {} without them."""
-    path = os.path.join(workdir, CHOICES)
-    if not os.path.exists(path):
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return _read_json(os.path.join(workdir, CHOICES))
 
 
 def evaluation_command(config: PretrainConfig, workdir: str, named: str | None = None) -> str:

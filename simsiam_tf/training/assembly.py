@@ -25,7 +25,7 @@ from simsiam_tf.training.batches import TrainingBatches
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a run trains, and on what."""
+    """The model of a run, with its optimizer and the batches that it trains on."""
 
     config: PretrainConfig
     strategy: tf.distribute.Strategy

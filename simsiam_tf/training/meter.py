@@ -1,4 +1,4 @@
-"""What a run makes of its machine: images a second, waiting, processors and the devices' peak."""
+"""Measures how a run uses its machine: its speed, waiting, the processors and the devices' peak."""
 
 import dataclasses
 import math

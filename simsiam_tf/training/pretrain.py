@@ -47,7 +47,8 @@ from simsiam_tf.training.callbacks import (
 from simsiam_tf.training.run_log import RunLog, log_file
 from simsiam_tf.training.tensorboard import TensorBoard
 
-# Of the compilation of a step, for each trained tensor: ResNet-18 takes about 5 s on two cores.
+# Time to compile a step, for each trained tensor: about 5 s for ResNet-18 on two cores. The factor
+# of XLA is a guess.
 _SECONDS_A_TENSOR, _XLA_FACTOR = 0.07, 6
 
 
