@@ -6,6 +6,7 @@ Settings that only evaluation has are in `evaluation/config.py`.
 import dataclasses
 import enum
 import math
+import os
 from typing import ClassVar
 
 from simsiam_tf import network_names
@@ -75,6 +76,22 @@ class DataConfig(Config):
         at_least=1,
         defines_run=False,
     )
+
+    def check_folder(self) -> None:
+        """Checks that a folder of own images exists; programs call it before TensorFlow loads.
+
+        Raises:
+          UserError: it does not.
+        """
+        if self.dataset == "folder" and "://" not in self.data_dir:
+            if not self.data_dir:
+                raise UserError(
+                    "--dataset=folder needs --data_dir, the folder of images. Received: none"
+                )
+            if not os.path.isdir(os.path.expanduser(self.data_dir)):
+                raise UserError(
+                    f"--data_dir must be a folder that exists. Received: {self.data_dir}"
+                )
 
 
 def _check_numbers(name, value, count=None):

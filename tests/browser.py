@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 
 NAMES = (
     "chromium",
@@ -90,6 +91,24 @@ class Browser:
         """What a JavaScript expression gives on the page."""
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         return answer["result"]["value"]
+
+    def wait(self, expression):
+        """Waits until a JavaScript expression is true on the page."""
+        while not self.value(f"Boolean({expression})"):
+            time.sleep(0.1)
+
+    def point(self, place, click=False):
+        """Moves the pointer, in two steps, to `[x, y]` of the window, and may click there."""
+        x, y = place
+        kinds = [("mouseMoved", x - 1), ("mouseMoved", x)]
+        kinds += [("mousePressed", x), ("mouseReleased", x)] if click else []
+        for kind, left in kinds:
+            pressed = {"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}
+            self._call("Input.dispatchMouseEvent", type=kind, x=left, y=y, **pressed)
+
+    def run_scripts(self, wanted):
+        """Says whether pages that are opened from now on may run their scripts."""
+        self._call("Emulation.setScriptExecutionDisabled", value=not wanted)
 
     def _of(self, method):
         return [event["params"] for event in self._events if event["method"] == method]

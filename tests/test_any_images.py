@@ -18,7 +18,7 @@ from simsiam_tf.evaluation.config import EvaluationConfig
 from simsiam_tf.export import from_checkpoint, saved_model
 from simsiam_tf.export.keras_encoder import load_encoder
 from simsiam_tf.export.settings import ExportConfig
-from simsiam_tf.reporting import page
+from simsiam_tf.reporting import page, record
 from simsiam_tf.training import pretrain
 
 SMALL = [
@@ -98,8 +98,7 @@ def test_thirteen_bands_are_trained_exported_served_and_evaluated(tmp_path, trai
     capsys.readouterr()
     again, _ = saved_model.load(str(output))
     np.testing.assert_allclose(again(tf.constant(images, tf.float32)), features, atol=1e-5)
-    page.write(str(run), "")
-    text = (run / "report.html").read_text()
+    text = page.render(record.read(str(run)))
     assert 'alt="first view"' in text
     assert "channels" not in text.split("View pairs")[1].split("</section>")[0]
 

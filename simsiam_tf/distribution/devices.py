@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import platform
 
 import keras
 import tensorflow as tf
@@ -217,3 +218,22 @@ def device_type(strategy: tf.distribute.Strategy) -> str:
             device = strategy.extended.worker_devices[0]
             return tf.DeviceSpec.from_string(device).device_type
     return "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+
+
+def device_name(strategy: tf.distribute.Strategy) -> str:
+    """Returns the name of a strategy's accelerators as their maker sells them, or the processor."""
+    kind = device_type(strategy)
+    if kind == "GPU":
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        return tf.config.experimental.get_device_details(gpu).get("device_name", kind)
+    return processor_name() if kind == "CPU" else kind
+
+
+def processor_name() -> str:
+    """Returns the name of this machine's processor."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()

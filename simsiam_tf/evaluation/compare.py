@@ -1,6 +1,6 @@
-"""Prints a table of results that `evaluate.py --output` wrote.
+"""Prints a table of results that `evaluate.py` wrote.
 
-python -m simsiam_tf.evaluation.compare runs/*/results*.json
+python -m simsiam_tf.evaluation.compare runs/*/results/*.json
 """
 
 import dataclasses
@@ -41,7 +41,9 @@ class CompareConfig(schema.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.files:
-            raise UserError("Name results to compare, such as runs/*/results*.json. Received: none")
+            raise UserError(
+                "Name results to compare, such as runs/*/results/*.json. Received: none"
+            )
 
 
 def main(config: CompareConfig) -> None:

@@ -173,7 +173,8 @@ class EvaluationConfig(Config):
     )
     output: str = setting(
         "",
-        "JSON file for the result, besides the last line of stdout. With --protocol=features: "
+        "JSON file for the result, besides the last line of stdout; empty: "
+        "results/PROTOCOL-DATA-TIME.json beside the encoder of a run. With --protocol=features: "
         ".npz or .tfrecord file for the features.",
     )
 

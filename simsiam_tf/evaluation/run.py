@@ -1,8 +1,10 @@
 """The course of `evaluate.py`, from top to bottom."""
 
 import dataclasses
+import datetime
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf import terminal
+from simsiam_tf import files, terminal
 from simsiam_tf.config import DevicesConfig, SystemConfig
 from simsiam_tf.data import datasets, views
 from simsiam_tf.data.datasets import Source
@@ -30,6 +32,7 @@ from simsiam_tf.evaluation import (
 )
 from simsiam_tf.evaluation.config import EvaluationConfig, EvaluationDataConfig
 from simsiam_tf.export import saved_model
+from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import UserError
 
 
@@ -69,9 +72,31 @@ def run(config: EvaluationConfig) -> None:
       UserError: as in `evaluate`.
     """
     result = evaluate(config)
-    terminal.say(_sentence(result))
+    path = config.output or _keep(result)
+    terminal.say(f"{_sentence(result)}{f', in {path}' if path else ''}")
     short = {name: value for name, value in result.items() if not isinstance(value, list)}
     print(json.dumps(short), flush=True)
+
+
+def _keep(result: dict[str, Any]) -> str:
+    """Writes a result beside the others of the run that has the encoder.
+
+    Returns:
+      The path of the file; "" if the encoder is not in the folder of a run, or that is read-only.
+    """
+    workdir = os.path.dirname(os.path.abspath(result["encoder"]))
+    if not os.path.exists(os.path.join(workdir, run_folder.FLAGFILE)):
+        return ""
+    now = f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    data = re.sub(r"\W+", "-", result["dataset"])
+    path = os.path.join(workdir, run_folder.RESULTS, f"{result['protocol']}-{data}-{now}.json")
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        files.write_text(path, json.dumps(result) + "\n")
+    except OSError as error:
+        logging.warning("The result is not kept: %s cannot be written (%s)", path, error.strerror)
+        return ""
+    return path
 
 
 def _sentence(result: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ def build_html(report: dict, workdir: str) -> str:
             *(_section(name, table, workdir) for name, table in tables.items()),
         ],
         _footer(report),
+        charts.scripts(),
     )
 
 
@@ -70,7 +71,7 @@ def _section(name: str, table: dict, workdir: str) -> str:
         f"{escape(table['reason'])}.</p>",
         html_page.table(_COLUMNS, [_cells(row) for row in rows], colors=colors, numeric=True),
         html_page.bullets(errors) if errors else "",
-        panels.figures(panels.FIGURE_2, lines, colors),
+        panels.figures(panels.line_charts(panels.FIGURE_2, lines, colors)),
         html_page.note(f"Rule: {table['rule']}"),
     ]
     return html_page.section(

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from simsiam_tf import files
+from simsiam_tf.distribution import devices
 from simsiam_tf.paper import findings, outcomes, page, tables
 from simsiam_tf.paper.outcomes import Outcome
 from simsiam_tf.paper.settings import ReproduceConfig
@@ -44,7 +45,7 @@ def build_report(config: ReproduceConfig) -> dict:
         "tables": {name: _describe(table, found) for name, table in chosen.items()},
         "seconds": sum(seed.seconds for seeds in found.values() for seed in seeds),
         "versions": _versions(config, runs),
-        "machine": _machine(),
+        "machine": f"{devices.processor_name()}, {os.cpu_count()} cores, {platform.system()}",
     }
 
 
@@ -100,11 +101,3 @@ def _versions(config: ReproduceConfig, runs: Iterable[str]) -> list[dict]:
                 if versions not in found:
                     found.append(versions)
     return found
-
-
-def _machine() -> str:
-    names = []
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return f"{(names or [platform.processor()])[0]}, {os.cpu_count()} cores, {platform.system()}"

@@ -3,8 +3,6 @@
 import os
 from collections.abc import Sequence
 
-import matplotlib
-
 from simsiam_tf.reporting import charts, panels
 from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import UserError
@@ -20,23 +18,13 @@ def write(workdirs: Sequence[str], output: str) -> None:
     Raises:
       UserError: a folder has no metrics, they cannot be read, or the picture cannot be written.
     """
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    runs = {workdir: _read_metrics(workdir) for workdir in workdirs}
-    shown = panels.FIGURE_2
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(12, 3.5), layout="constrained")
-    for axis, panel in zip(axes, shown, strict=True):
-        for workdir, lines in runs.items():
-            points = panels.points_of(lines, panel.metric)
-            epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
-            marker = "o" if len(points) <= charts.MAX_MARKERS else None
-            axis.plot(epochs, values, label=os.path.basename(workdir.rstrip("/")), marker=marker)
-        axis.set(title=panel.title, xlabel="epoch")
-        axis.grid(alpha=0.3)
-    axes[0].legend()
+    names = run_folder.short_names(workdirs)
+    runs = {name: _read_metrics(path) for name, path in zip(names, workdirs, strict=True)}
+    found = panels.line_charts(panels.FIGURE_2, runs, charts.colors(len(runs)))
+    if not found:
+        raise UserError(f"No step is logged yet. Received: --runs={','.join(workdirs)}")
     try:
-        figure.savefig(output, dpi=100)
+        charts.write(charts.row(found), output)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--output must be a picture that can be written ({error}). Received: {output}"

@@ -4,20 +4,56 @@ Arguments called `content`, `header`, `sections` and `footer` are HTML; all othe
 and are escaped here.
 """
 
+import base64
+import hashlib
 import html
 import pathlib
 import string
 from collections.abc import Iterable, Sequence
 
+from absl import logging
+
+from simsiam_tf import files
+from simsiam_tf.schema import UserError
+
 _LONG_CELL = 12  # number of characters above which a table cell may break anywhere
 
 
-def build_page(title: str, header: str, sections: Iterable[str], footer: str) -> str:
-    """Returns a whole page as text."""
+def build_page(
+    title: str, header: str, sections: Iterable[str], footer: str, scripts: Iterable[str]
+) -> str:
+    """Returns a whole page as text. A browser runs the given scripts and no others."""
     template = pathlib.Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    scripts = list(scripts)
     return string.Template(template).substitute(
-        title=escape(title), header=header, sections="\n".join(sections), footer=footer
+        title=escape(title),
+        header=header,
+        sections="\n".join(sections),
+        footer=footer,
+        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+        script_sources=" ".join(map(_source, scripts)),
     )
+
+
+def _source(script: str) -> str:
+    """Returns a script as the content security policy names it: by its hash."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def write(output: str, page: str) -> None:
+    """Writes a page to a file.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        files.write_text(output, page)
+    except OSError as error:
+        raise UserError(
+            f"--output must be a file that can be written ({error.strerror}). Received: {output}"
+        ) from error
+    logging.info("Wrote %s, %d kB", output, len(page.encode()) // 1000)
 
 
 def escape(value: object) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from PIL import Image
 
 from simsiam_tf import files, schema
 from simsiam_tf.config import Purpose, ViewsConfig
@@ -252,6 +251,7 @@ def render(inspection: Inspection) -> str:
         [section(title, content) for title, content in contents.items() if content],
         f"Written on {datetime.datetime.now():%Y-%m-%d %H:%M} by simsiam-inspect. The numbers are "
         f"in {escape(os.path.basename(inspection.config.json_output))}.",
+        charts.scripts(),
     )
 
 
@@ -322,10 +322,10 @@ def _sizes(inspection: Inspection) -> str:
     sides = _histogram(counts.short_sides, _SIDES, "{:.0f}", " pixels", small_below=size)
     ratios = _histogram(counts.aspect_ratios, _RATIOS, "{:g}", "")
     figures = "".join(
-        f"<figure><figcaption>{title}</figcaption>{charts.bar_chart(bars, title)}</figure>"
-        for title, bars in (
-            ("Short side in pixels", sides),
-            ("Longer side divided by the shorter", ratios),
+        _bar_figure(title, bars, axis)
+        for title, bars, axis in (
+            ("Short side", sides, "pixels"),
+            ("Longer side divided by the shorter", ratios, "ratio"),
         )
     )
     smaller = int(np.sum(counts.short_sides < size))
@@ -349,6 +349,11 @@ def _sizes(inspection: Inspection) -> str:
     return f'<div class="curves">{figures}</div>{note(text)}{details}'
 
 
+def _bar_figure(title: str, bars: Sequence[charts.Bar], axis: str) -> str:
+    chart = charts.element(charts.bar_chart(bars, axis, "images"), title)
+    return f"<figure><figcaption>{title}</figcaption>{chart}</figure>"
+
+
 def _histogram(
     values: np.ndarray, edges: Sequence[float], form: str, unit: str, small_below: float = 0
 ) -> list[charts.Bar]:
@@ -360,7 +365,7 @@ def _histogram(
         low, high = edges[number], edges[number + 1] if number + 1 < len(edges) else np.inf
         extent = f"from {form.format(low)}" + (f" to {form.format(high)}" if high < np.inf else "")
         text = f"{counts[number]:,} images {extent}{unit}"
-        color = _SMALL if high <= small_below else ""
+        color = _SMALL if high <= small_below else charts.SINGLE
         bars.append(charts.Bar(int(counts[number]), form.format(low), text, color))
     return bars
 
@@ -454,7 +459,6 @@ def _classes(counts: Census) -> str:
         charts.Bar(size, name, f"{name}: {size:,} images, {share(size, total)}")
         for name, size in _spaced(entries, _MAX_BARS)
     ]
-    chart = charts.bar_chart(bars, "Images of each class")
     text = f"{len(entries):,} classes, the largest first."
     if len(bars) < len(entries):
         text += f" The chart shows {len(bars)} of them, evenly spaced."
@@ -466,8 +470,8 @@ def _classes(counts: Census) -> str:
     if len(ends) < len(entries):
         summary = f"The {_MAX_ROWS} largest and the {_MAX_ROWS} smallest classes"
     return (
-        f'<div class="curves"><figure><figcaption>Images of each class</figcaption>{chart}</figure>'
-        f"</div>{note(text)}<details><summary>{summary}</summary>"
+        f'<div class="curves">{_bar_figure("Images of each class", bars, "")}</div>'
+        f"{note(text)}<details><summary>{summary}</summary>"
         f"{table(['Class', 'Images', 'Share'], rows, numeric=True)}</details>"
     )
 
@@ -516,9 +520,7 @@ def _decoded(inspection: Inspection, indices: Sequence[int]) -> Iterator[tuple[i
 def _thumbnail(pixels: Pixels, image: tf.Tensor) -> np.ndarray:
     """Returns a small picture, `[h, w, 3]` uint8."""
     shown = np.round(255 * pixels.show(pixels.scale(image)).numpy()).astype(np.uint8)
-    picture = Image.fromarray(shown)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-    return np.asarray(picture)
+    return pictures.reduce(shown, _THUMBNAIL)
 
 
 def _view_pairs(inspection: Inspection, indices: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from PIL import Image
 from sklearn import manifold
 
 from simsiam_tf.config import DataConfig, PretrainConfig
@@ -160,6 +161,13 @@ def layout(unit_features: np.ndarray) -> np.ndarray:
     return manifold.TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(
         unit_features
     )
+
+
+def reduce(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns an image `[H, W, 3] uint8` whose longer side has at most so many pixels."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((size, size), Image.Resampling.BOX)
+    return np.asarray(picture)
 
 
 def data_url(image: np.ndarray) -> str:

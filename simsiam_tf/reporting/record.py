@@ -9,7 +9,7 @@ import re
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.data import quarantine
 from simsiam_tf.reporting import charts, panels
-from simsiam_tf.runs import diagnosis, run_folder
+from simsiam_tf.runs import diagnosis, history, run_folder
 
 # A warning or an error in absl's log: level and date, time, thread, module and line, text.
 _WARNING = re.compile(r"[WEF]\d{4} [\d:.]+ +\d+ [^]]+\] (.*)")
@@ -29,6 +29,7 @@ class Record:
     warnings: dict[str, int]  # texts and how often each was logged
     shorter_plans: list[tuple[int, int]]  # of `run_folder.read_shorter_plans`
     choices: dict  # of --recipe=auto, as `run_folder.read_choices` returns them
+    starts: list[dict]  # of `history.read`
 
     def points(self, metric: str) -> list[charts.Point]:
         """Returns the epoch and value of each line that has a finite value of a metric."""
@@ -37,6 +38,11 @@ class Record:
     def latest(self, metric: str) -> float | None:
         """Returns the latest finite value of a metric; None if there is none."""
         return next((value for _, value in reversed(self.points(metric))), None)
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """What `diagnosis.verdict` says of the run."""
+        return diagnosis.verdict(self.lines, self.config)
 
     @property
     def epoch(self) -> float:
@@ -61,13 +67,15 @@ def read(workdir: str) -> Record:
     settings, config = run_folder.read_settings(workdir, "run")
     damaged: list[str] = []
     results = {
-        os.path.basename(path): _read_json(path, damaged)
-        for path in sorted(glob.glob(os.path.join(glob.escape(workdir), "results*.json")))
+        os.path.relpath(path, workdir): _read_json(path, damaged)
+        for pattern in ("results*.json", f"{run_folder.RESULTS}/*.json")
+        for path in sorted(glob.glob(os.path.join(glob.escape(workdir), pattern)))
     }
     summary = os.path.join(workdir, run_folder.SUMMARY)
     bad_images = os.path.join(workdir, quarantine.FILE_NAME)
     choices = os.path.join(workdir, run_folder.CHOICES)
     chosen = _read_json(choices, damaged) if os.path.exists(choices) else {}
+    starts = history.read(workdir, damaged)
     return Record(
         workdir,
         settings,
@@ -79,6 +87,7 @@ def read(workdir: str) -> Record:
         _logged_warnings(workdir) | dict.fromkeys(damaged, 1),
         run_folder.read_shorter_plans(workdir),
         chosen,
+        starts,
     )
 
 
@@ -103,39 +112,3 @@ def _logged_warnings(workdir: str) -> dict[str, int]:
             for match in filter(None, map(_WARNING.match, file)):
                 counts[match[1]] = counts.get(match[1], 0) + 1
     return counts
-
-
-def verdict(record: Record) -> tuple[str, str]:
-    """Judges whether the features are healthy, by the rules of `runs.diagnosis` and by their kNN.
-
-    Returns:
-      One of "healthy", "doubtful", "collapsed" and "unknown", and the sentences that say why and
-      what to do.
-    """
-    stds = record.points("feature_std")
-    if not stds:
-        return "unknown", "No step is logged yet."
-    findings = diagnosis.diagnose(record.lines, record.config)
-    text = " ".join(f"{finding}." for finding in findings)
-    if findings and findings[0].name == "collapse":
-        return "collapsed", text
-    if record.lines[-1].get("nonfinite"):
-        return "doubtful", (
-            "The last step was skipped and changed no weight, because its loss or gradient was "
-            f"not finite. {text}"
-        ).strip()
-    knn = record.points("knn_top1")
-    spread = f"The features are spread, with a std of {stds[-1][1]:.2f}"
-    if len(knn) >= 2 and knn[0][0] == 0:
-        (_, before), *_, (_, now) = knn
-        if now < before:
-            return "doubtful", (
-                f"{spread}, but the kNN top-1 of {now:.1f} % is below the random network’s, "
-                f"{before:.1f} %. {text}"
-            ).strip()
-        spread += f", and their kNN top-1 went from {before:.1f} % to {now:.1f} %."
-    else:
-        spread += "; 1 is healthy, and 0 is a collapse."
-    if any(finding.name != "still improving" for finding in findings):
-        return "doubtful", text
-    return "healthy", f"{spread} {text}".strip()

@@ -67,6 +67,47 @@ def diagnose(lines: Sequence[dict], config: PretrainConfig) -> list[Finding]:
     return [finding for finding in others if finding]
 
 
+def verdict(lines: Sequence[dict], config: PretrainConfig) -> tuple[str, str]:
+    """Judges whether the features are healthy, by the rules and by their kNN.
+
+    Args:
+      lines: of the run's metrics.
+      config: of the run.
+
+    Returns:
+      One of "healthy", "doubtful", "collapsed" and "unknown", and the sentences that say why and
+      what to do.
+    """
+    metrics = Metrics(lines)
+    std = metrics.latest("feature_std")
+    if std is None:
+        return "unknown", "No step is logged yet."
+    findings = diagnose(lines, config)
+    text = " ".join(f"{finding}." for finding in findings)
+    if findings and findings[0].name == "collapse":
+        return "collapsed", text
+    if lines[-1].get("nonfinite"):
+        return "doubtful", (
+            "The last step was skipped and changed no weight, because its loss or gradient was "
+            f"not finite. {text}"
+        ).strip()
+    knn = metrics.series("knn_top1")
+    spread = f"The features are spread, with a std of {std:.2f}"
+    if len(knn) >= 2 and knn[0][0] == 0:
+        (_, before), *_, (_, now) = knn
+        if now < before:
+            return "doubtful", (
+                f"{spread}, but the kNN top-1 of {now:.1f} % is below the random network’s, "
+                f"{before:.1f} %. {text}"
+            ).strip()
+        spread += f", and their kNN top-1 went from {before:.1f} % to {now:.1f} %."
+    else:
+        spread += "; 1 is healthy, and 0 is a collapse."
+    if any(finding.name != "still improving" for finding in findings):
+        return "doubtful", text
+    return "healthy", f"{spread} {text}".strip()
+
+
 class Metrics:
     """The metrics of a run as series of (epoch, value)."""
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from simsiam_tf import files, schema, storage
@@ -20,6 +20,7 @@ SUMMARY = "summary.json"
 IMAGES = "images.json"  # the size and the pixels of the data set that the run began with
 CHOICES = "auto.json"  # of --recipe=auto: each choice with its reason, and the trials
 ENCODER = "encoder"
+RESULTS = "results"  # a file of each evaluation
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 
@@ -211,6 +212,16 @@ def write_choices(
 def read_choices(workdir: str) -> dict[str, Any]:
     """Returns {"choices": ..., "trials": ...} as `write_choices` takes them; {} without them."""
     return _read_json(os.path.join(workdir, CHOICES))
+
+
+def short_names(workdirs: Sequence[str]) -> list[str]:
+    """Returns names of runs that differ: as many last parts of their folders as that takes."""
+    parts = [os.path.normpath(os.path.abspath(path)).split(os.sep) for path in workdirs]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(workdirs)
 
 
 def evaluation_command(config: PretrainConfig, workdir: str, named: str | None = None) -> str:

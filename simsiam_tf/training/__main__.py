@@ -7,11 +7,15 @@ In a clone of the repository, `python train.py` is the same program. The same co
 the run.
 """
 
+import os
+
 from simsiam_tf import flags
 from simsiam_tf.config import PretrainConfig
 
 
 def main(config: PretrainConfig) -> None:
+    if not os.path.exists(config.system.workdir):  # a run that exists may be finished
+        config.data.check_folder()
     with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
         from simsiam_tf.training import pretrain
 

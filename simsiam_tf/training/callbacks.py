@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from simsiam_tf import objectives, terminal
+from simsiam_tf import terminal
 from simsiam_tf.config import OptimizationConfig, PretrainConfig
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.distribution import workers
@@ -20,7 +20,7 @@ from simsiam_tf.runs import diagnosis
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.runs.mirror import Mirror
 from simsiam_tf.schema import StoppedError, UserError
-from simsiam_tf.training import meter
+from simsiam_tf.training import meter, tags
 from simsiam_tf.training.loop import Step
 from simsiam_tf.training.run_log import RunLog
 
@@ -81,10 +81,8 @@ class Metrics(keras.callbacks.Callback):
         values |= {"learning_rate": rate} | rates
         self.log.write(step.number, values)
         with self.log.summaries(step.number):
-            tf.summary.scalar("predictor_learning_rate", predictor_rate)
-            # Lines to compare the curve of the std with.
-            tf.summary.scalar("feature_std_healthy", 1.0)
-            tf.summary.scalar("feature_std_collapsed", objectives.COLLAPSED_STD)
+            name = "predictor_learning_rate"
+            tf.summary.scalar(tags.tag_of(name), predictor_rate, None, tags.description_of(name))
         self._show(step.number, done_before // steps_per_epoch, values)
 
     def _show(self, step: int, epoch: int, values: dict[str, float]) -> None:

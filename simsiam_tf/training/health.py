@@ -17,6 +17,7 @@ from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import encoding, spectrum
 from simsiam_tf.methods.base import SelfSupervisedModel
 from simsiam_tf.schema import UserError
+from simsiam_tf.training import tags
 from simsiam_tf.training.assembly import Parts
 from simsiam_tf.training.loop import Step
 from simsiam_tf.training.run_log import RunLog
@@ -149,4 +150,5 @@ class Health(keras.callbacks.Callback):
         values, singular_values = self.sample.measure()
         self.log.write(step, values)
         with self.log.summaries(step):
-            tf.summary.histogram("singular_values", singular_values)
+            name = tags.tag_of("singular_values")
+            tf.summary.histogram(name, singular_values)

@@ -21,7 +21,7 @@ from simsiam_tf.distribution import devices, workers
 from simsiam_tf.export import saved_model
 from simsiam_tf.methods.build import build_encoder
 from simsiam_tf.models.backbone import Backbone
-from simsiam_tf.runs import diagnosis, lock, mirror, run_folder
+from simsiam_tf.runs import diagnosis, history, lock, mirror, run_folder
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import (
@@ -151,6 +151,8 @@ def _train(
             run_folder.write_flags(config, first_step, copy.workdir)
             run_folder.write_images(workdir, source)
             files.remove(os.path.join(workdir, run_folder.SUMMARY))  # of a shorter run
+            device, replicas = devices.device_name(strategy), strategy.num_replicas_in_sync
+            history.note_start(workdir, first_step, device, replicas)
         shorter_plans = run_folder.read_shorter_plans(workdir)
         for epochs, step in shorter_plans:
             logging.info(
@@ -209,6 +211,7 @@ def _train(
             "feature_std": log.latest("feature_std"),
             "knn_top1": log.latest("knn_top1"),
             "knn_top1_before_training": log.first("knn_top1"),
+            "knn_images": knn_sources[1].num_examples if knn_sources else None,
             "findings": [
                 dataclasses.asdict(finding) for finding in diagnosis.diagnose(log.lines, config)
             ],

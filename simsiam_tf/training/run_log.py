@@ -14,6 +14,7 @@ from simsiam_tf.methods.base import Plan
 from simsiam_tf.runs import run_folder
 from simsiam_tf.schema import UserError
 from simsiam_tf.terminal import Progress
+from simsiam_tf.training import tags
 
 
 @contextlib.contextmanager
@@ -88,7 +89,7 @@ class RunLog:
         self.write_line(step, values)
         with self.summaries(step):
             for name, value in values.items():
-                tf.summary.scalar(name, value)
+                tf.summary.scalar(tags.tag_of(name), value, description=tags.description_of(name))
 
     @contextlib.contextmanager
     def summaries(self, step: int) -> Iterator[None]:
@@ -100,7 +101,7 @@ class RunLog:
         """Writes a warning to the log and to TensorBoard."""
         logging.warning("%s", text)
         with self.summaries(step):
-            tf.summary.text("warnings", text)
+            tf.summary.text(tags.WARNINGS, text)
 
     def epoch(self, step: int) -> float:
         """The epochs that are done after a step."""

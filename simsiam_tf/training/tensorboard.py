@@ -3,11 +3,13 @@ spectrum, weights and the projector."""
 
 import dataclasses
 import os
+import textwrap
 from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageDraw, ImageFont
 from tensorboard.plugins import projector
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
@@ -21,19 +23,18 @@ from simsiam_tf.data.pixels import Pixels
 from simsiam_tf.data.quarantine import Quarantine
 from simsiam_tf.evaluation import features
 from simsiam_tf.export import saved_model
-from simsiam_tf.runs import run_folder
+from simsiam_tf.runs import diagnosis, run_folder
+from simsiam_tf.training import tags
 from simsiam_tf.training.loop import Step
 from simsiam_tf.training.run_log import RunLog
 
 _MOST_POINTS = 1000  # of the projector
 _SPRITE_SIZE = 64  # pixels of its images, at most
 _ENCODE_AT_ONCE = 64
-# The tab "Custom scalars": {category: {chart: tags}}.
+# The tab "Custom scalars": {category: {chart: metrics}}.
 _LAYOUT = {
     "Is it healthy?": {
-        "std of the features: 1 is healthy, under 0.3 collapsed": [
-            "feature_std", "feature_std_healthy", "feature_std_collapsed",
-        ],
+        "std of the features: 1 is healthy, under 0.3 collapsed": ["feature_std"],
         "kNN top-1, percent": ["knn_top1"],
         "effective rank of the features and of z": ["effective_rank", "z_effective_rank"],
         "alignment of two views: of the features, of z, of held-out z": [
@@ -49,7 +50,10 @@ _LAYOUT = {
         ],
     },
 }  # fmt: skip
-_FINAL_METRICS = ("knn_top1", "feature_std", "loss")
+_FINAL_METRICS = ("knn_top1", "effective_rank", "feature_std", "loss")
+_NUM_CARDS = 10  # of a run; TensorBoard shows the last one first
+_CARD_SIZE, _LINE_HEIGHT, _LINE_LENGTH = (900, 320), 34, 76
+_CARD_COLORS = {"healthy": "#1d7a4b", "doubtful": "#96690a", "collapsed": "#b3342d"}
 
 
 class TensorBoard(keras.callbacks.Callback):
@@ -88,6 +92,10 @@ class TensorBoard(keras.callbacks.Callback):
             write_view_pairs(views.prepare(batch, pixels), pixels)
 
     def on_epoch_end(self, epoch: int, logs: Step) -> None:
+        done, epochs = epoch + 1, self.log.plan.epochs
+        if done == epochs or done * _NUM_CARDS // epochs > epoch * _NUM_CARDS // epochs:
+            with self.log.summaries(logs.number):
+                write_verdict(*diagnosis.verdict(self.log.lines, self.config))
         every = self.config.monitor.histogram_every_epochs
         if every and (epoch + 1) % every == 0:
             with self.log.summaries(logs.number):
@@ -120,9 +128,11 @@ class TensorBoard(keras.callbacks.Callback):
 
 
 def describe_run(config: PretrainConfig) -> None:
-    """Writes TensorBoard's layout of a run and, as hyper-parameters, the settings that define it.
+    """Writes TensorBoard's layout of a run and, as hyper-parameters, the flags that make it differ.
 
-    Call it in a context of `RunLog.summaries`, like the next three functions.
+    Those are the settings that define a run and have not their default values.
+
+    Call it in a context of `RunLog.summaries`, like the next four functions.
     """
     categories = [
         layout_pb2.Category(
@@ -130,22 +140,50 @@ def describe_run(config: PretrainConfig) -> None:
             chart=[
                 layout_pb2.Chart(
                     title=chart,
-                    multiline=layout_pb2.MultilineChartContent(tag=[f"^{tag}$" for tag in tags]),
+                    multiline=layout_pb2.MultilineChartContent(
+                        tag=[f"^{tags.tag_of(name)}$" for name in names]
+                    ),
                 )
-                for chart, tags in charts.items()
+                for chart, names in charts.items()
             ],
         )
         for title, charts in _LAYOUT.items()
     ]
     layout = custom_scalar.pb(layout_pb2.Layout(category=categories))
-    names = schema.run_defining_names(type(config))
-    values = {name: value for name, value in schema.flatten(config).items() if name in names}
+    defining, defaults = schema.run_defining_names(type(config)), schema.defaults(type(config))
+    values = {
+        name: value
+        for name, value in schema.flatten(config).items()
+        if name in defining and value != defaults[name]
+    }
     tf.summary.experimental.write_raw_pb(layout.SerializeToString())
     hparams.hparams_config(
         hparams=[hparams.HParam(name) for name in values],
-        metrics=[hparams.Metric(name) for name in _FINAL_METRICS],
+        metrics=[hparams.Metric(tags.tag_of(name), display_name=name) for name in _FINAL_METRICS],
     )
-    hparams.hparams(values)
+    hparams.hparams(values, trial_id=os.path.basename(os.path.abspath(config.system.workdir)))
+
+
+def write_verdict(word: str, sentences: str) -> None:
+    """Writes how the run is, as the first card and as a text.
+
+    Args:
+      word: of `diagnosis.verdict`.
+      sentences: why, and what to do.
+    """
+    card = Image.new("RGB", _CARD_SIZE, "white")
+    draw = ImageDraw.Draw(card)
+    color = _CARD_COLORS.get(word, "#667079")
+    draw.rectangle((0, 0, 10, _CARD_SIZE[1]), fill=color)
+    draw.text((34, 20), word.capitalize(), fill=color, font=ImageFont.load_default(40))
+    most = (_CARD_SIZE[1] - 90) // _LINE_HEIGHT
+    # The font has neither of these characters.
+    plain = sentences.replace("’", "'").replace("−", "-")
+    for number, line in enumerate(textwrap.wrap(plain, _LINE_LENGTH)[:most]):
+        place = (34, 80 + number * _LINE_HEIGHT)
+        draw.text(place, line, fill="#1d2329", font=ImageFont.load_default(24))
+    tf.summary.image(tags.VERDICT, np.asarray(card)[np.newaxis])
+    tf.summary.text(tags.VERDICT_TEXT, f"**{word.capitalize()}.** {sentences}")
 
 
 def write_view_pairs(batch_views: tuple[tf.Tensor, ...], pixels: Pixels) -> None:
@@ -157,7 +195,7 @@ def write_view_pairs(batch_views: tuple[tf.Tensor, ...], pixels: Pixels) -> None
     """
     rows = tf.concat([pixels.show(pixels.denormalize(view)) for view in batch_views], axis=2)
     grid = tf.concat(tf.unstack(rows), axis=0)
-    tf.summary.image("view_pairs", grid[tf.newaxis])
+    tf.summary.image(tags.VIEW_PAIRS, grid[tf.newaxis])
 
 
 def write_weights(model: keras.Model) -> None:

@@ -1,6 +1,6 @@
 """Charts: coordinates follow the data, texts are escaped, colours are readable."""
 
-import itertools
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -10,22 +10,40 @@ import pytest
 from simsiam_tf.reporting import charts
 from simsiam_tf.reporting.charts import Curve
 
-
-def draw(points, title="title", **options):
-    return charts.line_chart([Curve(points)], title, **options)
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-def curves_of(svg):
-    """Returns the coordinates of each curve."""
-    paths = ElementTree.fromstring(svg).findall("g/path[@class='curve']")
+def draw(points, **options):
+    return marks(charts.line_chart([Curve(points)], "title", **options))
+
+
+def marks(chart):
+    """The marks of a drawn chart: {kind such as "line": [SVG element]}."""
+    text = charts.element(chart, "label").split("</div>")[0]
+    tree = ElementTree.fromstring(text[text.index("<svg") :])
+    found = {}
+    for group in tree.iter(f"{SVG}g"):
+        kind = re.match(r"mark-(\w+) role-mark", group.get("class") or "")
+        if kind:
+            found.setdefault(kind[1], []).extend(group)
+    return found
+
+
+def points_of(path):
+    """The coordinates of a drawn curve."""
     return [
-        [tuple(map(float, xy.split())) for xy in path.get("d")[1:].split("L")] for path in paths
+        tuple(map(float, xy.split(","))) for xy in re.findall(r"[-\d.]+,[-\d.]+", path.get("d"))
     ]
 
 
-def curve_of(svg):
-    (curve,) = curves_of(svg)
-    return curve
+def curve_of(drawn):
+    (curve,) = drawn["line"]
+    return points_of(curve)
+
+
+def place_of(element):
+    """The coordinates that an element is moved to."""
+    return tuple(map(float, re.findall(r"[-\d.]+", element.get("transform"))[:2]))
 
 
 def test_the_coordinates_of_a_curve_are_linear_in_epoch_and_value():
@@ -36,53 +54,49 @@ def test_the_coordinates_of_a_curve_are_linear_in_epoch_and_value():
     assert y2 < y1 < y0  # SVG's y axis points down
 
 
-def test_several_curves_share_the_axes_and_keep_their_names_and_colours():
+def test_several_curves_share_the_axes_and_keep_their_colours():
     curves = [
         Curve([(0, 1.0), (4, 2.0)], "first", "#aa0000"),
         Curve([(0, 2.0), (2, 1.0)], "second", "#0000aa"),
     ]
-    svg = charts.line_chart(curves, "title")
-    first, second = curves_of(svg)
+    lines = marks(charts.line_chart(curves, "title"))["line"]
+    first, second = map(points_of, lines)
     assert first[0][1] == second[1][1]
     assert first[1][1] == second[0][1]
     assert second[1][0] == pytest.approx((first[0][0] + first[1][0]) / 2, abs=0.1)
-    groups = ElementTree.fromstring(svg).findall("g")
-    assert [group.find("title").text for group in groups] == ["first", "second"]
-    assert [group.get("style") for group in groups] == ["color:#aa0000", "color:#0000aa"]
+    assert [line.get("stroke") for line in lines] == ["#aa0000", "#0000aa"]
 
 
 def test_a_level_is_drawn_at_its_value():
-    svg = draw([(0, 0.3), (2, 0.3)], low=0, high=1.1, levels={"below 0.3": 0.3})
-    (_, y), _ = curve_of(svg)
-    (level,) = ElementTree.fromstring(svg).findall("path[@class='level']")
-    assert f" {y:.1f}H" in level.get("d")
-    assert "below 0.3" in svg
+    drawn = draw([(0, 0.3), (2, 0.3)], low=0, high=1.1, levels={"below 0.3": 0.3, "healthy": 1.0})
+    (_, y), _ = curve_of(drawn)
+    low, high = map(place_of, drawn["rule"])
+    assert low[1] == pytest.approx(y, abs=0.1)
+    assert high[1] < y
+    assert [text.text for text in drawn["text"]] == ["below 0.3", "healthy"]
 
 
 def test_a_seam_is_drawn_at_its_epoch():
-    svg = draw([(0, 0.3), (2, 0.5), (4, 0.6)], seams=[2])
-    _, (x, _), _ = curve_of(svg)
-    (seam,) = ElementTree.fromstring(svg).findall("path[@class='seam']")
-    assert seam.get("d").startswith(f"M{x:.1f} ")
-    assert "V" in seam.get("d")
+    drawn = draw([(0, 0.3), (2, 0.5), (4, 0.6)], seams=[2])
+    _, (x, _), _ = curve_of(drawn)
+    (seam,) = drawn["rule"]
+    assert place_of(seam)[0] == pytest.approx(x, abs=0.1)
 
 
 @pytest.mark.parametrize("points", [[(0, 1.0)], [(0, 0.0)], [(1, -0.5), (2, -0.5)], [(3, 1e-9)]])
-def test_a_constant_curve_is_drawn(points):
-    svg = draw(points)
-    assert "nan" not in svg
-    assert "inf" not in svg
-    assert len(curve_of(svg)) == len(points)
+def test_a_constant_curve_is_drawn_within_the_chart(points):
+    drawn = draw(points)
+    assert len(drawn["symbol"]) == len(points)
+    for symbol in drawn["symbol"]:
+        x, y = place_of(symbol)
+        assert 0 <= x <= 300
+        assert 10 < y < 160
 
 
-def test_small_values_have_ticks():
-    svg = draw([(0, 0.0), (1, 3e-7)], low=0)
-    assert re.search(">[123]e-07<", svg)
-
-
-@pytest.mark.parametrize(("count", "markers"), [(1, 1), (40, 40), (41, 1)])
-def test_every_point_of_a_short_curve_and_the_last_point_of_a_long_one_is_marked(count, markers):
-    assert draw([(epoch, 1.0) for epoch in range(count)]).count("<circle") == markers
+@pytest.mark.parametrize(("count", "opacity"), [(1, "1"), (40, "1"), (41, "0")])
+def test_every_point_of_a_short_curve_is_marked(count, opacity):
+    symbols = draw([(epoch, 1.0) for epoch in range(count)])["symbol"]
+    assert [symbol.get("opacity") for symbol in symbols] == [opacity] * count
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_extremes():
@@ -96,37 +110,55 @@ def test_a_long_curve_is_thinned_and_keeps_its_extremes():
     assert lowest[1] > max(others) + 50
 
 
-def test_texts_are_escaped():
-    svg = charts.line_chart([Curve([(0, 1.0)], "<b>")], 'a"<b>', levels={"<i>": 1.0})
-    svg += charts.scatter(np.eye(2), np.array([0, 1]), ("<x>", "&"), "t")
-    svg += charts.legend(("<x>", "&"))
-    assert not re.search("<[bix]>", svg)
-    assert "&lt;x&gt;" in svg
+def test_texts_are_escaped_and_arrive_whole_in_the_specification():
+    name = "</script><b>"
+    chart = charts.line_chart([Curve([(0, 1.0)], name)], 'a"<b>', levels={"<i>": 1.0})
+    html = charts.element(chart, 'a"<b>')
+    assert not re.search("<[bi]>", html)
+    assert html.count("</script>") == 1
+    (text,) = re.findall(r'<script type="application/json">(.*)</script>', html)
+    assert json.loads(text) == chart
 
 
-def test_a_map_has_a_dot_for_each_image_in_the_colour_of_its_class():
-    coordinates = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
-    svg = charts.scatter(coordinates, np.array([1, 0, 1]), ("a", "b"), "map")
-    groups = {
-        group.find("title").text: (group.get("style"), len(group.findall("circle")))
-        for group in ElementTree.fromstring(svg).findall("g")
-    }
-    assert {name: count for name, (_, count) in groups.items()} == {"a": 1, "b": 2}
-    legend = charts.legend(("a", "b"))
-    for name, (style, _) in groups.items():
-        assert re.search(f'style="{style}"[^>]*>●</span> {name}</li>', legend)
+def classes_of(count):
+    """(colour, outline) of a mark of each class of a map."""
+    names = [f"class {number:02}" for number in range(count)]
+    chart = charts.scatter(np.random.rand(count, 2), np.arange(count), names, [{}] * count)
+    return [(symbol.get("fill"), symbol.get("d")) for symbol in marks(chart)["symbol"]]
+
+
+def test_classes_of_a_map_differ_in_colour_and_more_than_ten_in_shape_as_well():
+    few, many = classes_of(10), classes_of(23)
+    assert len({color for color, _ in few}) == 10
+    assert len({shape for _, shape in few}) == 1
+    assert len(set(many)) == 23
+    assert len({color for color, _ in many}) == 10
 
 
 def test_a_map_without_labels_has_one_colour_and_no_legend():
-    svg = charts.scatter(np.eye(3)[:, :2], np.array([-1, -1, -1]), (), "map")
-    assert svg.count("<circle") == 3
-    assert "style=" not in svg
-    assert charts.legend(()) == ""
+    chart = charts.scatter(np.eye(3)[:, :2], np.array([-1, -1, -1]), (), [{}] * 3)
+    assert {symbol.get("fill") for symbol in marks(chart)["symbol"]} == {"var(--curve)"}
+    assert "role-legend" not in charts.element(chart, "map")
 
 
-def test_more_than_twenty_classes_have_no_legend():
-    assert charts.legend(tuple(map(str, range(20)))).count("<li>") == 20
-    assert charts.legend(tuple(map(str, range(21)))) == ""
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("a.png", b"\x89PNG"), ("a.svg", b"<svg"), ("a.pdf", b"%PDF"), ("a.jpg", b"\xff\xd8")],
+)
+def test_a_row_of_charts_is_written_as_a_picture(tmp_path, name, start):
+    chart = charts.line_chart([Curve([(0, 1.0), (1, 2.0)], "a")], "loss")
+    charts.write(charts.row([("Loss", chart), ("Loss again", chart)]), str(tmp_path / name))
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_a_picture_of_another_kind_is_refused_and_colours_of_the_page_are_resolved(tmp_path):
+    chart = charts.line_chart([Curve([(0, 1.0), (1, 2.0)], "run a")], "loss")
+    with pytest.raises(ValueError, match=r"must end with \.svg"):
+        charts.write(charts.row([("Loss", chart)]), str(tmp_path / "a.gif"))
+    charts.write(charts.row([("Loss", chart)]), str(tmp_path / "a.svg"))
+    text = (tmp_path / "a.svg").read_text()
+    assert "var(" not in text
+    assert "run a" in text
 
 
 def luminance(color):
@@ -136,7 +168,7 @@ def luminance(color):
     return linear @ [0.2126, 0.7152, 0.0722]
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 21])
+@pytest.mark.parametrize("count", [1, 2, 7, 10, 21])
 def test_colours_differ_and_contrast_with_light_and_dark_pages(count):
     found = charts.colors(count)
     assert len(set(found)) == count
@@ -146,36 +178,27 @@ def test_colours_differ_and_contrast_with_light_and_dark_pages(count):
         assert (luminance(color) + 0.05) / (luminance("#1b1f23") + 0.05) > 3
 
 
-def bars_of(svg):
-    """Returns (left, top, width, height) of each bar."""
-    return [
-        tuple(float(bar.get(name)) for name in ("x", "y", "width", "height"))
-        for bar in ElementTree.fromstring(svg).findall("g/rect")
-    ]
+def bars_of(chart):
+    """Returns the height of each bar."""
+    paths = [bar.get("d") for bar in marks(chart)["rect"]]
+    return [float(re.match(r"M[-\d.]+,[-\d.]+h[-\d.]+v([-\d.]+)h", path)[1]) for path in paths]
 
 
-def test_bars_stand_on_one_line_and_are_as_high_as_their_values():
+def test_bars_are_as_high_as_their_values():
     values = [30, 0, 60]
-    svg = charts.bar_chart([charts.Bar(value, "", "") for value in values], "title")
-    heights = [height for _, _, _, height in bars_of(svg)]
+    bars = [charts.Bar(value, "", f"{value} images") for value in values]
+    heights = bars_of(charts.bar_chart(bars, "pixels", "images"))
     assert heights[1] == 0
     assert heights[2] == pytest.approx(2 * heights[0], abs=0.2)
-    assert len({round(top + height, 1) for _, top, _, height in bars_of(svg)}) == 1
-    lefts = [left for left, _, _, _ in bars_of(svg)]
-    assert lefts[1] - lefts[0] == pytest.approx(lefts[2] - lefts[1], abs=0.02)
 
 
-def test_a_small_value_can_be_seen():
-    svg = charts.bar_chart([charts.Bar(1, "a", ""), charts.Bar(10**6, "b", "")], "title")
-    assert bars_of(svg)[0][3] == 1
+def test_bars_of_the_same_name_stay_apart_and_keep_their_colours():
+    bars = [charts.Bar(1, "a", "", "#aa0000"), charts.Bar(2, "a", "")]
+    rectangles = marks(charts.bar_chart(bars, "class", "images"))["rect"]
+    assert [bar.get("fill") for bar in rectangles] == ["#aa0000", "var(--curve)"]
 
 
-@pytest.mark.parametrize(("count", "length"), [(3, 4), (40, 4), (40, 20), (120, 60)])
-def test_names_below_bars_do_not_overlap(count, length):
-    bars = [charts.Bar(1, "n" * length, f"<{number}>") for number in range(count)]
-    svg = charts.bar_chart(bars, "title")
-    assert svg.count("<title>&lt;") == count
-    tree = ElementTree.fromstring(svg)
-    places = [float(text.get("x")) for text in tree.findall("text[@class='middle']")]
-    assert all(right - left > 5 * length for left, right in itertools.pairwise(places))
-    assert bool(places) == (length < 60)  # a name that has no room is only shown by the pointer
+def test_a_small_value_can_be_told_from_zero():
+    bars = [charts.Bar(value, "a", "") for value in (1, 0, 10**6)]
+    rectangles = marks(charts.bar_chart(bars, "class", "images"))["rect"]
+    assert [bar.get("stroke-width") for bar in rectangles] == ["1", "0", "1"]

@@ -13,7 +13,7 @@ from simsiam_tf.reporting import html_page
         html_page.state("<b>", "good"),
         html_page.table(["<b>"], [["<b>"]], numeric=True),
         html_page.section("<b>", "", subtitle="<b>"),
-        html_page.build_page("<b>", "", [], ""),
+        html_page.build_page("<b>", "", [], "", []),
     ],
 )
 def test_plain_texts_are_escaped(part):

@@ -49,7 +49,7 @@ def knn(epoch, value):
     ],
 )
 def test_the_verdict_covers_the_last_epoch(run, lines, word, text):
-    found, sentence = record.verdict(run(lines))
+    found, sentence = run(lines).verdict
     assert found == word
     assert text in sentence
 

@@ -11,7 +11,7 @@ from simsiam_tf.data.pixels import RGB
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.models import resnet
 from simsiam_tf.schema import UserError
-from simsiam_tf.training import loop, tensorboard
+from simsiam_tf.training import loop, tags, tensorboard
 from simsiam_tf.training.callbacks import Diagnoses, Metrics, SkippedSteps
 from simsiam_tf.training.knn import Knn
 from simsiam_tf.training.loop import Step
@@ -170,7 +170,7 @@ def test_an_epoch_of_collapsed_features_is_a_warning_in_the_log_and_in_tensorboa
 ):
     Watched(tmp_path).take(1, 2, 3, 4, std=0.29).close()
     assert "Collapse" in caplog.text
-    ((step, value),) = events_of(tmp_path)["warnings"]
+    ((step, value),) = events_of(tmp_path)["Run/warnings"]
     assert step == 4
     assert b"Collapse" in value.tensor.string_val[0]
 
@@ -190,15 +190,15 @@ def test_tensorboard_has_the_scalars_both_rates_and_the_view_pairs(tmp_path):
     watched.close()
     events = events_of(tmp_path)
     for name in ("loss", "feature_std", "images_per_second", "input_wait_fraction"):
-        assert [step for step, _ in events[name]] == [2, 4, 6], name
+        assert [step for step, _ in events[tags.tag_of(name)]] == [2, 4, 6], name
 
     def scalars(name):
-        return [float(tf.make_ndarray(value.tensor)) for _, value in events[name]]
+        return [float(tf.make_ndarray(value.tensor)) for _, value in events[tags.tag_of(name)]]
 
     np.testing.assert_allclose(scalars("learning_rate"), [0.3, 0.3, 0.225], rtol=1e-6)
     np.testing.assert_allclose(scalars("predictor_learning_rate"), [0.3] * 3, rtol=1e-6)
     np.testing.assert_allclose(scalars("knn_top1"), [81.5])
-    ((step, value),) = events["view_pairs"]
+    ((step, value),) = events["views/pairs"]
     width, height, png = value.tensor.string_val
     assert (step, int(width), int(height)) == (0, 8, 32)
     grid = tf.io.decode_png(png).numpy()
@@ -298,7 +298,7 @@ def test_the_knn_monitor_looks_at_a_new_run_before_training_then_every_few_epoch
     loop.call_back(map(step_of, range(1, 13)), [monitor], keras.Model(), PLAN.steps_per_epoch)
     monitor.log.__exit__(None, None, None)
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 8, 12]
-    assert [step for step, _ in events_of(tmp_path)["knn_top1"]] == [0, 8, 12]
+    assert [step for step, _ in events_of(tmp_path)["health/knn_top1"]] == [0, 8, 12]
 
 
 def test_a_disk_without_room_for_the_monitors_features_is_reported(

@@ -14,8 +14,8 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard import program as tensorboard_program
 
-from simsiam_tf import config as config_lib
 from simsiam_tf import schema
+from simsiam_tf.config import PretrainConfig
 from simsiam_tf.training import tensorboard
 
 
@@ -62,14 +62,12 @@ def scalars(ask, tag):
     return [value for _, _, value in json.loads(ask("scalars/scalars", run=".", tag=tag))]
 
 
-def test_std_has_its_lines_and_the_spectrum_comes_each_epoch(of_tiny_run):
-    stds = scalars(of_tiny_run, "feature_std")
-    assert scalars(of_tiny_run, "feature_std_healthy") == [1.0] * len(stds)
-    np.testing.assert_allclose(scalars(of_tiny_run, "feature_std_collapsed"), [0.3] * len(stds))
-    ranks = scalars(of_tiny_run, "effective_rank")
-    assert len(ranks) == len(scalars(of_tiny_run, "knn_top1")) == 3
+def test_the_rank_and_the_spectrum_come_each_epoch(of_tiny_run):
+    ranks = scalars(of_tiny_run, "health/effective_rank")
+    assert len(ranks) == len(scalars(of_tiny_run, "health/knn_top1")) == 3
     assert all(1 < rank <= 128 for rank in ranks)
-    histograms = json.loads(of_tiny_run("histograms/histograms", run=".", tag="singular_values"))
+    name = "health/singular_values"
+    histograms = json.loads(of_tiny_run("histograms/histograms", run=".", tag=name))
     assert [step for _, step, _ in histograms] == [0, 22, 44]
 
 
@@ -81,23 +79,51 @@ def test_weights_have_histograms_when_they_are_due(of_tiny_run):
     assert [step for _, step, _ in histograms] == [44]
 
 
-def test_settings_that_define_the_run_are_its_hyper_parameters(of_tiny_run, tiny_run):
+def test_every_curve_is_in_a_group_varies_and_says_what_it_is(of_tiny_run):
+    found = json.loads(of_tiny_run("scalars/tags"))["."]
+    assert {tag.partition("/")[0] for tag in found} == {"health", "optimization", "speed"}
+    assert all(facts["description"] for facts in found.values())
+    constant = [tag for tag in found if len(set(scalars(of_tiny_run, tag))) == 1]
+    assert constant == ["optimization/predictor_learning_rate"]  # which is fixed in SimSiam
+
+
+def test_the_first_card_says_how_the_run_is(of_tiny_run, tiny_run):
+    pictures = json.loads(of_tiny_run("images/tags"))["."]
+    assert min([*pictures, *json.loads(of_tiny_run("scalars/tags"))["."]]) == "Run/verdict"
+    cards = json.loads(of_tiny_run("images/images", run=".", tag="Run/verdict", sample="0"))
+    assert [card["step"] for card in cards] == [22, 44]
+    picture = Image.open(io.BytesIO(of_tiny_run(f"images/individualImage?{cards[-1]['query']}")))
+    pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert pixels[0, 0].tolist() == [0x1D, 0x7A, 0x4B]  # green: it is healthy
+    assert (pixels[80:].sum(axis=2) < 200).sum() > 1000  # there are letters
+    (*_, text) = json.loads(of_tiny_run("text/text", run=".", tag="Run/verdict_text"))
+    assert "Healthy." in text["text"]
+
+
+def test_flags_that_are_not_the_defaults_are_the_hyper_parameters(of_tiny_run, tiny_run):
     experiment = json.loads(of_tiny_run("hparams/experiment", {"experimentName": ""}))
     names = {info["name"] for info in experiment["hparamInfos"]}
-    assert names == schema.run_defining_names(config_lib.PretrainConfig)
+    assert (
+        {"width", "stem", "base_learning_rate"} < names < schema.run_defining_names(PretrainConfig)
+    )
+    assert "momentum" not in names  # as in the default
     metrics = [info["name"]["tag"] for info in experiment["metricInfos"]]
-    assert metrics == ["knn_top1", "feature_std", "loss"]
+    wanted = ["knn_top1", "effective_rank", "feature_std", "loss"]
+    assert metrics == [f"health/{name}" for name in wanted]
     columns = [{"metric": {"tag": tag, "group": ""}} for tag in metrics]
     request = {
         "experimentName": "", "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_RUNNING"],
         "colParams": columns, "startIndex": 0, "sliceSize": 10,
     }  # fmt: skip
     (group,) = json.loads(of_tiny_run("hparams/session_groups", request))["sessionGroups"]
+    assert group["name"] == tiny_run.name
     assert group["hparams"]["width"] == 16
     assert group["hparams"]["stem"] == "cifar"
     summary = json.loads((tiny_run / "summary.json").read_text())
     values = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
-    assert values == pytest.approx({name: summary[name] for name in metrics}, rel=1e-6)
+    del values["health/effective_rank"]  # which the summary has not
+    expected = {f"health/{name}": summary[name] for name in wanted if name != "effective_rank"}
+    assert values == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_projector_has_the_images_with_features_and_labels(of_tiny_run):
