@@ -474,6 +474,13 @@ class MonitorConfig(Config):
         choices=("warn", "stop"),
         defines_run=False,
     )
+    track: str = setting(
+        "none",
+        "Experiment tracker that gets the metrics as well: none, wandb or mlflow. It needs "
+        "requirements-track.txt.",
+        choices=("none", "wandb", "mlflow"),
+        defines_run=False,
+    )
     health_every_epochs: int = setting(
         1,
         "Epochs from one measurement of effective rank and alignment, without labels, to the next; "

@@ -184,6 +184,28 @@ def test_help_and_wrong_flags_do_not_load_tensorflow(new_program):
     assert new_program("-c", code).returncode == 0
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train.py", "--workdir=no/run"],
+        ["evaluate.py", "--encoder=no/encoder"],
+        ["simsiam_tf/data/inspect.py"],
+    ],
+)
+def test_a_folder_that_is_missing_is_told_before_tensorflow_loads(new_program, arguments):
+    program, *others = arguments
+    code = (
+        f"import sys, runpy; sys.argv = {[program, *others]} + ['--dataset=folder', "
+        "'--data_dir=no/images']\n"
+        f"try: runpy.run_path({program!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 1, end.code\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    finished = new_program("-c", code)
+    assert finished.returncode == 0, finished.stderr
+    assert "--data_dir must be a folder that exists. Received: no/images" in finished.stderr
+
+
 @pytest.mark.parametrize("program", [["train.py"], ["-m", "simsiam_tf.training"]])
 def test_another_keras_backend_is_one_line(new_program, monkeypatch, program):
     monkeypatch.setenv("KERAS_BACKEND", "jax")

@@ -102,10 +102,10 @@ def write_images(workdir: str, source: Source) -> None:
 
 def read_images(workdir: str) -> dict[str, Any]:
     """Returns what `write_images` wrote; empty for imported runs and those of earlier versions."""
-    return _read_json(os.path.join(workdir, IMAGES))
+    return read_json(os.path.join(workdir, IMAGES))
 
 
-def _read_json(path: str) -> dict[str, Any]:
+def read_json(path: str) -> dict[str, Any]:
     """Returns the JSON object of a file; {} without the file."""
     if not os.path.exists(path):
         return {}
@@ -211,7 +211,7 @@ def write_choices(
 
 def read_choices(workdir: str) -> dict[str, Any]:
     """Returns {"choices": ..., "trials": ...} as `write_choices` takes them; {} without them."""
-    return _read_json(os.path.join(workdir, CHOICES))
+    return read_json(os.path.join(workdir, CHOICES))
 
 
 def short_names(workdirs: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ from simsiam_tf.training import (
     loop,
     meter,
     replay,
+    tracking,
 )
 from simsiam_tf.training.callbacks import (
     BadImages,
@@ -70,6 +71,7 @@ def _run(
     config: PretrainConfig, copy: mirror.Mirror, callbacks: Sequence[keras.callbacks.Callback]
 ) -> None:
     """As `run`, in the local folder of `copy`."""
+    tracking.check(config.monitor.track)
     config = auto.recall(config)
     is_replay = config.system.replay_step > 0
     run_folder.check_workdir(config, copy.workdir, may_extend=not is_replay)
@@ -176,6 +178,9 @@ def _train(
         if is_chief:
             evaluated = knn_sources[1] if knn_sources else source
             on_chief.append(TensorBoard(log, config, parts.make_views, quarantine, evaluated))
+        tracker = (
+            [tracking.Tracker(log, config)] if is_chief and config.monitor.track != "none" else []
+        )
         steps = parts.steps(
             first_step,
             stop_wanted=lambda: received() is not None or model.stop_training,
@@ -192,6 +197,7 @@ def _train(
                 diagnoses,
                 *callbacks,
                 saves,
+                *tracker,
                 *([UploadRun(copy, saves)] if is_chief else []),
                 Interruption(strategy, log, copy.workdir, received, diagnoses),
             ],

@@ -1,6 +1,8 @@
 """Tests of `evaluate.py`, as a program of its own where that makes a difference."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import own_networks
@@ -44,6 +46,29 @@ def test_the_result_is_the_last_line_of_stdout_and_the_output_file(
     assert "digits/1.0.0 test" in result["fingerprints"]["eval_split"]
     assert result["versions"]["tensorflow"] == tf.__version__
     assert 0 < result["top1"] < result["top5"] <= 100
+
+
+def test_results_without_output_add_up_beside_the_encoder_of_a_run(
+    evaluate_here, tiny_run, tmp_path
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    found = [
+        evaluate_here(f"--encoder={workdir / 'encoder'}", f"--protocol={protocol}")
+        for protocol in ("knn", "spectrum")
+    ]
+    kept = sorted((workdir / "results").iterdir())
+    for path, result in zip(kept, found, strict=True):
+        assert re.fullmatch(rf"{result['protocol']}-digits-\d{{8}}-\d{{6}}\.json", path.name)
+        assert result.items() <= json.loads(path.read_text()).items()
+
+
+def test_the_result_of_an_encoder_outside_a_run_is_not_kept(evaluate_here, pixels_encoder):
+    evaluate_here(
+        f"--encoder={pixels_encoder}", "--protocol=knn", "--image_size=8",
+        "--eval_crop_ratio=1",
+    )  # fmt: skip
+    assert not (pixels_encoder.parent / "results").exists()
 
 
 def test_an_encoder_is_fine_tuned_on_a_share_of_the_labels_by_two_replicas(program, tiny_run):
