@@ -106,6 +106,11 @@ class Browser:
             pressed = {"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}
             self._call("Input.dispatchMouseEvent", type=kind, x=left, y=y, **pressed)
 
+    def picture(self, width, height):
+        """The top of the page as a PNG, in base 64."""
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        return self._call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
+
     def run_scripts(self, wanted):
         """Says whether pages that are opened from now on may run their scripts."""
         self._call("Emulation.setScriptExecutionDisabled", value=not wanted)

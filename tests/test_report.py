@@ -286,6 +286,24 @@ def test_a_browser_shows_the_papers_report_without_a_network(tab, tmp_path, widt
     assert shade < 60 if dark else shade > 200
 
 
+def test_the_papers_report_has_a_tally_and_a_link_to_each_run(tmp_path):
+    for run in ("simsiam_decayed", "no_stop_gradient"):
+        folder = tmp_path / run / "seed-0"
+        folder.mkdir(parents=True)
+        line = {"step": 1, "epoch": 1, "loss": -0.5, "feature_std": 0.9}
+        (folder / "metrics.jsonl").write_text(f"{json.dumps(line)}\n")
+    (tmp_path / "simsiam_decayed" / "seed-0" / "report.html").write_text("")
+    paper_report.write(ReproduceConfig(workdir=str(tmp_path)))
+    text = (tmp_path / "report.html").read_text()
+    tables = json.loads((tmp_path / "report.json").read_text())["tables"]
+    tally = re.search(r"<p>Of (\d+) findings: (.*?)</p>", text)
+    counts = [int(count) for count in re.findall(r"(\d+) <strong", tally[2])]
+    assert int(tally[1]) == sum(counts) == len(tables)
+    links = set(re.findall(r'<a href="([^"#]+)">seed 0</a>', text))
+    assert "simsiam_decayed/seed-0/report.html" in links
+    assert "no_stop_gradient/seed-0/metrics.jsonl" in links
+
+
 def test_the_browser_detects_a_request_and_a_line_that_is_too_wide(tab, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(

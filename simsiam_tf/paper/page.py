@@ -1,5 +1,7 @@
 """Builds report.html: the report as a page for people, which needs no network."""
 
+import os
+
 from simsiam_tf import terminal
 from simsiam_tf.paper import outcomes
 from simsiam_tf.reporting import charts, html_page, panels
@@ -20,7 +22,7 @@ def build_html(report: dict, workdir: str) -> str:
     tables = report["tables"]
     return html_page.build_page(
         f"SimSiam: the paper's tables on {report['scale']}",
-        _header(report),
+        _header(report) + panels.CONTROLS,
         [
             html_page.section("The paper's findings", _findings(tables)),
             *(_section(name, table, workdir) for name, table in tables.items()),
@@ -46,7 +48,11 @@ def _verdict(word: str) -> str:
 
 
 def _findings(tables: dict[str, dict]) -> str:
-    return "".join(
+    words = [table["verdict"] for table in tables.values()]
+    tally = ", ".join(
+        f"{words.count(word)} {html_page.state(word, kind)}" for word, kind in _KINDS.items()
+    )
+    return f"<p>Of {len(words)} findings: {tally}.</p>" + "".join(
         f'<p><a href="#{name}">{escape(table["title"])}</a>: {_verdict(table["verdict"])}<br>'
         f"{escape(table['finding'])}</p>"
         for name, table in tables.items()
@@ -73,10 +79,25 @@ def _section(name: str, table: dict, workdir: str) -> str:
         html_page.bullets(errors) if errors else "",
         panels.figures(panels.line_charts(panels.FIGURE_2, lines, colors)),
         html_page.note(f"Rule: {table['rule']}"),
+        f'<p class="note">The runs: {_links(rows, workdir)}</p>',
     ]
     return html_page.section(
         table["title"], "".join(content), subtitle=table["section"], anchor=name
     )
+
+
+def _links(rows: list[dict], workdir: str) -> str:
+    """Returns links to the report of each seed, or to its metrics where there is no report."""
+    entries = []
+    for row in rows:
+        links = []
+        for seed in range(len(row["seeds"])):
+            folder = outcomes.folder_of("", row["run"], seed)
+            has_report = os.path.exists(os.path.join(workdir, folder, "report.html"))
+            name = "report.html" if has_report else run_folder.METRICS
+            links.append(f'<a href="{escape(f"{folder}/{name}")}">seed {seed}</a>')
+        entries.append(f"{escape(row['label'])}: {', '.join(links)}")
+    return "; ".join(entries)
 
 
 def _cells(row: dict) -> list[str]:

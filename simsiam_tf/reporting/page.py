@@ -90,7 +90,7 @@ def _facts(run: record.Record) -> str:
     images = run.summary.get("knn_images")
     parts = []
     for name, title, form in facts:
-        value = run.latest(name)
+        value = run.summary.get(name, run.latest(name))
         if value is None:
             continue
         text = ""
