@@ -176,3 +176,15 @@ def test_a_damaged_line_is_named_and_a_line_that_is_being_written_is_left_out(tm
     assert [text.split(",")[1] for text in damage] == [" line 2", " line 3"]
     with pytest.raises(UserError, match="mend or remove line 2"):
         run_folder.read_metrics(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("workdirs", "names"),
+    [
+        (["runs/a", "runs/b/"], ["a", "b"]),
+        (["one/seed-0", "two/seed-0"], ["one/seed-0", "two/seed-0"]),
+        (["x/a/run", "x/b/run", "x/b/other"], ["a/run", "b/run", "b/other"]),
+    ],
+)
+def test_names_of_runs_are_as_short_as_they_differ(workdirs, names):
+    assert run_folder.short_names(workdirs) == names
