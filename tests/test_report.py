@@ -76,7 +76,7 @@ def test_a_finished_run_has_all_sections(report, run):
     summary = json.loads((run / "summary.json").read_text())
     assert f"<dd>{summary['loss']:.3f}</dd>" in text
     assert f"<dd>{summary['knn_top1']:.1f} %<small>" in text
-    assert re.search(r"Finished: 2 epochs, 44 steps, 1437 images, [\d:]+ on \w+", text)
+    assert re.search(r"Finished: 2 epochs, 44 steps, 1437 images, in [\d:]+ on \w+", text)
     assert html.escape(summary["limit"]) in sections["Speed"]
     assert sections["Curves"].count("<svg") == 6
     assert "collapsed below 0.3" in sections["Curves"]

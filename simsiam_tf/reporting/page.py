@@ -73,10 +73,10 @@ def _progress(run: record.Record) -> str:
     summary = run.summary
     bad = f", {summary['bad_images']} of them unreadable" if summary.get("bad_images") else ""
     size = f"{summary['steps']} steps, {summary['images']} images{bad}"
-    seconds = terminal.format_seconds(summary["seconds_of_last_start"])
+    time = f", in {terminal.format_seconds(summary['seconds_of_last_start'])}"
     device = f" on {run.starts[-1]['device']}" if run.starts else ""
-    last = " in the last start" if len(run.starts) > 1 else ""
-    return f"Finished: {epochs} epochs, {size}, {seconds}{device}{last}.{extended}"
+    last = " since the last start" if len(run.starts) > 1 else ""
+    return f"Finished: {epochs} epochs, {size}{time}{device}{last}.{extended}"
 
 
 def _facts(run: record.Record) -> str:

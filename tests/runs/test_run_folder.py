@@ -142,7 +142,9 @@ def test_a_finished_run_goes_on_with_more_epochs_by_the_rates_of_the_longer_run(
     assert (folder / "flags.cfg").read_text().startswith("# --epochs=2 up to step 10\n--")
     run = record.read(str(folder))
     assert run.seams == [2]
-    assert "4 epochs, 20 steps, 40 images. Planned for 2 epochs up to step 10." in page.render(run)
+    text = page.render(run)
+    assert "Finished: 4 epochs, 20 steps, 40 images, in " in text
+    assert "since the last start. Planned for 2 epochs up to step 10." in text
     again = flags.read([f"--flagfile={folder / 'flags.cfg'}"], PretrainConfig)
     before = (folder / "metrics.jsonl").stat().st_mtime_ns
     caplog.set_level("INFO", logger="absl")
