@@ -68,7 +68,7 @@ def test_the_flags_of_a_run_repeat_it_and_leave_the_same_files(tiny_run, train_h
     assert_same_run(tmp_path / "again", tiny_run)
     assert {path.name for path in (tmp_path / "again").iterdir()} == {
         "flags.cfg", "checkpoints", "metrics.jsonl", "tensorboard", "encoder", "summary.json",
-        "logs", "images.json",
+        "logs", "images.json", "history.jsonl",
     }  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def test_two_workers_stop_together_survive_a_kill_and_end_with_the_weights_of_on
     # Only the chief writes what is the run's; each has a log.
     assert {path.name for path in workdir.iterdir()} == {
         "flags.cfg", "checkpoints", "metrics.jsonl", "tensorboard", "encoder", "summary.json",
-        "logs", "images.json",
+        "logs", "images.json", "history.jsonl",
     }  # fmt: skip
     assert len(list((workdir / "tensorboard").glob("events*"))) == 3  # one file a start
     first, second = ((workdir / "logs" / f"worker-{index}.log").read_text() for index in (0, 1))
