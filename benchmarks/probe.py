@@ -53,6 +53,7 @@ def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         encoder = options.encoder or train_encoder(folder)
         common = f"--encoder={encoder} --dataset={options.dataset} --data_dir={options.data_dir}"
+        common += f" --output={Path(folder) / 'result.json'}"  # not beside the run's own results
         cache = Path(folder) / "features"
         probe = f"{common} --protocol=probe --feature_cache={cache} {options.probe_flags}"
         linear = f"{common} --protocol=linear --feature_cache={cache} {options.linear_flags}"

@@ -30,9 +30,10 @@ def weights_of(workdir):
 
 
 def assert_same_files(workdir, other):
-    """The same names, but for the features that evaluations of a shared run keep beside it."""
+    """The same names, but for what evaluations of a shared run keep beside it."""
     ours, theirs = ({path.name for path in run.iterdir()} for run in (workdir, other))
-    assert ours - {"features"} == theirs - {"features"}
+    kept = {"features", "results"}
+    assert ours - kept == theirs - kept
 
 
 def assert_same_run(workdir, other):

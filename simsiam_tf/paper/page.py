@@ -87,17 +87,22 @@ def _section(name: str, table: dict, workdir: str) -> str:
 
 
 def _links(rows: list[dict], workdir: str) -> str:
-    """Returns links to the report of each seed, or to its metrics where there is no report."""
+    """Returns links to the report of each seed that is started, or without one to its metrics."""
     entries = []
     for row in rows:
         links = []
         for seed in range(len(row["seeds"])):
             folder = outcomes.folder_of("", row["run"], seed)
-            has_report = os.path.exists(os.path.join(workdir, folder, "report.html"))
-            name = "report.html" if has_report else run_folder.METRICS
-            links.append(f'<a href="{escape(f"{folder}/{name}")}">seed {seed}</a>')
-        entries.append(f"{escape(row['label'])}: {', '.join(links)}")
-    return "; ".join(entries)
+            found = [
+                f"{folder}/{name}"
+                for name in ("report.html", run_folder.METRICS)
+                if os.path.exists(os.path.join(workdir, folder, name))
+            ]
+            if found:
+                links.append(f'<a href="{escape(found[0])}">seed {seed}</a>')
+        if links:
+            entries.append(f"{escape(row['label'])}: {', '.join(links)}")
+    return "; ".join(entries) or "none is started"
 
 
 def _cells(row: dict) -> list[str]:
