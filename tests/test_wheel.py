@@ -71,7 +71,7 @@ def test_the_wheel_requires_what_the_requirements_files_list(wheel):
     for text in metadata.get_all("Requires-Dist"):
         package, _, condition = text.partition(";")
         needed[condition.partition('"')[2].strip(' "')].add(Requirement(package))
-    assert needed.keys() == {"", "export", "detection", "interop", "formats", "dev"}
+    assert needed.keys() == {"", "export", "detection", "interop", "formats", "track", "dev"}
     for extra, packages in needed.items():
         everything = extra in ("", "dev")
         name = f"requirements-{extra}.txt" if extra else "requirements.txt"
