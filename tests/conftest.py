@@ -12,8 +12,8 @@ import pytest
 import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# TensorFlow's own allocator never gives memory back: two processes of the suite held 21 GB, with
-# malloc about half. Programs that tests start inherit it.
+# TensorFlow's own allocator never gives memory back: with it the suite needs 21 GB, with malloc 17.
+# Programs that tests start inherit it.
 os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 # What XLA compiles, it compiles once for all processes of the session. pytest's first process makes
 # the folder; test processes and programs inherit its name.
