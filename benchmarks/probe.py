@@ -108,7 +108,8 @@ def evaluate(flags):
         "seconds": time.perf_counter() - started,
         "cpu": time.process_time() - cpu_started,
     }
-    return json.loads(printed.getvalue()) | times
+    # TFDS, too, prints where it prepares a data set.
+    return json.loads(printed.getvalue().splitlines()[-1]) | times
 
 
 def train_encoder(folder):
