@@ -60,9 +60,11 @@ TINY_RUN = [
 ]
 
 
-# Test files that take longest, the longest first. Two processes share the files in this order, so
+# Test files that take longest, about the longest first. Two processes share the files in this order, so
 # that neither is left with a long one at the end. `-m quick` leaves them out.
 LONGEST = [
+    # Its errors in a graph took a process that had run the other files beyond the machine's memory.
+    "training/test_replay.py",
     "training/test_devices.py",
     "training/test_compilation.py",
     "training/test_initial_weights.py",
