@@ -60,8 +60,8 @@ TINY_RUN = [
 ]
 
 
-# Test files that take longest, about the longest first. Two processes share the files in this order, so
-# that neither is left with a long one at the end. `-m quick` leaves them out.
+# Test files that take longest, about the longest first. Two processes share the files in this
+# order, so that neither is left with a long one at the end. `-m quick` leaves them out.
 LONGEST = [
     # Its errors in a graph took a process that had run the other files beyond the machine's memory.
     "training/test_replay.py",
