@@ -15,6 +15,7 @@ from simsiam_tf.schema import SWITCH, Config, UserError, refuse_unused, setting
 # ImageNet's statistics of RGB in [0, 1]. Every recipe of the reference normalises by them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+COLLAPSED_STD = 0.3  # features with a `feature_std` below this count as collapsed
 
 
 class Purpose(enum.IntEnum):

@@ -4,8 +4,6 @@ import math
 
 import tensorflow as tf
 
-COLLAPSED_STD = 0.3  # features with a `feature_std` below this count as collapsed
-
 
 def negative_cosine_similarity(p: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
     """Returns −cos(p, z), averaged over the batch (equation 1).

@@ -110,7 +110,7 @@ def test_settings_and_tables_need_nothing_but_the_standard_library(module):
             roots.add(node.module.split(".")[0])
     standard = {"ast", "collections", "dataclasses", "enum", "math", "os", "re", "typing"}
     assert roots <= standard | {"simsiam_tf"}
-    assert imports_of(module) <= {"schema", "network_names"}
+    assert imports_of(module) <= {"schema", "network_names", "config"}
 
 
 @pytest.mark.parametrize(

@@ -107,12 +107,22 @@ def _count(labels: tf.Tensor, weights: tf.Tensor, num_classes: int) -> tf.Tensor
 
 
 def top_k_accuracy(scores: np.ndarray | tf.Tensor, labels: np.ndarray | tf.Tensor, k: int) -> float:
-    """Returns the top-k accuracy: the percentage of rows whose label has one of the k top scores.
+    """Returns the top-k accuracy: the percentage of rows that are in the top k of `is_in_top_k`."""
+    return 100 * float(np.mean(is_in_top_k(scores, labels, k)))
+
+
+def is_in_top_k(
+    scores: np.ndarray | tf.Tensor, labels: np.ndarray | tf.Tensor, k: int
+) -> np.ndarray:
+    """Returns for each row whether its label has one of the k top scores.
 
     Args:
       scores: `[Q, classes]` float.
       labels: class indices, `[Q]` int.
       k: number of highest scores.
+
+    Returns:
+      `[Q] bool`.
     """
-    hits = tf.math.in_top_k(tf.cast(labels, tf.int32), tf.cast(scores, tf.float32), k)
-    return 100 * float(tf.reduce_mean(tf.cast(hits, tf.float64)))
+    labels = tf.cast(labels, tf.int32)
+    return tf.math.in_top_k(labels, tf.cast(scores, tf.float32), k).numpy()

@@ -66,7 +66,7 @@ class _Encoder:
 def run(config: EvaluationConfig) -> None:
     """Evaluates an encoder by a protocol, and prints the result as one line of JSON.
 
-    Lists with a number for each feature are only in the file `--output`.
+    Lists, with a number for each feature or wrongly classified image, are only in the file.
 
     Raises:
       UserError: as in `evaluate`.
@@ -186,8 +186,17 @@ def _load_encoder(config: EvaluationConfig, strategy: tf.distribute.Strategy) ->
 
 # A protocol returns its entries of the result, its settings, and the sources by name of their flag.
 _Outcome = tuple[dict[str, Any], dict[str, Any], dict[str, Source]]
-# A classifier returns scores [N, classes], labels [N], entries of the result, and its settings.
-_Classified = tuple[tf.Tensor | np.ndarray, np.ndarray, dict[str, Any], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Classified:
+    """What a classifier says of the images of the evaluation split."""
+
+    scores: tf.Tensor | np.ndarray  # [N, classes]
+    labels: np.ndarray  # [N]
+    indices: np.ndarray  # [N], of the images in the split
+    found: dict[str, Any]  # entries of the result
+    settings: dict[str, Any]
 
 
 def _classify(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
@@ -208,20 +217,23 @@ def _classify(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:
     )
     protocols = {"knn": _knn, "probe": _probe, "linear": _linear, "finetune": _finetune}
     protocol = protocols[config.protocol]
-    scores, labels, found, settings = protocol(config, encoder, train, test)
+    classified = protocol(config, encoder, train, test)
+    scores, labels = classified.scores, classified.labels
     num_classes = len(train.class_names)
+    is_wrong = ~knn.is_in_top_k(scores, labels, 1)
     found = {
         "top1": knn.top_k_accuracy(scores, labels, 1),
         "top5": knn.top_k_accuracy(scores, labels, min(5, num_classes)),
         "num_test": len(labels),
         "num_classes": num_classes,
-        **found,
+        **classified.found,
+        "misclassified": classified.indices[is_wrong].tolist(),
     }
-    return found, settings, {"train_split": train, "eval_split": test}
+    return found, classified.settings, {"train_split": train, "eval_split": test}
 
 
 def _knn(config: EvaluationConfig, encoder: _Encoder, train: Source, test: Source) -> _Classified:
-    queries, labels, _ = _features_of(config, encoder, test)
+    queries, labels, indices = _features_of(config, encoder, test)
     bank, bank_labels, _ = _features_of(config, encoder, train)
     settings = config.knn
     votes = knn.class_votes(
@@ -232,11 +244,12 @@ def _knn(config: EvaluationConfig, encoder: _Encoder, train: Source, test: Sourc
         settings.knn_k,
         settings.knn_temperature,
     )
-    return votes, labels, {"num_train": len(bank)}, dataclasses.asdict(settings)
+    found = {"num_train": len(bank)}
+    return _Classified(votes, labels, indices, found, dataclasses.asdict(settings))
 
 
 def _probe(config: EvaluationConfig, encoder: _Encoder, train: Source, test: Source) -> _Classified:
-    test_features, labels, _ = _features_of(config, encoder, test)
+    test_features, labels, indices = _features_of(config, encoder, test)
     train_features, train_labels, _ = _features_of(config, encoder, train)
     classifier = probe.train_classifier(
         train_features, train_labels, len(train.class_names), config.probe, config.seed
@@ -246,13 +259,14 @@ def _probe(config: EvaluationConfig, encoder: _Encoder, train: Source, test: Sou
         "num_train": len(train_features),
         "chosen": {name: getattr(classifier, name) for name in names},
     }
-    return classifier(test_features), labels, found, dataclasses.asdict(config.probe)
+    scores, settings = classifier(test_features), dataclasses.asdict(config.probe)
+    return _Classified(scores, labels, indices, found, settings)
 
 
 def _linear(
     config: EvaluationConfig, encoder: _Encoder, train: Source, test: Source
 ) -> _Classified:
-    test_features, labels, _ = _features_of(config, encoder, test)
+    test_features, labels, indices = _features_of(config, encoder, test)
     quarantine = Quarantine(train, config.data)
     classifier = linear.train_classifier(
         encoder.encode_crops,
@@ -265,7 +279,7 @@ def _linear(
     )
     found = {"num_train": train.num_examples - quarantine.num_bad}
     settings = dataclasses.asdict(config.linear) | dataclasses.asdict(config.crops)
-    return classifier(test_features), labels, found, settings
+    return _Classified(classifier(test_features), labels, indices, found, settings)
 
 
 def _finetune(
@@ -288,9 +302,9 @@ def _finetune(
         config.seed,
         quarantine,
     )
-    scores, labels = features.extract(
+    scores, columns = features.extract(
         encoding.on_all_replicas(encoder.strategy, classify, config.feature_batch_size),
-        test,
+        datasets.with_indices(test),
         encoder.view,
         config.feature_batch_size,
         data=config.data,
@@ -298,7 +312,9 @@ def _finetune(
     found = {"num_train": train.num_examples - quarantine.num_bad}
     settings = dataclasses.asdict(config.finetune)
     settings["finetune_epochs"] = config.finetune.num_epochs
-    return scores, labels, found, settings | dataclasses.asdict(config.crops)
+    labels, indices = columns.T
+    settings |= dataclasses.asdict(config.crops)
+    return _Classified(scores, labels, indices, found, settings)
 
 
 def _describe(config: EvaluationConfig, encoder: _Encoder) -> _Outcome:

@@ -1,141 +1,217 @@
 """Decides whether a finding of the paper is reproduced, by the same rules at every scale.
 
-`outcomes` maps the name of each run to its `Outcome`s, one for each seed. A run that diverged has
-no accuracy and ranks below all other runs.
+`outcomes` maps the name of each run to its `Outcome`s, one for each seed. Seeds are paired: a
+difference is taken between runs of the same seed, which share the order of the images.
+
+Seeds run in rounds, so that a finding needs no more of them than decide it. Looking at the data
+several times would make errors likelier. Each look therefore has a share of the probability of an
+error: half of what is left, and the last look all of it. So the probability that any look decides
+wrongly stays at most `intervals.LEVEL`.
 """
 
 import dataclasses
-import itertools
+import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from simsiam_tf.objectives import COLLAPSED_STD
-from simsiam_tf.paper.outcomes import Outcome
-from simsiam_tf.paper.tables import Row, Table
+import numpy as np
 
-_MIN_DIFFERENCE = 1.0  # points between two numbers of the paper, for their order to count
+from simsiam_tf.config import COLLAPSED_STD
+from simsiam_tf.paper import intervals
+from simsiam_tf.paper.intervals import Estimate
+from simsiam_tf.paper.outcomes import MEASURES, Outcome
+from simsiam_tf.paper.tables import Claim, Table
+
+FIRST_LOOK = 3  # seeds; each further look has twice as many
+WORDS = ("reproduced", "contradicted", "undecided")
 
 Outcomes = Mapping[str, Sequence[Outcome]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-    """Whether a finding is reproduced; None: not decided."""
+class Judgement:
+    """What some seeds say of a claim."""
 
-    reproduced: bool | None
-    reason: str  # without a full stop
+    claim: Claim
+    estimate: Estimate  # of what the weighted sum has above the claim's bound
+    level: float  # probability of an error that the look has
+    word: str  # "holds", "fails" or "open"
+    num_test: int | None  # test images, for a claim about accuracies
 
     @property
-    def word(self) -> str:
-        """The verdict as the reports write it."""
-        return {True: "reproduced", False: "not reproduced", None: "not decided"}[self.reproduced]
+    def unit(self) -> str:
+        """The unit of the estimate."""
+        return MEASURES[self.claim.measure][0]
+
+    @property
+    def would_decide(self) -> str:
+        """What would decide an open claim if the errors stay as they are; else empty."""
+        if self.word != "open":
+            return ""
+        factor = self.estimate.image_factor()
+        if self.num_test and factor > 1:
+            if math.isinf(factor):
+                return "no number of test images"
+            images = self.num_test * factor
+            step = 10 ** max(int(math.log10(images)) - 1, 0)
+            return f"more than {math.ceil(images / step) * step:,} test images"
+        seeds = self.estimate.seeds_needed()
+        if self.estimate.deviation is None:
+            return f"{FIRST_LOOK} seeds or more"
+        return f"about {max(seeds, self.estimate.seeds + 1):,} seeds" if seeds else "no such number"
 
 
-def _is_spread(outcome: Outcome, _: Sequence[Outcome]) -> bool:
-    return outcome.state == "finished" and not outcome.collapsed
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether a finding is reproduced, as one of `WORDS`."""
+
+    word: str
+    reason: str  # without a full stop
+    seeds: int = 0  # that the judgements are of
+    judgements: tuple[Judgement, ...] = ()
 
 
-def _is_collapsed(outcome: Outcome, _: Sequence[Outcome]) -> bool:
-    return outcome.collapsed
+def looks(num_seeds: int) -> Iterator[tuple[int, float]]:
+    """Yields the numbers of seeds at which findings are judged, each with its level."""
+    seeds, left = FIRST_LOOK, intervals.LEVEL
+    while seeds < num_seeds:
+        left /= 2
+        yield seeds, left
+        seeds *= 2
+    yield num_seeds, left
 
 
-def _is_spread_but_high(outcome: Outcome, first: Sequence[Outcome]) -> bool:
-    if not all(_is_spread(seed, first) for seed in [outcome, *first]):
-        return False
-    return _loss(outcome) > statistics.fmean(_loss(seed) for seed in first) / 2
+RULE = (
+    "A finding is reproduced if all of its claims hold, and contradicted if one of them fails. A "
+    "claim holds if the whole interval of its mean over seeds is on its side. It fails if the "
+    "whole interval is on the other side, at a level that is divided by the number of claims. "
+    "Seeds are paired. The interval is Student's t over the seeds, joined with the error that the "
+    "choice of the test images gives. Findings are looked at when there are three seeds, when "
+    "there are twice as many, and so on, and at the last seed. Each look has half of the 5 % that "
+    "are left for errors, and the last one all of it. A finding that is decided needs no further "
+    f"seeds. A run collapses if the mean of its std over the last tenth is below {COLLAPSED_STD}. "
+    "A run that diverged counts as an accuracy, a std and a loss of 0."
+)
 
 
-def _loss(outcome: Outcome) -> float:
-    if outcome.loss is None:
-        raise ValueError(f"A finished run must have a loss. Received: {outcome}")
-    return outcome.loss
+def judge(table: Table, outcomes: Outcomes, num_seeds: int, epochs: Mapping[str, int]) -> Verdict:
+    """Decides whether the finding of a table is reproduced, by the first look that can tell.
 
-
-def _is_not_converged(outcome: Outcome, first: Sequence[Outcome]) -> bool:
-    if not _is_spread(outcome, first) or outcome.knn is None:
-        return True
-    return outcome.knn <= (outcome.knn_before_training or 0)
-
-
-# The expectations that a row may have: the rule in words, and a function of an outcome and of the
-# outcomes of the table's first row that says whether the outcome meets the rule.
-EXPECTATIONS: dict[str, tuple[str, Callable[[Outcome, Sequence[Outcome]], bool]]] = {
-    "spread": ("converges without collapse", _is_spread),
-    "collapsed": ("collapses", _is_collapsed),
-    "spread_but_high_loss": (
-        "does not collapse, and its loss falls less than half as far below 0 as the first row's",
-        _is_spread_but_high,
-    ),
-    "not_converged": (
-        "does not converge: non-finite steps end it, or it collapses, or its kNN is no better than "
-        "the random network's",
-        _is_not_converged,
-    ),
-}
-
-
-def rule_of(table: Table) -> str:
-    """Returns the rule that decides whether a table's finding is reproduced, in sentences."""
-    words = [f"{row.label}: {EXPECTATIONS[row.expected][0]}" for row in table.rows if row.expected]
-    if words:
-        return (
-            f"In every seed: {'; '.join(words)}. A run collapses if the mean of its std over the "
-            f"last tenth of the training is below {COLLAPSED_STD}."
-        )
-    return (
-        "If the paper's numbers of two rows differ by a point or more, the rows must have the same "
-        "order here, by the mean of the probe's top-1. A run that diverged ranks last."
-    )
-
-
-def judge(table: Table, outcomes: Outcomes) -> Verdict:
-    """Decides whether the finding of a table is reproduced.
-
-    The verdict stays undecided until all rows that the rule needs are finished or have diverged.
+    Args:
+      table: the table.
+      outcomes: of its runs; seeds that have not started may be missing.
+      num_seeds: number of seeds that are planned.
+      epochs: those of each run at this scale.
     """
-    judged = [row for row in table.rows if row.expected]
-    judged = judged or [row for row in table.rows if row.number is not None]
-    missing = [row.label for row in judged if not all(seed.is_over for seed in outcomes[row.run])]
-    if missing:
-        return Verdict(None, f"these rows are not finished: {', '.join(missing)}")
-    if judged[0].expected:
-        return _judge_expectations(judged, outcomes)
-    return _judge_order(judged, outcomes)
-
-
-def _judge_expectations(rows: Sequence[Row], outcomes: Outcomes) -> Verdict:
-    first = outcomes[rows[0].run]
-    failing = [
+    needed = runs_of(table)
+    others = [
         row.label
-        for row in rows
-        if not all(EXPECTATIONS[row.expected][1](seed, first) for seed in outcomes[row.run])
+        for row in table.rows
+        if row.run in needed
+        and any(seed.epochs not in (None, epochs[row.run]) for seed in outcomes[row.run])
     ]
+    if others:
+        words = "these rows were trained for other epochs than the scale's"
+        return Verdict("undecided", f"{words}: {', '.join(others)}")
+    complete = min(_num_over(outcomes[run]) for run in needed)
+    found = None
+    for seeds, level in looks(num_seeds):
+        if seeds > complete:
+            break
+        found = _judge(table, outcomes, seeds, level)
+        if found.word != "undecided":
+            return found
+    if found:
+        return found
+    first, level = next(looks(num_seeds))
+    missing = [
+        row.label
+        for row in table.rows
+        if row.run in needed and _num_over(outcomes[row.run]) < first
+    ]
+    reason = f"these rows are not finished: {', '.join(missing)}"
+    if not complete:
+        return Verdict("undecided", reason)
+    so_far = _judge(table, outcomes, complete, level)
+    return dataclasses.replace(so_far, word="undecided", reason=reason)
+
+
+def runs_of(table: Table) -> set[str]:
+    """Returns the runs that the finding of a table needs."""
+    return {run for claim in table.claims for run in claim.weights}
+
+
+def _num_over(seeds: Sequence[Outcome]) -> int:
+    """The number of seeds, from the first on, that are over."""
+    return next((n for n, seed in enumerate(seeds) if not seed.is_over), len(seeds))
+
+
+def _judge(table: Table, outcomes: Outcomes, seeds: int, level: float) -> Verdict:
+    count = len(table.claims)
+    judgements = tuple(_judge_claim(claim, outcomes, seeds, level, count) for claim in table.claims)
+    failing = [one for one in judgements if one.word == "fails"]
+    holding = [one for one in judgements if one.word == "holds"]
+    reason = f"{len(holding)} of {count} claims hold"
     if failing:
-        return Verdict(False, f"these rows do not meet the rule: {', '.join(failing)}")
-    return Verdict(True, f"{len(rows)} of {len(rows)} rows meet the rule")
+        return Verdict("contradicted", f"{failing[0].claim.text}: fails", seeds, judgements)
+    if len(holding) == count:
+        return Verdict("reproduced", reason, seeds, judgements)
+    if seeds == 1:
+        reason = f"one seed tells no spread; --seeds={FIRST_LOOK} or more can decide"
+    return Verdict("undecided", reason, seeds, judgements)
 
 
-def _judge_order(rows: Sequence[Row], outcomes: Outcomes) -> Verdict:
-    numbers = [(row, row.number) for row in rows if row.number is not None]
-    pairs = [
-        (better, worse)
-        for (better, higher), (worse, lower) in itertools.permutations(numbers, 2)
-        if higher - lower >= _MIN_DIFFERENCE - 1e-9
+def _judge_claim(
+    claim: Claim, outcomes: Outcomes, seeds: int, level: float, num_claims: int
+) -> Judgement:
+    runs = {run: outcomes[run][:seeds] for run in claim.weights}
+    _, value = MEASURES[claim.measure]
+    values = [
+        sum(weight * value(runs[run][seed]) for run, weight in claim.weights.items()) - claim.above
+        for seed in range(seeds)
     ]
-    wrong = [
-        (better, worse)
-        for better, worse in pairs
-        if not accuracy(outcomes[better.run]) > accuracy(outcomes[worse.run])
-    ]
-    reason = f"{len(pairs) - len(wrong)} of {len(pairs)} pairs are in the paper's order"
-    if wrong:
-        better, worse = wrong[0]
-        reason += (
-            f". For example, by the probe, {better.label} is not more accurate than {worse.label}"
-        )
-    return Verdict(not wrong, reason)
+    is_accuracy = claim.measure == "probe"
+    error = _image_error(claim, runs) if is_accuracy else 0.0
+    estimate = intervals.estimate(values, error)
+    if estimate.mean > estimate.half_width(level):
+        word = "holds"
+    elif -estimate.mean > estimate.half_width(level / num_claims):
+        word = "fails"
+    else:
+        word = "open"
+    counts = [seed.num_test for found in runs.values() for seed in found if seed.num_test]
+    return Judgement(claim, estimate, level, word, min(counts) if is_accuracy and counts else None)
 
 
-def accuracy(outcomes: Sequence[Outcome]) -> float:
-    """Returns the mean of the probe's top-1 over seeds; a run that diverged counts as 0."""
-    return statistics.fmean(outcome.probe or 0.0 for outcome in outcomes)
+def _image_error(claim: Claim, runs: Outcomes) -> float:
+    """Returns the standard error of a weighted sum of accuracies by the choice of the test images.
+
+    Results that do not name the wrongly classified images give an upper bound: that of images
+    which are drawn anew for each run.
+    """
+    finished = [seed for seeds in runs.values() for seed in seeds if seed.state == "finished"]
+    counts = {seed.num_test for seed in finished}
+    if not finished or None in counts:
+        return math.inf
+    if len(counts) > 1 or any(seed.misclassified is None for seed in finished):
+        squares = [
+            weight**2 * share * (100 - share) / min(filter(None, counts))
+            for run, weight in claim.weights.items()
+            for share in [statistics.fmean(seed.probe or 0.0 for seed in runs[run])]
+        ]
+        return math.sqrt(sum(squares))
+    wrong = sorted({index for seed in finished for index in seed.misclassified or ()})
+    # The last entry is for all images that no run classifies wrongly.
+    sums = np.zeros(len(wrong) + 1)
+    for run, weight in claim.weights.items():
+        for seed in runs[run]:
+            if seed.state == "finished":
+                is_right = np.append(~np.isin(wrong, seed.misclassified or ()), True)
+                sums += 100 * weight / len(runs[run]) * is_right
+    (count,) = filter(None, counts)
+    values = np.append(sums[:-1], np.repeat(sums[-1], count - len(wrong)))
+    low, high = (
+        100 * sum(sign * max(sign * weight, 0) for weight in claim.weights.values())
+        for sign in (-1, 1)
+    )
+    return intervals.image_error(values, low, high)

@@ -5,13 +5,15 @@ import json
 import math
 import os
 import statistics
+from collections.abc import Callable, Iterable
+from typing import Any
 
+from simsiam_tf.config import COLLAPSED_STD
 from simsiam_tf.export import saved_model
-from simsiam_tf.objectives import COLLAPSED_STD
 from simsiam_tf.runs import run_folder
 
 PROTOCOLS = ("knn", "probe")
-STARTS = "starts.jsonl"  # one line for each start of a program: its name, seconds and error
+STARTS = "starts.jsonl"  # one line for each start of a program: its name, seconds, end and error
 _TAIL = 10  # the std is the mean over one part in so many of the lines, at the end
 
 
@@ -28,7 +30,11 @@ class Outcome:
     knn: float | None = None
     knn_before_training: float | None = None
     probe: float | None = None
+    epochs: int | None = None  # that the run was to train, by its flags
+    num_test: int | None = None  # test images of the probe
+    misclassified: tuple[int, ...] | None = None  # indices of test images, by the probe
     seconds: float = 0.0  # the sum over all starts and evaluations
+    ended: float = 0.0  # time of the last start's end, in seconds since 1970
 
     @property
     def is_over(self) -> bool:
@@ -41,6 +47,37 @@ class Outcome:
         return self.std is None or not self.std >= COLLAPSED_STD
 
 
+def _probe(outcome: Outcome) -> float:
+    return outcome.probe or 0.0
+
+
+def _std(outcome: Outcome) -> float:
+    return _known(outcome, outcome.std)
+
+
+def _loss(outcome: Outcome) -> float:
+    return _known(outcome, outcome.loss)
+
+
+def _knn_gain(outcome: Outcome) -> float:
+    return (outcome.knn or 0.0) - (outcome.knn_before_training or 0.0)
+
+
+def _known(outcome: Outcome, value: float | None) -> float:
+    is_known = outcome.state != "diverged" and value is not None and math.isfinite(value)
+    return value if is_known and value is not None else 0.0
+
+
+# The measures that a claim can be about: a unit, and a function of the outcome of a run that is
+# over. A run that diverged counts as an accuracy, a std and a loss of 0.
+MEASURES: dict[str, tuple[str, Callable[[Outcome], float]]] = {
+    "probe": ("points", _probe),
+    "std": ("std", _std),
+    "loss": ("loss", _loss),
+    "knn_gain": ("points", _knn_gain),
+}
+
+
 def folder_of(workdir: str, run: str, seed: int) -> str:
     """Returns the folder of one seed of a run."""
     return os.path.join(workdir, run, f"seed-{seed}")
@@ -51,11 +88,20 @@ def results_path(folder: str, protocol: str) -> str:
     return os.path.join(folder, f"results_{protocol}.json")
 
 
+def read_outcomes(workdir: str, runs: Iterable[str], seeds: int) -> dict[str, list[Outcome]]:
+    """Reads the outcomes of all seeds of some runs, by run."""
+    return {
+        run: [read_outcome(folder_of(workdir, run, seed)) for seed in range(seeds)] for run in runs
+    }
+
+
 def read_outcome(folder: str) -> Outcome:
     """Reads the outcome of the run in a folder; a missing folder is a run that has not started."""
     starts = run_folder.read_lines(os.path.join(folder, STARTS))
     lines = run_folder.read_metrics(folder)
     results = {name: read_result(folder, name) for name in PROTOCOLS}
+    top1 = {name: result and result["top1"] for name, result in results.items()}
+    probe = results["probe"] or {}
     steps = [line for line in lines if "loss" in line]
     knn = [line["knn_top1"] for line in lines if "knn_top1" in line]
     tail = steps[-math.ceil(len(steps) / _TAIL) :]
@@ -63,10 +109,14 @@ def read_outcome(folder: str) -> Outcome:
         "loss": steps[-1]["loss"] if steps else None,
         "epoch": lines[-1]["epoch"] if lines else None,
         "std": statistics.fmean(line["feature_std"] for line in tail) if tail else None,
-        "knn": results["knn"],
+        "knn": top1["knn"],
         "knn_before_training": knn[0] if knn else None,
-        "probe": results["probe"],
+        "probe": top1["probe"],
+        "epochs": _epochs(folder),
+        "num_test": probe.get("num_test"),
+        "misclassified": tuple(probe["misclassified"]) if "misclassified" in probe else None,
         "seconds": sum(start["seconds"] for start in starts),
+        "ended": starts[-1].get("ended", 0.0) if starts else 0.0,
     }
     error = starts[-1]["error"] if starts else None
     is_skipped = bool(lines) and "nonfinite" in lines[-1]
@@ -83,14 +133,21 @@ def read_outcome(folder: str) -> Outcome:
     return Outcome(state, error, **values)
 
 
-def read_result(folder: str, protocol: str) -> float | None:
-    """Reads the top-1 of an evaluation; None: not evaluated, or the encoder is newer."""
+def read_result(folder: str, protocol: str) -> dict[str, Any] | None:
+    """Reads the result of an evaluation; None: not evaluated, or the encoder is newer."""
     path = results_path(folder, protocol)
     encoder = os.path.join(folder, run_folder.ENCODER, saved_model.DESCRIPTION)
     try:
         if os.path.getmtime(path) < os.path.getmtime(encoder):
             return None
         with open(path, encoding="utf-8") as file:
-            return json.load(file)["top1"]
+            result = json.load(file)
     except (OSError, ValueError):
         return None
+    return result if "top1" in result else None
+
+
+def _epochs(folder: str) -> int | None:
+    if not os.path.exists(os.path.join(folder, run_folder.FLAGFILE)):
+        return None
+    return run_folder.read_config(folder, "workdir").optimization.epochs

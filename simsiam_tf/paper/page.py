@@ -1,6 +1,7 @@
 """Builds report.html: the report as a page for people, which needs no network."""
 
 import os
+from collections.abc import Sequence
 
 from simsiam_tf import terminal
 from simsiam_tf.paper import outcomes
@@ -8,7 +9,8 @@ from simsiam_tf.reporting import charts, html_page, panels
 from simsiam_tf.reporting.html_page import escape
 from simsiam_tf.runs import run_folder
 
-_KINDS = {"reproduced": "good", "not reproduced": "bad", "not decided": "open"}
+_KINDS = {"reproduced": "good", "contradicted": "bad", "undecided": "open"}
+_CLAIM_COLORS = {"holds": "var(--good)", "fails": "var(--bad)", "open": "var(--soft)"}
 _COLUMNS = ["", "paper, linear", "probe", "kNN", "untrained", "std", "loss", "time", "state"]
 
 
@@ -24,7 +26,7 @@ def build_html(report: dict, workdir: str) -> str:
         f"SimSiam: the paper's tables on {report['scale']}",
         _header(report) + panels.CONTROLS,
         [
-            html_page.section("The paper's findings", _findings(tables)),
+            html_page.section("The paper's findings", _findings(report)),
             *(_section(name, table, workdir) for name, table in tables.items()),
         ],
         _footer(report),
@@ -39,7 +41,7 @@ def _header(report: dict) -> str:
         "<p>Chen &amp; He, <i>Exploring Simple Siamese Representation Learning</i>, CVPR 2021. "
         f"Scale: <b>{escape(report['scale'])}</b>, {escape(report['what'])}. "
         f"{report['epochs_for_100']} epochs stand for the paper's 100. "
-        f"Seeds per row: {report['seeds']}.{escape(run_flags)}</p>"
+        f"Seeds per row: at most {report['seeds']}.{escape(run_flags)}</p>"
     )
 
 
@@ -47,16 +49,17 @@ def _verdict(word: str) -> str:
     return html_page.state(word, _KINDS[word.lower()])
 
 
-def _findings(tables: dict[str, dict]) -> str:
-    words = [table["verdict"] for table in tables.values()]
+def _findings(report: dict) -> str:
     tally = ", ".join(
-        f"{words.count(word)} {html_page.state(word, kind)}" for word, kind in _KINDS.items()
+        f"{count} {html_page.state(word, _KINDS[word])}" for word, count in report["tally"].items()
     )
-    return f"<p>Of {len(words)} findings: {tally}.</p>" + "".join(
+    listed = "".join(
         f'<p><a href="#{name}">{escape(table["title"])}</a>: {_verdict(table["verdict"])}<br>'
         f"{escape(table['finding'])}</p>"
-        for name, table in tables.items()
+        for name, table in report["tables"].items()
     )
+    count = len(report["tables"])
+    return f"<p>Of {count} findings: {tally}.</p>{listed}{html_page.note(report['rule'])}"
 
 
 def _section(name: str, table: dict, workdir: str) -> str:
@@ -75,15 +78,79 @@ def _section(name: str, table: dict, workdir: str) -> str:
     content = [
         f"<p>{escape(table['finding'])} {_verdict(table['verdict'].capitalize())}: "
         f"{escape(table['reason'])}.</p>",
+        _claims(table),
         html_page.table(_COLUMNS, [_cells(row) for row in rows], colors=colors, numeric=True),
         html_page.bullets(errors) if errors else "",
         panels.figures(panels.line_charts(panels.FIGURE_2, lines, colors)),
-        html_page.note(f"Rule: {table['rule']}"),
         f'<p class="note">The runs: {_links(rows, workdir)}</p>',
     ]
     return html_page.section(
         table["title"], "".join(content), subtitle=table["section"], anchor=name
     )
+
+
+def _claims(table: dict) -> str:
+    """Returns the claims of a finding as a table, and their intervals as charts."""
+    columns = ["claim", "margin", "", "would decide it"]
+    cells = [
+        [claim["text"], margin(claim), claim["word"], claim["would_decide"]]
+        for claim in table["claims"]
+    ]
+    shown = html_page.table(columns, cells)
+    if not table["judged_seeds"]:
+        return shown
+    units = dict.fromkeys(claim["unit"] for claim in table["claims"])
+    drawn = [
+        charts.element(interval_chart(table["claims"], unit), f"{table['title']}, {unit}")
+        for unit in units
+    ]
+    seeds = "one seed" if table["judged_seeds"] == 1 else f"{table['judged_seeds']} seeds"
+    note = html_page.note(
+        f"margin: by how much the mean of {seeds} is on the claim's side of its bound, with its "
+        "interval"
+    )
+    return shown + "".join(drawn) + note
+
+
+def margin(claim: dict) -> str:
+    """Returns how far a claim is on its side of its bound, with its interval and unit."""
+    if claim["margin"] is None:
+        return "–"
+    digits, unit = (1, " points") if claim["unit"] == "points" else (2, f" {claim['unit']}")
+    text = f"{claim['margin']:+.{digits}f}".replace("-", "−")
+    if claim["half_width"] is not None:
+        text += f" ± {claim['half_width']:.{digits}f}"
+    return text + unit
+
+
+def interval_chart(claims: Sequence[dict], unit: str) -> charts.Spec:
+    """Returns a chart of the margins of the claims that have a unit."""
+    return charts.interval_chart(
+        [
+            charts.Interval(
+                claim["text"],
+                claim["margin"],
+                claim["half_width"],
+                f"{claim['text']}: {margin(claim)}, {claim['word']}",
+                _CLAIM_COLORS[claim["word"]],
+            )
+            for claim in claims
+            if claim["unit"] == unit
+        ],
+        f"margin, {unit}",
+    )
+
+
+def all_intervals(report: dict) -> charts.Spec:
+    """Returns a chart of the margins of all claims of a report, those of each unit together."""
+    claims = [
+        {**claim, "text": f"{table['title']}. {claim['text']}"}
+        for table in report["tables"].values()
+        for claim in table["claims"]
+        if claim["margin"] is not None
+    ]
+    units = dict.fromkeys(claim["unit"] for claim in claims)
+    return charts.column([interval_chart(claims, unit) for unit in units])
 
 
 def _links(rows: list[dict], workdir: str) -> str:
@@ -105,14 +172,18 @@ def _links(rows: list[dict], workdir: str) -> str:
     return "; ".join(entries) or "none is started"
 
 
+def paper_number(row: dict) -> str:
+    """Returns the paper's number of a row, or its words."""
+    return str(row["paper"] if row["paper"] is not None else row["paper_remark"] or "–")
+
+
 def _cells(row: dict) -> list[str]:
-    paper = row["paper"] if row["paper"] is not None else row["paper_remark"] or "–"
     seconds = row["seconds"]["mean"]
     return [
         row["label"],
-        str(paper),
-        *(_mean_and_spread(row[name], 1) for name in ("probe", "knn", "knn_before_training")),
-        *(_mean_and_spread(row[name], 2) for name in ("std", "loss")),
+        paper_number(row),
+        *(mean_and_interval(row[name], 1) for name in ("probe", "knn", "knn_before_training")),
+        *(mean_and_interval(row[name], 2) for name in ("std", "loss")),
         terminal.format_seconds(seconds) if seconds else "–",
         _states(row["seeds"]),
     ]
@@ -129,12 +200,13 @@ def _states(seeds: list[dict]) -> str:
     return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
-def _mean_and_spread(value: dict | None, digits: int) -> str:
+def mean_and_interval(value: dict | None, digits: int) -> str:
+    """Returns a mean over seeds with half of its interval."""
     if value is None:
         return "–"
-    text = f"{value['mean']:.{digits}f}"
-    if value["spread"] is not None:
-        text += f" ± {value['spread']:.{digits}f}"
+    text = f"{value['mean']:.{digits}f}".replace("-", "−")
+    if value["half_width"] is not None:
+        text += f" ± {value['half_width']:.{digits}f}"
     return text
 
 
@@ -149,7 +221,8 @@ def _footer(report: dict) -> str:
         "its own linear protocol on ImageNet. <b>untrained</b>: kNN of the random network. "
         "<b>std</b> and <b>loss</b>: values at the end of the training, std as the mean over the "
         "last tenth; about 1 is healthy. <b>time</b>: training and evaluations of one seed. "
-        "<b>±</b>: standard deviation over seeds. The curves show the first seed.</p>"
+        "<b>±</b>: half of the 95 % interval of the mean over seeds, for accuracies also over test "
+        "images. The curves show the first seed.</p>"
         f"<p>Computing time of all runs: {terminal.format_seconds(report['seconds'])}. "
         f"{escape(versions)}. Report written on: {escape(report['machine'])}.</p>"
     )

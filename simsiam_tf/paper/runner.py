@@ -1,53 +1,30 @@
-"""Trains each row of the tables by `train.py` and evaluates it by `evaluate.py`.
+"""Runs the rows of the tables in rounds, one seed after the other, until the findings are decided.
 
-Each program runs in its own process, so that a crash does not end the other programs and the memory
-of a GPU is free again after each program.
+Several runs may go on at a time, on this machine (`--jobs`) and on others that run the same command
+on the same workdir: a lock in the folder of each run says that a process works on it.
 """
 
-import dataclasses
-import json
+import concurrent.futures
 import os
+import queue
 import shlex
-import shutil
-import signal
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
-from simsiam_tf import files, flags, schema, terminal
-from simsiam_tf.config import DataConfig, KnnConfig, PretrainConfig
-from simsiam_tf.paper import outcomes, report, tables
+from simsiam_tf import files, flags, terminal
+from simsiam_tf.config import PretrainConfig
+from simsiam_tf.paper import findings, outcomes, programs, report, tables
+from simsiam_tf.paper.programs import Job, Received, Share
 from simsiam_tf.paper.settings import ReproduceConfig
-from simsiam_tf.runs import run_folder
-from simsiam_tf.schema import StoppedError, UserError
+from simsiam_tf.runs import lock, run_folder
+from simsiam_tf.schema import UserError
 from simsiam_tf.training import interruption
 
-# The module of each program. A line of starts.jsonl has the program's name.
-_MODULES = {"train.py": "simsiam_tf.training", "evaluate.py": "simsiam_tf.evaluation"}
-_LOG = "programs.log"
-_POLL_SECONDS = 0.2
-
-Received = Callable[[], signal.Signals | None]  # of `interruption.noted`
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One seed of a run."""
-
-    run: str
-    seed: int
-    folder: str
-    arguments: list[str]  # of train.py
-    num_steps: int
-    num_images: int  # over all steps
-
-    @property
-    def name(self) -> str:
-        """The run and the seed as messages write them."""
-        return f"{self.run}, seed {self.seed}"
+_LOCK = "reproduce.lock"
+_POLL_SECONDS = 5.0  # between looks at the runs of other machines
 
 
 def run(config: ReproduceConfig) -> None:
@@ -58,19 +35,13 @@ def run(config: ReproduceConfig) -> None:
       StoppedError: a signal stopped a run, which was saved.
     """
     jobs = list_jobs(config)
+    pool = _Pool(config, jobs)
     with interruption.noted() as received, files.writing_to(config.workdir):
         os.makedirs(config.workdir, exist_ok=True)
         report.write(config)
-        for number, job in enumerate(jobs, start=1):
-            if outcomes.read_outcome(job.folder).is_over:
-                continue
-            _, left = _estimate(jobs)
-            logging.info("Run %d of %d: %s; time left: %s", number, len(jobs), job.name, left)
-            try:
-                _complete(job, received)
-            finally:
-                report.write(config)
-            _log_outcome(job)
+        for round_of_jobs in _rounds(config, jobs):
+            pool.complete(round_of_jobs, received)
+    jobs = needed(config, jobs)
     path = os.path.join(config.workdir, report.HTML)
     logging.info("Wrote the report to %s", path)
     failed = [job.name for job in jobs if outcomes.read_outcome(job.folder).state == "failed"]
@@ -81,18 +52,103 @@ def run(config: ReproduceConfig) -> None:
         )
 
 
+def _rounds(config: ReproduceConfig, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Yields the jobs of each seed, without those whose findings are decided by earlier seeds.
+
+    The outcomes of the earlier seeds are read when a round is asked for.
+    """
+    chosen = tables.choose_tables(config.scale, config.table)
+    for seed in range(config.seeds):
+        runs = tables.runs_in(_undecided(config, chosen.values(), seed))
+        yield [job for job in jobs if job.seed == seed and job.run in runs]
+
+
+def needed(config: ReproduceConfig, jobs: Sequence[Job]) -> list[Job]:
+    """Returns the jobs that are done, and those that may still be needed."""
+    return [job for jobs_of_seed in _rounds(config, jobs) for job in jobs_of_seed]
+
+
+def _undecided(
+    config: ReproduceConfig, chosen: Iterable[tables.Table], seeds: int
+) -> list[tables.Table]:
+    """Returns the tables whose finding the first seeds do not decide."""
+    found = outcomes.read_outcomes(config.workdir, tables.runs_in(chosen), seeds)
+    epochs = tables.epochs_of(config.scale)
+    return [
+        table
+        for table in chosen
+        if findings.judge(table, found, config.seeds, epochs).word == "undecided"
+    ]
+
+
+class _Pool:
+    """Completes jobs, several at a time."""
+
+    def __init__(self, config: ReproduceConfig, jobs: Sequence[Job]) -> None:
+        self.config = config
+        self.numbers = {job.name: number for number, job in enumerate(jobs, start=1)}
+        self.jobs = jobs
+        self.since = time.time()
+        self.shares: queue.SimpleQueue[Share] = queue.SimpleQueue()
+        for share in programs.shares(config.jobs):
+            self.shares.put(share)
+        self.writing = threading.Lock()
+
+    def complete(self, jobs: Sequence[Job], received: Received) -> None:
+        """Completes jobs, and waits for those that other processes work on."""
+        with concurrent.futures.ThreadPoolExecutor(self.config.jobs) as pool:
+            while jobs:
+                is_done = list(pool.map(lambda job: self._try(job, received), jobs))
+                jobs = [job for job, done in zip(jobs, is_done, strict=True) if not done]
+                if jobs:
+                    time.sleep(_POLL_SECONDS)
+
+    def _try(self, job: Job, received: Received) -> bool:
+        """Completes a job; returns False if another process works on it."""
+        if stopped_by := received():
+            raise programs.stopped(stopped_by, job)
+        if self._is_tried(job):
+            return True
+        os.makedirs(job.folder, exist_ok=True)
+        with lock.tried(os.path.join(job.folder, _LOCK)) as owner:
+            if owner:
+                return False
+            if self._is_tried(job):  # by the process that had the lock
+                return True
+            _, left = _estimate(self.jobs)
+            number, count = self.numbers[job.name], len(self.jobs)
+            logging.info("Run %d of %d: %s; time left: %s", number, count, job.name, left)
+            share = self.shares.get()
+            try:
+                programs.complete(job, share, received)
+            finally:
+                self.shares.put(share)
+                with self.writing:
+                    report.write(self.config)
+        _log_outcome(job)
+        return True
+
+    def _is_tried(self, job: Job) -> bool:
+        """Whether a job needs no start: it is over, or has failed since this process began."""
+        outcome = outcomes.read_outcome(job.folder)
+        return outcome.is_over or (outcome.state == "failed" and outcome.ended >= self.since)
+
+
 def print_costs(config: ReproduceConfig) -> None:
     """Prints the steps, the images, the time and the state of each run."""
     jobs = list_jobs(config)
     width = max(len(job.name) for job in jobs)
-    seconds, left = _estimate(jobs)
-    for job in jobs:
+    kept = needed(config, jobs)
+    seconds, left = _estimate(kept)
+    for job in kept:
         outcome = outcomes.read_outcome(job.folder)
         duration = outcome.seconds if outcome.is_over else seconds[job.name]
         cost = f"{job.num_steps:>9,} steps {job.num_images:>13,} images {_interval(duration):>9}"
         print(f"{job.name:<{width}} {cost}  {outcome.state}")
-    total = sum(job.num_images for job in jobs)
-    print(f"{len(jobs)} runs, {total:,} images; time left: {left}")
+    total = sum(job.num_images for job in kept)
+    print(f"{len(kept)} runs, {total:,} images; time left: {left}")
+    if len(kept) < len(jobs):
+        print(f"{len(jobs) - len(kept)} more are not needed: their findings are decided")
 
 
 def list_jobs(config: ReproduceConfig) -> list[Job]:
@@ -109,8 +165,7 @@ def list_jobs(config: ReproduceConfig) -> list[Job]:
             f"Received: {config.run_flags}"
         ) from error
     chosen = tables.choose_tables(config.scale, config.table)
-    rows = [row for table in chosen.values() for row in table.rows]
-    runs = dict.fromkeys(row.run for row in rows)
+    runs = tables.runs_in(chosen.values())
     return [_job(config, name, seed, run_flags) for seed in range(config.seeds) for name in runs]
 
 
@@ -150,77 +205,6 @@ def _estimate(jobs: Sequence[Job]) -> tuple[dict[str, float | None], str]:
 
 def _interval(seconds: float | None) -> str:
     return "unknown" if seconds is None else terminal.format_seconds(seconds)
-
-
-def _complete(job: Job, received: Received) -> None:
-    """Trains and evaluates; an error is noted in the job's folder, so that the next job can run."""
-    os.makedirs(job.folder, exist_ok=True)
-    if not _call(job, "train.py", job.arguments, received):
-        return
-    for protocol in outcomes.PROTOCOLS:
-        is_there = outcomes.read_result(job.folder, protocol) is not None
-        if not is_there and not _call(job, "evaluate.py", _evaluation(job, protocol), received):
-            return
-    # The feature cache may be as large as the data set, and no later program reads it.
-    shutil.rmtree(os.path.join(job.folder, "features"), ignore_errors=True)
-
-
-def _evaluation(job: Job, protocol: str) -> list[str]:
-    """Returns the flags of an evaluation: the run's own for the data and for kNN, and more."""
-    there, _ = run_folder.read_settings(job.folder, "workdir")
-    settings = schema.defaults(DataConfig)
-    if protocol == "knn":
-        settings |= schema.defaults(KnnConfig)
-    return [
-        *(f"--{name}={there[name]}" for name in settings),
-        f"--encoder={os.path.join(job.folder, run_folder.ENCODER)}",
-        f"--protocol={protocol}",
-        f"--seed={job.seed}",
-        f"--output={outcomes.results_path(job.folder, protocol)}",
-    ]
-
-
-def _call(job: Job, program: str, arguments: Sequence[str], received: Received) -> bool:
-    """Runs a program, adds a line to starts.jsonl, and returns whether the program succeeded.
-
-    A signal to this process is passed on to the program, which then saves its state.
-
-    Raises:
-      StoppedError: this process received a signal.
-    """
-    started = time.perf_counter()
-    with open(os.path.join(job.folder, _LOG), "a+", encoding="utf-8") as log:
-        start = log.tell()
-        with subprocess.Popen(
-            [sys.executable, "-m", _MODULES[program], *arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that Ctrl-C reaches it only once, from here
-        ) as process:
-            while process.poll() is None and not received():
-                time.sleep(_POLL_SECONDS)
-            stopped_by = received()
-            if stopped_by:
-                process.send_signal(stopped_by)
-        log.seek(start)
-        last = ([line for line in log.read().splitlines() if line.strip()] or [""])[-1]
-    status = process.returncode
-    if stopped_by or status == 0:
-        error = None
-    elif status < 0:
-        error = f"{program} was ended by {signal.Signals(-status).name}"
-    else:
-        error = last or f"{program} ended with status {status}"
-    seconds = time.perf_counter() - started
-    line = {"program": program, "seconds": seconds, "error": error}
-    with open(os.path.join(job.folder, outcomes.STARTS), "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    if stopped_by:
-        raise StoppedError(
-            f"{stopped_by.name}: stopped at {job.name}; run the same command again to resume",
-            stopped_by,
-        )
-    return status == 0
 
 
 def _log_outcome(job: Job) -> None:

@@ -24,7 +24,15 @@ class ReproduceConfig(schema.Config):
         "Folder of the report and of the runs, which are in <run>/seed-<n>.",
         filled=True,
     )
-    seeds: int = setting(1, "Number of seeds for each row: 0, 1, and so on.", at_least=1)
+    seeds: int = setting(
+        1,
+        "Largest number of seeds for each row: 0, 1, and so on. A finding that fewer seeds decide "
+        "(3, 6, 12, ...) needs no more.",
+        at_least=1,
+    )
+    jobs: int = setting(
+        1, "Number of runs at a time. They share the GPUs, or without any the cores.", at_least=1
+    )
     run_flags: str = setting(
         "",
         "Flags of train.py that this machine needs in every run, such as "

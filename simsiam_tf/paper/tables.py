@@ -4,7 +4,10 @@ A run is a training by one recipe, `paper/<scale>/<run>`. Several tables may sho
 """
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from simsiam_tf.config import COLLAPSED_STD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +94,56 @@ class Row:
     label: str
     run: str
     number: float | None = None  # the paper's linear top-1 in percent
-    expected: str = ""  # a key of `findings.EXPECTATIONS`; empty: none
     remark: str = ""  # the paper's words in place of a number
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A part of a finding: that a weighted sum over runs is above a bound.
+
+    A difference of two runs has the weights 1 and -1. A claim that something is small has the
+    weight -1 and a negative bound.
+    """
+
+    text: str
+    measure: str  # a key of `outcomes.MEASURES`
+    weights: dict[str, float]  # by run
+    above: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A table of the paper, or a comparison in its text.
 
-    If rows have expectations, the finding is reproduced when all of them are met. Otherwise it is
-    reproduced when the rows have the paper's order.
+    The finding is reproduced when all of its claims hold.
     """
 
     title: str
     section: str
     finding: str
     rows: tuple[Row, ...]
+    claims: tuple[Claim, ...]
+
+
+def _spread(run: str, label: str) -> Claim:
+    return Claim(f"{label}: does not collapse", "std", {run: 1}, COLLAPSED_STD)
+
+
+def _collapsed(run: str, label: str) -> Claim:
+    return Claim(f"{label}: collapses", "std", {run: -1}, -COLLAPSED_STD)
+
+
+def _better(better: str, worse: str, text: str) -> Claim:
+    return Claim(text, "probe", {better: 1, worse: -1})
+
+
+def _mean_is_better(better: Sequence[str], worse: str, text: str) -> Claim:
+    weights = dict.fromkeys(better, 1 / len(better))
+    return Claim(text, "probe", weights | {worse: -1})
+
+
+def _not_a_point_worse(run: str, other: str, text: str) -> Claim:
+    return Claim(text, "probe", {run: 1, other: -1}, -1)
 
 
 def recipe_of(scale_name: str, run: str) -> str:
@@ -167,6 +204,11 @@ def build_runs(scale_name: str) -> dict[str, tuple[str, dict[str, Any]]]:
     return runs
 
 
+def epochs_of(scale_name: str) -> dict[str, int]:
+    """Returns the epochs of each run at a scale."""
+    return {run: flags["epochs"] for run, (_, flags) in build_runs(scale_name).items()}
+
+
 def build_tables(scale_name: str) -> dict[str, Table]:
     """Returns the tables at a scale by name; a label says if a setting is not the paper's."""
     scale = SCALES[scale_name]
@@ -174,24 +216,38 @@ def build_tables(scale_name: str) -> dict[str, Table]:
     def label(text: str, here: object, paper: object) -> str:
         return text if str(here) == str(paper) else f"{text} (here {here})"
 
+    def batch_run(size: int) -> str:
+        return "simsiam" if size == _BATCH_SIZE else f"batch_{size}"
+
+    def dim_run(dim: int) -> str:
+        return "simsiam" if dim == _DIM else f"projection_dim_{dim}"
+
+    def run_of(method: str, budget: int) -> str:
+        if (method, budget) == ("simsiam", 100):
+            return batch_run(256) if scale_name == "imagenet" else "simsiam"
+        return f"{method}_{budget}"
+
     def batch_row(size: int, number: float) -> Row:
-        name = "simsiam" if size == _BATCH_SIZE else f"batch_{size}"
-        return Row(label(f"batch {size}", size // scale.batch_divisor, size), name, number)
+        here = size // scale.batch_divisor
+        return Row(label(f"batch {size}", here, size), batch_run(size), number)
 
     def dim_row(dim: int, number: float) -> Row:
-        name = "simsiam" if dim == _DIM else f"projection_dim_{dim}"
-        return Row(label(f"d = {dim}", dim // scale.dim_divisor, dim), name, number)
+        return Row(label(f"d = {dim}", dim // scale.dim_divisor, dim), dim_run(dim), number)
 
     def alternation_row(paper_steps: str, number: float, steps: str) -> Row:
         text = {"1": "1 step", "epoch": "1 epoch"}.get(paper_steps, f"{paper_steps} steps")
         return Row(label(text, steps, paper_steps), f"alternation_{paper_steps}", number)
 
     def method_row(method: str, budget: int, number: float | None) -> Row:
-        run = f"{method}_{budget}"
-        if run == "simsiam_100":
-            run = "batch_256" if scale_name == "imagenet" else "simsiam"
         epochs = scale.epochs[_BUDGETS.index(budget)]
-        return Row(label(f"{_TITLES[method]}, {budget} epochs", epochs, budget), run, number)
+        text = label(f"{_TITLES[method]}, {budget} epochs", epochs, budget)
+        return Row(text, run_of(method, budget), number)
+
+    simsiam = run_of("simsiam", 100)
+    siblings = [method for method in _METHODS if method != "simsiam"]
+    gains = {  # from the longest training, in points
+        method: {run_of(method, 800): 1.0, run_of(method, 100): -1.0} for method in _METHODS
+    }
 
     return {
         "stop_gradient": Table(
@@ -199,8 +255,12 @@ def build_tables(scale_name: str) -> dict[str, Table]:
             "section 4.1, Figure 2",
             "Without stop-gradient the features collapse; with it they do not.",
             (
-                Row("with stop-gradient", "simsiam_decayed", 67.7, "spread"),
-                Row("without", "no_stop_gradient", 0.1, "collapsed"),
+                Row("with stop-gradient", "simsiam_decayed", 67.7),
+                Row("without", "no_stop_gradient", 0.1),
+            ),
+            (
+                _spread("simsiam_decayed", "with stop-gradient"),
+                _collapsed("no_stop_gradient", "without"),
             ),
         ),
         "predictor": Table(
@@ -209,17 +269,36 @@ def build_tables(scale_name: str) -> dict[str, Table]:
             "Without a predictor the features collapse; with a fixed random one they do not, but "
             "the loss stays high.",
             (
-                Row("learned, decayed learning rate", "simsiam_decayed", 67.7, "spread"),
-                Row("(a) none", "predictor_none", 0.1, "collapsed"),
-                Row("(b) fixed, random", "predictor_fixed", 1.5, "spread_but_high_loss"),
-                Row("(c) learned, fixed learning rate", "simsiam", 68.1, "spread"),
+                Row("learned, decayed learning rate", "simsiam_decayed", 67.7),
+                Row("(a) none", "predictor_none", 0.1),
+                Row("(b) fixed, random", "predictor_fixed", 1.5),
+                Row("(c) learned, fixed learning rate", "simsiam", 68.1),
+            ),
+            (
+                _spread("simsiam_decayed", "learned, decayed learning rate"),
+                _collapsed("predictor_none", "(a) none"),
+                _spread("predictor_fixed", "(b) fixed, random"),
+                Claim(
+                    "(b) fixed, random: loss above half of the learned one's",
+                    "loss",
+                    {"predictor_fixed": 1, "simsiam_decayed": -0.5},
+                ),
+                _spread("simsiam", "(c) learned, fixed learning rate"),
             ),
         ),
         "batch_size": Table(
             "Batch size",
             "section 4.3, Table 2",
-            "Batches from 128 to 2048 do better than 64 and 4096.",
+            "Batches from 128 to 2048 do better, on average, than 64 and than 4096.",
             tuple(batch_row(size, number) for size, number in _BATCH_SIZES.items()),
+            tuple(
+                _mean_is_better(
+                    [batch_run(size) for size in _BATCH_SIZES if size not in (64, 4096)],
+                    batch_run(other),
+                    f"mean of 128 to 2048 above {other}",
+                )
+                for other in (64, 4096)
+            ),
         ),
         "batch_norm": Table(
             "Batch normalization in the heads",
@@ -232,6 +311,11 @@ def build_tables(scale_name: str) -> dict[str, Table]:
                 Row("the same without scale and offset", "simsiam", 68.2),
                 Row("(d) and the predictor's output", "bn_predictor_output", remark="unstable"),
             ),
+            (
+                _better("bn_hidden", "bn_none", "(b) above (a)"),
+                _better("bn_affine", "bn_none", "(c) above (a)"),
+                _better("simsiam", "bn_none", "(c) without scale and offset above (a)"),
+            ),
         ),
         "similarity": Table(
             "Similarity",
@@ -241,6 +325,7 @@ def build_tables(scale_name: str) -> dict[str, Table]:
                 Row("cosine", "simsiam", 68.1),
                 Row("cross-entropy", "similarity_cross_entropy", 63.2),
             ),
+            (_better("simsiam", "similarity_cross_entropy", "cosine above cross-entropy"),),
         ),
         "symmetrization": Table(
             "Symmetrization",
@@ -251,12 +336,21 @@ def build_tables(scale_name: str) -> dict[str, Table]:
                 Row("asymmetric", "asymmetric", 64.8),
                 Row("asymmetric, two pairs", "asymmetric_2x", 67.3),
             ),
+            (
+                _better("simsiam", "asymmetric", "symmetric above asymmetric"),
+                _better("asymmetric_2x", "asymmetric", "two pairs above one"),
+            ),
         ),
         "projection_dim": Table(
             "Dimension of z",
             "appendix",
             "256 dimensions do worse than 512 and more.",
             tuple(dim_row(dim, number) for dim, number in _DIMS.items()),
+            tuple(
+                _better(dim_run(dim), dim_run(256), f"{dim} above 256")
+                for dim in _DIMS
+                if dim != 256
+            ),
         ),
         "alternation": Table(
             "Multi-step alternation",
@@ -266,14 +360,28 @@ def build_tables(scale_name: str) -> dict[str, Table]:
                 alternation_row(*paper, steps)
                 for paper, steps in zip(_ALTERNATION.items(), scale.inner_steps, strict=True)
             ),
+            (
+                _not_a_point_worse(
+                    "alternation_100", "alternation_1", "100 steps less than a point below 1 step"
+                ),
+                _mean_is_better(
+                    ["alternation_1", "alternation_10", "alternation_100"],
+                    "alternation_epoch",
+                    "mean of 1, 10 and 100 steps above 1 epoch",
+                ),
+            ),
         ),
         "expectation": Table(
             "Expectation over augmentations",
             "section 5.2",
             "Without a predictor, a moving average of the targets prevents the collapse.",
             (
-                Row("no predictor, moving average", "expectation_average", 55.0, "spread"),
-                Row("no predictor, no average", "predictor_none", 0.1, "collapsed"),
+                Row("no predictor, moving average", "expectation_average", 55.0),
+                Row("no predictor, no average", "predictor_none", 0.1),
+            ),
+            (
+                _spread("expectation_average", "moving average"),
+                _collapsed("predictor_none", "no average"),
             ),
         ),
         "methods": Table(
@@ -288,6 +396,29 @@ def build_tables(scale_name: str) -> dict[str, Table]:
                 ),
                 method_row("supervised", _BUDGETS[0], None),
             ),
+            (
+                *(
+                    _not_a_point_worse(
+                        simsiam,
+                        run_of(method, 100),
+                        f"100 epochs: SimSiam less than a point below {_TITLES[method]}",
+                    )
+                    for method in siblings
+                ),
+                *(
+                    Claim(f"{_TITLES[method]}: 800 epochs above 100", "probe", gain)
+                    for method, gain in gains.items()
+                ),
+                *(
+                    Claim(
+                        f"BYOL gains more than {_TITLES[method]}",
+                        "probe",
+                        gains["byol"] | {run: -weight for run, weight in gain.items()},
+                    )
+                    for method, gain in gains.items()
+                    if method != "byol"
+                ),
+            ),
         ),
         "simclr_ablation": Table(
             "SimCLR with a predictor",
@@ -298,20 +429,31 @@ def build_tables(scale_name: str) -> dict[str, Table]:
                 Row("with predictor", "simclr_predictor", 64.2),
                 Row("with predictor and stop-gradient", "simclr_predictor_stop_gradient", 66.0),
             ),
+            (
+                _better("simclr_100", "simclr_predictor", "without predictor above with it"),
+                _better(
+                    "simclr_predictor_stop_gradient",
+                    "simclr_predictor",
+                    "with predictor: stop-gradient above none",
+                ),
+            ),
         ),
         "swav_ablation": Table(
             "SwAV with a predictor, or without stop-gradient",
             "section 6.2, Table 6b",
             "Without stop-gradient SwAV does not converge; with stop-gradient it does.",
             (
-                Row("SwAV", "swav_100", 66.5, "spread"),
-                Row("with predictor", "swav_predictor", 65.2, "spread"),
-                Row(
-                    "without stop-gradient",
-                    "swav_no_stop_gradient",
-                    None,
-                    "not_converged",
-                    remark="diverges (NaN)",
+                Row("SwAV", "swav_100", 66.5),
+                Row("with predictor", "swav_predictor", 65.2),
+                Row("without stop-gradient", "swav_no_stop_gradient", remark="diverges (NaN)"),
+            ),
+            (
+                _spread("swav_100", "SwAV"),
+                _spread("swav_predictor", "with predictor"),
+                Claim(
+                    "without stop-gradient: kNN falls below the random network's",
+                    "knn_gain",
+                    {"swav_no_stop_gradient": -1},
                 ),
             ),
         ),
@@ -322,3 +464,8 @@ def choose_tables(scale_name: str, name: str) -> dict[str, Table]:
     """Returns the table with a name, or all tables for the name "all"."""
     found = build_tables(scale_name)
     return found if name == "all" else {name: found[name]}
+
+
+def runs_in(chosen: Iterable[Table]) -> list[str]:
+    """Returns the runs that some tables show, each once."""
+    return list(dict.fromkeys(row.run for table in chosen for row in table.rows))

@@ -38,6 +38,7 @@ _LIGHT = {
     "var(--ink)": "#1d2329",
     "var(--soft)": "#667079",
     "var(--line)": "#e3e5e4",
+    "var(--good)": "#1d7a4b",
     "var(--bad)": "#b3342d",
     "var(--card)": "#ffffff",
 }
@@ -86,6 +87,17 @@ class Bar:
     value: float
     name: str  # on the horizontal axis, where there is room
     text: str  # shown while the pointer is on the bar
+    color: str = SINGLE  # of CSS
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """One estimate of a chart, with its interval."""
+
+    name: str  # beside it
+    value: float
+    half_width: float | None  # None: no interval is known
+    text: str  # shown while the pointer is on it
     color: str = SINGLE  # of CSS
 
 
@@ -268,6 +280,59 @@ def bar_chart(bars: Sequence[Bar], x_title: str, y_title: str) -> Spec:
     )
 
 
+def interval_chart(intervals: Sequence[Interval], title: str) -> Spec:
+    """Returns a chart of estimates below each other, with their intervals and a line at 0.
+
+    Args:
+      intervals: one or more, from top to bottom; their names differ.
+      title: of the horizontal axis, with the unit.
+    """
+    rows = [
+        {
+            "name": one.name,
+            "value": one.value,
+            "low": one.value - (one.half_width or 0),
+            "high": one.value + (one.half_width or 0),
+            "text": one.text,
+            "color": one.color,
+        }
+        for one in intervals
+    ]
+    names = [one.name for one in intervals]
+    color = {"field": "color", "type": "nominal", "scale": None}
+    y = {
+        "field": "name",
+        "type": "nominal",
+        "sort": names,
+        "title": None,
+        "axis": {"labelLimit": 0, "ticks": False, "domain": False, "labelColor": "var(--ink)"},
+    }
+    shown = {"color": color, "y": y, "tooltip": {"field": "text", "type": "nominal"}}
+    low = {"field": "low", "type": "quantitative", "title": title, "axis": {"tickCount": 5}}
+    return _chart(
+        {
+            "width": _WIDTH,
+            "height": {"step": 22},
+            "data": {"values": rows},
+            "layer": [
+                {
+                    "data": {"values": [{"zero": 0}]},
+                    "mark": {"type": "rule", "color": "var(--soft)"},
+                    "encoding": {"x": {"field": "zero", "type": "quantitative", "title": title}},
+                },
+                {
+                    "mark": {"type": "rule", "strokeWidth": 2},
+                    "encoding": {**shown, "x": low, "x2": {"field": "high"}},
+                },
+                {
+                    "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+                    "encoding": {**shown, "x": {**low, "field": "value"}},
+                },
+            ],
+        }
+    )
+
+
 def scatter(
     coordinates: np.ndarray,
     labels: np.ndarray,
@@ -342,19 +407,27 @@ def _chart(content: Spec) -> Spec:
     }
 
 
+def column(charts: Sequence[Spec]) -> Spec:
+    """Returns charts below each other."""
+    return _chart({"vconcat": [_part(chart) for chart in charts]})
+
+
 def row(charts: Sequence[tuple[str, Spec]]) -> Spec:
     """Returns line charts of the same runs beside each other, each below its title.
 
     A legend below the first names the runs.
     """
-    parts = []
-    for title, chart in charts:
-        own = {name: value for name, value in chart.items() if name not in ("$schema", "config")}
-        parts.append(copy.deepcopy(own) | {"title": title})
+    parts = [_part(chart) | {"title": title} for title, chart in charts]
     for layer in parts[0]["layer"]:
         if "color" in layer.get("encoding", {}):
             layer["encoding"]["color"]["legend"] = {"title": None, "orient": "bottom"}
     return _chart({"hconcat": parts})
+
+
+def _part(chart: Spec) -> Spec:
+    """Returns a chart as a part of another one."""
+    own = {name: value for name, value in chart.items() if name not in ("$schema", "config")}
+    return copy.deepcopy(own)
 
 
 def element(chart: Spec, label: str) -> str:

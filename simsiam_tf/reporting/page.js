@@ -85,7 +85,7 @@ function choose(chart, chosen, view) {
 
 async function draw(chart, settings) {
   const isMap = chart.map !== null;
-  const isCurves = Boolean(chart.spec.layer);
+  const isCurves = chart.spec.layer?.some((layer) => layer.name === "values") ?? false;
   const spec = isMap ? map(chart) : isCurves ? curves(chart, settings) : structuredClone(chart.spec);
   spec.width = "container";
   spec.autosize = { type: "fit-x", contains: "padding" };

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from simsiam_tf.objectives import COLLAPSED_STD
+from simsiam_tf.config import COLLAPSED_STD
 from simsiam_tf.reporting import charts
 from simsiam_tf.reporting.html_page import escape
 

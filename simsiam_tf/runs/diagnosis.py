@@ -8,8 +8,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from simsiam_tf.config import PretrainConfig
-from simsiam_tf.objectives import COLLAPSED_STD
+from simsiam_tf.config import COLLAPSED_STD, PretrainConfig
 
 DOUBTFUL_STD = 2 * COLLAPSED_STD  # a std from here on is not doubtful
 # Effective rank of z below which the projections hardly differ. Four well separated classes also

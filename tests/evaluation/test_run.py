@@ -36,7 +36,10 @@ def test_the_result_is_the_last_line_of_stdout_and_the_output_file(
         f"--encoder={tiny_run / 'encoder'}", f"--protocol={protocol}", f"--output={output}",
         *(f"--{name}={value}" for name, value in settings.items()),
     )  # fmt: skip
-    assert result == json.loads(output.read_text())
+    kept = json.loads(output.read_text())
+    misclassified = kept.pop("misclassified")
+    assert result == kept
+    assert len(misclassified) == round(360 * (1 - result["top1"] / 100))
     assert result["protocol"] == protocol
     assert (result["num_train"], result["num_test"], result["num_classes"]) == (1437, 360, 10)
     assert settings.items() | {"seed": 0}.items() <= result["settings"].items()
@@ -46,6 +49,30 @@ def test_the_result_is_the_last_line_of_stdout_and_the_output_file(
     assert "digits/1.0.0 test" in result["fingerprints"]["eval_split"]
     assert result["versions"]["tensorflow"] == tf.__version__
     assert 0 < result["top1"] < result["top5"] <= 100
+
+
+def test_the_misclassified_images_are_those_that_plain_nearest_neighbours_get_wrong(
+    evaluate_here, pixels_encoder, tmp_path
+):
+    def evaluate(name, *flags):
+        evaluate_here(
+            f"--encoder={pixels_encoder}", "--image_size=8", "--eval_crop_ratio=1",
+            f"--output={tmp_path / name}", *flags,
+        )  # fmt: skip
+        return tmp_path / name
+
+    found = evaluate("knn.json", "--protocol=knn", "--knn_k=1")
+    train, test = (
+        np.load(evaluate(f"{split}.npz", "--protocol=features", f"--eval_split={split}"))
+        for split in ("train", "test")
+    )
+    unit = [
+        of["features"] / np.linalg.norm(of["features"], axis=1)[:, None] for of in (train, test)
+    ]
+    nearest = train["labels"][np.argmax(unit[1] @ unit[0].T, axis=1)]
+    wrong = test["indices"][nearest != test["labels"]]
+    assert json.loads(found.read_text())["misclassified"] == wrong.tolist()
+    assert len(wrong) > 0
 
 
 def test_results_without_output_add_up_beside_the_encoder_of_a_run(
@@ -246,9 +273,13 @@ def test_bad_images_are_left_out_of_the_counts_or_refused_by_name(
     settings = folder_of(folder, *paths) | {"encoder": str(pixels_encoder)} | settings
     for path in ("train/cat/3.png", "test/dog/1.png", "test/dog/2.png"):
         (folder / path).write_bytes(b"no image")
-    run.run(evaluation_config(**settings, on_bad_image="skip", max_bad_fraction=0.1))
+    output = tmp_path / "result.json"
+    skip = {"on_bad_image": "skip", "max_bad_fraction": 0.1, "output": str(output)}
+    run.run(evaluation_config(**settings, **skip))
     result = json.loads(capsys.readouterr().out)
     assert (result["num_train"], result["num_test"]) == (19, 18)
+    # The images of the folder are in the order of their paths: dog/1 and dog/2 are 11 and 12.
+    assert set(json.loads(output.read_text())["misclassified"]) <= set(range(20)) - {11, 12}
     assert_refused(evaluation_config, "test/dog/1.png", **settings)
 
 
