@@ -10,7 +10,9 @@ _QUERY_BLOCK = 512
 _BANK_BLOCK = 65_536
 _GROUP = 16  # columns; about √(bank / k) leaves the fewest scores to sort
 
-_Neighbours = tuple[tf.Tensor, tf.Tensor]  # cosines [q, k] float and labels [q, k] int, unsorted
+# Cosines [q, k] float, largest first, and labels [q, k] int. Equal ones are in the bank's order, and
+# `tf.math.top_k` takes the first of equal ones: so the blocks do not decide which neighbours vote.
+_Neighbours = tuple[tf.Tensor, tf.Tensor]
 
 
 def class_votes(
@@ -31,8 +33,8 @@ def class_votes(
       bank_labels: class indices of the bank, `[N]` int.
       queries: features to classify, `[Q, F]` float.
       num_classes: number of classes.
-      k: number of neighbours; if the bank is smaller, all of it votes. Among neighbours of equal
-        similarity, any may vote.
+      k: number of neighbours; if the bank is smaller, all of it votes. Of neighbours of equal
+        similarity, the first in the bank vote.
       temperature: above 0.
 
     Returns:
@@ -71,7 +73,7 @@ def _search(queries: tf.Tensor, bank: tf.Tensor, labels: tf.Tensor, k: int) -> _
 
 
 def _top_k(scores: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The k largest scores of each row and their columns, unsorted; a shorter row is kept whole.
+    """The k largest scores of each row and their columns; a shorter row is kept whole.
 
     The k largest scores are in the k groups of columns whose maxima are the largest. Searching
     only these groups takes half the time of searching a long row.
@@ -79,14 +81,15 @@ def _top_k(scores: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     rows, columns = scores.shape
     num_groups = -(-columns // _GROUP)
     if num_groups <= k:
-        return tf.math.top_k(scores, min(k, columns), sorted=False)
+        return tf.math.top_k(scores, min(k, columns))
     if columns % _GROUP:
         padding = num_groups * _GROUP - columns
         scores = tf.pad(scores, [[0, 0], [0, padding]], constant_values=scores.dtype.min)
     groups = tf.reshape(scores, [rows, num_groups, _GROUP])
     _, chosen = tf.math.top_k(tf.reduce_max(groups, axis=2), k, sorted=False)
+    chosen = tf.sort(chosen)
     candidates = tf.reshape(tf.gather(groups, chosen, batch_dims=1), [rows, k * _GROUP])
-    largest, index = tf.math.top_k(candidates, k, sorted=False)
+    largest, index = tf.math.top_k(candidates, k)
     group = tf.gather(chosen, index // _GROUP, batch_dims=1)
     return largest, group * _GROUP + index % _GROUP
 
@@ -94,7 +97,7 @@ def _top_k(scores: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
 def _merge(nearest: _Neighbours, found: _Neighbours, k: int) -> _Neighbours:
     """The k nearest neighbours among those of two blocks."""
     cosine, labels = (tf.concat(parts, axis=1) for parts in zip(nearest, found, strict=True))
-    cosine, index = tf.math.top_k(cosine, min(k, cosine.shape[1]), sorted=False)
+    cosine, index = tf.math.top_k(cosine, min(k, cosine.shape[1]))
     return cosine, tf.gather(labels, index, batch_dims=1)
 
 

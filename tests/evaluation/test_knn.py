@@ -69,6 +69,25 @@ def test_the_padding_of_the_last_group_is_never_a_neighbour():
     np.testing.assert_allclose(votes, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("k", [1, 3, 5, 11, 40])
+def test_of_equal_neighbours_the_first_of_the_bank_vote(monkeypatch, k):
+    # Small integers have equal cosines in float32 too, and the k-th neighbour is one of several.
+    monkeypatch.setattr(knn, "_QUERY_BLOCK", 7)
+    monkeypatch.setattr(knn, "_BANK_BLOCK", 16)
+    monkeypatch.setattr(knn, "_GROUP", 4)
+    rng = np.random.default_rng(0)
+    bank = np.eye(4, dtype="float32")[rng.integers(0, 4, 60)]
+    bank_labels = rng.integers(0, 3, 60)
+    queries = np.eye(4, dtype="float32")
+    expected = np.zeros((4, 3))
+    for row, query in enumerate(queries):
+        cosine = bank @ query
+        for index in np.argsort(-cosine, kind="stable")[:k]:
+            expected[row, bank_labels[index]] += np.exp(cosine[index] / 0.1)
+    votes = knn.class_votes(bank, bank_labels, queries, 3, k, 0.1)
+    np.testing.assert_allclose(votes, expected, rtol=1e-5)
+
+
 def test_each_of_equal_neighbours_votes_once():
     votes = knn.class_votes(np.ones((1000, 3)), np.zeros(1000, int), np.ones((2, 3)), 1, 10, 1.0)
     np.testing.assert_allclose(votes, np.full((2, 1), 10 * np.e), rtol=1e-6)
