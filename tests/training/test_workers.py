@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import TINY_RUN
 from programs import Program
-from run_results import assert_same_training
+from run_results import assert_same_training, losses_of
 
 FLAGS = [
     *TINY_RUN,
@@ -32,10 +32,10 @@ def free_ports(count):
 
 @pytest.fixture
 def start_workers(tmp_path, tfds_dir):
-    """() → the two processes of a new start in `tmp_path / "run"`."""
+    """(*flags, script) → the two processes of a new start in `tmp_path / "run"`."""
     started = []
 
-    def start():
+    def start(*flags, script="train.py"):
         addresses = [f"localhost:{port}" for port in free_ports(2)]
         workers = []
         for index in range(2):
@@ -43,8 +43,9 @@ def start_workers(tmp_path, tfds_dir):
             cluster = {"cluster": {"worker": addresses}, "task": task}
             workers.append(
                 Program(
-                    "train.py",
+                    script,
                     *FLAGS,
+                    *flags,
                     f"--workdir={tmp_path / 'run'}",
                     TFDS_DATA_DIR=str(tfds_dir),
                     TF_CONFIG=json.dumps(cluster),
@@ -120,3 +121,35 @@ def test_two_workers_stop_together_survive_a_kill_and_end_with_the_weights_of_on
     assert "SIGTERM: saved step" in second
     assert "kNN" in first
     assert "kNN" not in second
+
+
+METHODS = {
+    "simsiam": [],
+    "alternation": ["--inner_steps=2"],
+    "simclr": ["--predictor=none", "--stop_gradient=false"],
+    "mocov2": ["--queue_size=128"],
+    "byol": ["--projection_bn=hidden", "--prediction_bn=hidden"],
+    "swav": ["--predictor=none", "--num_prototypes=16"],
+    "supervised": [],
+}
+# SwAV gathers scores from all workers, as MoCo v2 and SimCLR do; -m long runs the other methods.
+PARAMETERS = [
+    pytest.param(method, marks=[] if method == "swav" else [pytest.mark.long]) for method in METHODS
+]
+
+
+@pytest.mark.parametrize("method", PARAMETERS)
+def test_two_workers_of_two_devices_train_each_method_as_one_process_does(
+    method, start_workers, train_here, tmp_path
+):
+    flags = [
+        f"--method={method}", *METHODS[method], "--train_split=train[:256]", "--epochs=2",
+        "--base_learning_rate=0.1", "--knn_every_epochs=0",
+    ]  # fmt: skip
+    workers = start_workers(*flags, script="tests/two_devices.py")
+    ends = [end_of(worker, timeout=200) for worker in workers]
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["replicas"] == 4
+    train_here(tmp_path / "alone", *FLAGS, *flags)
+    assert len(losses_of(tmp_path / "run")) == 8
+    assert_same_training(tmp_path / "run", tmp_path / "alone", rtol=1e-7)
