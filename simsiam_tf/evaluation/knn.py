@@ -10,8 +10,8 @@ _QUERY_BLOCK = 512
 _BANK_BLOCK = 65_536
 _GROUP = 16  # columns; about √(bank / k) leaves the fewest scores to sort
 
-# Cosines [q, k] float, largest first, and labels [q, k] int. Equal ones are in the bank's order, and
-# `tf.math.top_k` takes the first of equal ones: so the blocks do not decide which neighbours vote.
+# Cosines [q, k] float, largest first, and labels [q, k] int. Equal cosines are in the bank's order,
+# and `tf.math.top_k` takes the first of equals. So the blocks do not decide which neighbours vote.
 _Neighbours = tuple[tf.Tensor, tf.Tensor]
 
 

@@ -33,16 +33,6 @@ def learning_rate(config: OptimizationConfig, steps_per_epoch: int, step: int) -
     return initial * _half_cosine((step - warmup) / (config.epochs * steps_per_epoch - warmup))
 
 
-def predictor_learning_rate(config: OptimizationConfig, steps_per_epoch: int, step: int) -> float:
-    """Returns the predictor's learning rate of a step (Table 1c).
-
-    With `fix_predictor_learning_rate` it is constant, at the full learning rate.
-    """
-    if config.fix_predictor_learning_rate:
-        return initial_learning_rate(config)
-    return learning_rate(config, steps_per_epoch, step)
-
-
 def initial_learning_rate(config: OptimizationConfig) -> float:
     """Returns the full learning rate: base · global batch / 256."""
     return scaled(config.base_learning_rate, config.batch_size)

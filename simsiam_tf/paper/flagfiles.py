@@ -34,7 +34,7 @@ def _text(scale_name: str, run: str, recipe: str, settings: dict[str, object]) -
     scale = tables.SCALES[scale_name]
     shown = [
         (table, row)
-        for table in tables.build_tables(scale_name).values()
+        for table in tables.choose_tables(scale_name, "all").values()
         for row in table.rows
         if row.run == run
     ]

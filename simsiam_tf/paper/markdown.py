@@ -13,7 +13,7 @@ from simsiam_tf.schema import UserError
 BEGIN = "<!-- begin: written by simsiam_tf.paper.document -->"
 END = "<!-- end: written by simsiam_tf.paper.document -->"
 _CLAIM_TITLES = ("claim", "margin", "", "would decide it")
-_ROW_TITLES = ("", "paper, linear", "probe", "kNN", "std", "loss", "seeds")
+_ROW_TITLES = ("", "paper, linear", "probe", "kNN", "std", "loss", "images/s", "seeds")
 
 
 def write(report: str, output: str) -> None:
@@ -86,6 +86,7 @@ def _row(row: dict) -> list[str]:
         page.paper_number(row),
         *(page.mean_and_interval(row[name], 1) for name in ("probe", "knn")),
         *(page.mean_and_interval(row[name], 2) for name in ("std", "loss")),
+        page.speed(row),
         str(sum(seed["state"] in ("finished", "diverged") for seed in row["seeds"])),
     ]
 

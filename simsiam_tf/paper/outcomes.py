@@ -33,6 +33,7 @@ class Outcome:
     epochs: int | None = None  # that the run was to train, by its flags
     num_test: int | None = None  # test images of the probe
     misclassified: tuple[int, ...] | None = None  # indices of test images, by the probe
+    images_per_second: float | None = None  # of the training, over all devices
     seconds: float = 0.0  # the sum over all starts and evaluations
     ended: float = 0.0  # time of the last start's end, in seconds since 1970
 
@@ -113,6 +114,7 @@ def read_outcome(folder: str) -> Outcome:
         "knn_before_training": knn[0] if knn else None,
         "probe": top1["probe"],
         "epochs": _epochs(folder),
+        "images_per_second": _summary(folder).get("images_per_second"),
         "num_test": probe.get("num_test"),
         "misclassified": tuple(probe["misclassified"]) if "misclassified" in probe else None,
         "seconds": sum(start["seconds"] for start in starts),
@@ -145,6 +147,14 @@ def read_result(folder: str, protocol: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return result if "top1" in result else None
+
+
+def _summary(folder: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(folder, run_folder.SUMMARY), encoding="utf-8") as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}
 
 
 def _epochs(folder: str) -> int | None:

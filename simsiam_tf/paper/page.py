@@ -11,7 +11,18 @@ from simsiam_tf.runs import run_folder
 
 _KINDS = {"reproduced": "good", "contradicted": "bad", "undecided": "open"}
 _CLAIM_COLORS = {"holds": "var(--good)", "fails": "var(--bad)", "open": "var(--soft)"}
-_COLUMNS = ["", "paper, linear", "probe", "kNN", "untrained", "std", "loss", "time", "state"]
+_COLUMNS = [
+    "",
+    "paper, linear",
+    "probe",
+    "kNN",
+    "untrained",
+    "std",
+    "loss",
+    "images/s",
+    "time",
+    "state",
+]
 
 
 def build_html(report: dict, workdir: str) -> str:
@@ -184,9 +195,16 @@ def _cells(row: dict) -> list[str]:
         paper_number(row),
         *(mean_and_interval(row[name], 1) for name in ("probe", "knn", "knn_before_training")),
         *(mean_and_interval(row[name], 2) for name in ("std", "loss")),
+        speed(row),
         terminal.format_seconds(seconds) if seconds else "–",
         _states(row["seeds"]),
     ]
+
+
+def speed(row: dict) -> str:
+    """Returns the images that a row's training takes in a second."""
+    rate = row["images_per_second"]
+    return f"{rate['mean']:,.0f}" if rate else "–"
 
 
 def _states(seeds: list[dict]) -> str:

@@ -99,7 +99,7 @@ def _describe_row(row: tables.Row, seeds: Sequence[Outcome]) -> dict:
     counts = dict.fromkeys(("probe", "knn", "knn_before_training"), num_test)
     values = {
         name: summarize([getattr(seed, name) for seed in seeds], counts.get(name))
-        for name in (*counts, "std", "loss", "seconds")
+        for name in (*counts, "std", "loss", "images_per_second", "seconds")
     }
     return {
         "label": row.label,

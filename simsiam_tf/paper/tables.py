@@ -64,6 +64,7 @@ SCALES = {
         inner_steps=("1", "2", "5", "epoch"),  # an epoch has 11 steps
     ),
 }
+COMPARISON = "comparison"  # our own table: all methods, and SimSiam's two ablations that collapse
 _BUDGETS = (100, 200, 400, 800)  # the paper's epochs
 _BATCH_SIZE, _LARGE_BATCH = 512, 1024  # the default, and the smallest that warms up
 _BATCH_SIZES = {64: 66.1, 128: 67.3, 256: 68.1, 512: 68.1, 1024: 68.0, 2048: 67.9, 4096: 64.0}
@@ -457,13 +458,42 @@ def build_tables(scale_name: str) -> dict[str, Table]:
                 ),
             ),
         ),
+        COMPARISON: Table(
+            "Comparison",
+            "sections 4.1, 4.2 and 6.1",
+            "Every method improves on the random network, and SimSiam collapses without "
+            "stop-gradient or predictor.",
+            (
+                *(
+                    Row(title, run_of(method, 100), _METHODS.get(method, (None,))[0])
+                    for method, title in sorted(_TITLES.items(), key=_simsiam_first)
+                ),
+                Row("SimSiam without stop-gradient", "no_stop_gradient", 0.1),
+                Row("SimSiam without predictor", "predictor_none", 0.1),
+            ),
+            (
+                *(
+                    Claim(f"{title}: kNN above the random network's", "knn_gain", {run: 1})
+                    for method, title in sorted(_TITLES.items(), key=_simsiam_first)
+                    for run in [run_of(method, 100)]
+                ),
+                _collapsed("no_stop_gradient", "without stop-gradient"),
+                _collapsed("predictor_none", "without predictor"),
+            ),
+        ),
     }
 
 
+def _simsiam_first(entry: tuple[str, str]) -> bool:
+    return entry[0] != "simsiam"
+
+
 def choose_tables(scale_name: str, name: str) -> dict[str, Table]:
-    """Returns the table with a name, or all tables for the name "all"."""
+    """Returns the table with a name, or for the name "all" the tables of the paper."""
     found = build_tables(scale_name)
-    return found if name == "all" else {name: found[name]}
+    if name == "all":
+        return {key: table for key, table in found.items() if key != COMPARISON}
+    return {name: found[name]}
 
 
 def runs_in(chosen: Iterable[Table]) -> list[str]:

@@ -20,7 +20,7 @@ from simsiam_tf.runs import diagnosis
 from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.runs.mirror import Mirror
 from simsiam_tf.schema import StoppedError, UserError
-from simsiam_tf.training import meter, tags
+from simsiam_tf.training import meter
 from simsiam_tf.training.loop import Step
 from simsiam_tf.training.run_log import RunLog
 
@@ -71,18 +71,12 @@ class Metrics(keras.callbacks.Callback):
         # The learning rates that the step was made with.
         steps_per_epoch, done_before = self.log.plan.steps_per_epoch, step.number - 1
         rate = schedules.learning_rate(self.settings, steps_per_epoch, done_before)
-        predictor_rate = schedules.predictor_learning_rate(
-            self.settings, steps_per_epoch, done_before
-        )
         rates = self.recent.rates(self.peak_flops)
         self.usages.append(self.recent)
         self.recent = meter.Usage()
         values = {name: value for name, value in step.items() if name != "skipped"}
         values |= {"learning_rate": rate} | rates
         self.log.write(step.number, values)
-        with self.log.summaries(step.number):
-            name = "predictor_learning_rate"
-            tf.summary.scalar(tags.tag_of(name), predictor_rate, None, tags.description_of(name))
         self._show(step.number, done_before // steps_per_epoch, values)
 
     def _show(self, step: int, epoch: int, values: dict[str, float]) -> None:

@@ -32,8 +32,10 @@ _TAGS = {
         "The same of images that are not trained on; far above z_alignment is overfitting.",
     ),
     "singular_values": ("health/singular_values", "Of the features of the fixed sample."),
-    "learning_rate": ("optimization/learning_rate", "Of everything but a fixed predictor."),
-    "predictor_learning_rate": ("optimization/predictor_learning_rate", "Of the predictor."),
+    "learning_rate": (
+        "optimization/learning_rate",
+        "With --fix_predictor_learning_rate, that of the predictor stays at the highest value.",
+    ),
     "images_per_second": ("speed/images_per_second", "Over all replicas."),
     "input_wait_fraction": (
         "speed/input_wait_fraction",

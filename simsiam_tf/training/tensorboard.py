@@ -43,7 +43,7 @@ _LAYOUT = {
         "loss": ["loss"],
     },
     "How does it train?": {
-        "learning rates": ["learning_rate", "predictor_learning_rate"],
+        "learning rate": ["learning_rate"],
         "images a second": ["images_per_second"],
         "shares: waiting for images, processors at work, of the devices' peak": [
             "input_wait_fraction", "processor_use", "model_flop_utilization",

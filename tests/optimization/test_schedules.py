@@ -57,16 +57,6 @@ def test_by_step_the_rate_is_that_of_simclrs_and_byols_code():
         np.testing.assert_allclose(optimizers.StepRates(4.8, 70, 7)(6), 4.8 * 6 / 70, rtol=1e-6)
 
 
-def test_the_predictors_learning_rate_is_constant_or_decays_like_the_others():
-    settings = {"batch_size": 256, "epochs": 5, "warmup_epochs": 2}
-    constant = OptimizationConfig(**settings)
-    decayed = OptimizationConfig(**settings, fix_predictor_learning_rate=False)
-    for step in range(10):
-        assert schedules.predictor_learning_rate(constant, 2, step) == 0.05
-        expected = schedules.learning_rate(decayed, 2, step)
-        assert schedules.predictor_learning_rate(decayed, 2, step) == expected
-
-
 @pytest.mark.parametrize(
     ("recipe", "schedule"),
     [

@@ -267,6 +267,15 @@ def test_every_claim_about_accuracies_holds_for_the_papers_numbers(scale):
                 assert sum(claim.weights.values()) == pytest.approx(0)
 
 
+def test_the_comparison_is_no_table_of_the_paper():
+    assert len(tables.choose_tables("digits", "all")) == 12
+    (comparison,) = tables.choose_tables("digits", tables.COMPARISON).values()
+    assert [row.run for row in comparison.rows] == [
+        "simsiam", "simclr_100", "mocov2_100", "byol_100", "swav_100", "supervised_100",
+        "no_stop_gradient", "predictor_none",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", DIGITS)
 def test_every_table_states_a_finding_and_claims_about_its_rows(name):
     table = DIGITS[name]

@@ -180,7 +180,7 @@ def test_one_healthy_line_in_an_epoch_is_no_collapse(tmp_path, caplog):
     assert "Collapse" not in caplog.text
 
 
-def test_tensorboard_has_the_scalars_both_rates_and_the_view_pairs(tmp_path):
+def test_tensorboard_has_the_scalars_and_the_view_pairs(tmp_path):
     watched = Watched(tmp_path)
     black_and_white = tuple(tf.zeros([8, 4, 4, 3]) + value for value in (-9.0, 9.0))
     with watched.log.summaries(0):
@@ -196,7 +196,6 @@ def test_tensorboard_has_the_scalars_both_rates_and_the_view_pairs(tmp_path):
         return [float(tf.make_ndarray(value.tensor)) for _, value in events[tags.tag_of(name)]]
 
     np.testing.assert_allclose(scalars("learning_rate"), [0.3, 0.3, 0.225], rtol=1e-6)
-    np.testing.assert_allclose(scalars("predictor_learning_rate"), [0.3] * 3, rtol=1e-6)
     np.testing.assert_allclose(scalars("knn_top1"), [81.5])
     ((step, value),) = events["views/pairs"]
     width, height, png = value.tensor.string_val
