@@ -29,6 +29,7 @@ _PALETTE = (
 _WIDTH, _HEIGHT = 300, 170
 _MAP_SIZE = 420
 _MAX_POINTS = 600  # of a curve; more cannot be seen
+_RIGHT_END = {"expr": "width"}  # page.js gives a chart the width of its element
 _SHAPES = ("circle", "triangle-up", "square", "diamond", "cross", "triangle-down")
 _LUMINANCE_WEIGHTS = np.array([0.2126, 0.7152, 0.0722])  # of linear red, green and blue (sRGB)
 SINGLE = "var(--curve)"  # the colour of what is alone in its chart
@@ -192,7 +193,7 @@ def _level_layers(levels: Mapping[str, float]) -> list[Spec]:
     data = {"values": [{"value": level, "text": text} for text, level in levels.items()]}
     text = {
         "type": "text",
-        "x": {"expr": "width"},
+        "x": _RIGHT_END,
         "align": "right",
         "dy": -5,
         "fontSize": 11,
@@ -425,9 +426,13 @@ def row(charts: Sequence[tuple[str, Spec]]) -> Spec:
 
 
 def _part(chart: Spec) -> Spec:
-    """Returns a chart as a part of another one."""
+    """Returns a chart as a part of another one, in which `width` is no name of its own width."""
     own = {name: value for name, value in chart.items() if name not in ("$schema", "config")}
-    return copy.deepcopy(own)
+    part = copy.deepcopy(own)
+    for layer in part.get("layer", []):
+        if layer["mark"].get("x") == _RIGHT_END:
+            layer["mark"]["x"] = part["width"]
+    return part
 
 
 def element(chart: Spec, label: str) -> str:

@@ -151,6 +151,61 @@ def test_a_row_of_charts_is_written_as_a_picture(tmp_path, name, start):
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
+def test_the_label_of_a_level_is_at_the_right_end_also_in_a_row():
+    chart = charts.line_chart([Curve([(0, 1.0), (1, 2.0)])], "std", levels={"healthy": 1})
+    for drawn in (chart, charts.row([("Std", chart), ("Std again", chart)])):
+        labels = [text for text in marks(drawn)["text"] if text.text == "healthy"]
+        for label in labels:
+            assert label.get("transform").startswith("translate(300,")
+        assert labels
+
+
+def intervals_of(chart):
+    """Returns (left, right) of each interval, and the offset of each estimate and of 0."""
+    drawn = marks(chart)
+    zero, *rules = drawn["rule"]
+    spans = [
+        (float(re.search(r"\(([-\d.]+)", rule.get("transform"))[1]), float(rule.get("x2")))
+        for rule in rules
+    ]
+    points = [
+        float(re.search(r"\(([-\d.]+)", point.get("transform"))[1]) for point in drawn["symbol"]
+    ]
+    zero = float(re.search(r"\(([-\d.]+)", zero.get("transform"))[1])
+    return [(start, start + width) for start, width in spans], points, zero
+
+
+def test_an_interval_is_drawn_around_its_estimate_on_its_side_of_zero():
+    chart = charts.interval_chart(
+        [
+            charts.Interval("above", 2.0, 1.0, "", "var(--good)"),
+            charts.Interval("below", -3.0, 0.5, "", "var(--bad)"),
+            charts.Interval("no interval", 1.0, None, ""),
+        ],
+        "margin",
+    )
+    spans, points, zero = intervals_of(chart)
+    scale = (points[0] - zero) / 2
+    assert scale > 0
+    for (left, right), point, value, width in zip(
+        spans, points, (2, -3, 1), (1, 0.5, 0), strict=True
+    ):
+        assert point == pytest.approx(zero + scale * value, abs=0.2)
+        ends = sorted([left, right])
+        assert ends == pytest.approx([point - scale * width, point + scale * width], abs=0.2)
+    fills = [symbol.get("fill") for symbol in marks(chart)["symbol"]]
+    assert fills == ["var(--good)", "var(--bad)", "var(--curve)"]
+
+
+def test_a_column_keeps_the_colours_of_each_chart():
+    charts_of = [
+        charts.interval_chart([charts.Interval("a", 1.0, 0.5, "", color)], "margin")
+        for color in ("#aa0000", "#00aa00")
+    ]
+    fills = [symbol.get("fill") for symbol in marks(charts.column(charts_of))["symbol"]]
+    assert fills == ["#aa0000", "#00aa00"]
+
+
 def test_a_picture_of_another_kind_is_refused_and_colours_of_the_page_are_resolved(tmp_path):
     chart = charts.line_chart([Curve([(0, 1.0), (1, 2.0)], "run a")], "loss")
     with pytest.raises(ValueError, match=r"must end with \.svg"):
