@@ -2,6 +2,11 @@
 
 import json
 
+import pytest
+
+# Whole benchmarks: no user runs them, and each takes a minute.
+pytestmark = pytest.mark.long
+
 
 def test_all_sides_list_the_same_images(new_program, tmp_path):
     output = tmp_path / "listing.json"

@@ -3,7 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
+
+# Whole benchmarks: no user runs them, and each takes a minute.
+pytestmark = pytest.mark.long
 
 
 def sides_of(finished, output):

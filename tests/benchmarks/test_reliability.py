@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from benchmarks import corrupt, kill_resume
 
+# Whole benchmarks: no user runs them, and each takes a minute.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def killed(new_program, tmp_path_factory):
