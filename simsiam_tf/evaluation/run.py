@@ -190,7 +190,7 @@ _Outcome = tuple[dict[str, Any], dict[str, Any], dict[str, Source]]
 
 @dataclasses.dataclass(frozen=True)
 class _Classified:
-    """What a classifier says of the images of the evaluation split."""
+    """A classifier's scores for the images of the evaluation split, and its settings."""
 
     scores: tf.Tensor | np.ndarray  # [N, classes]
     labels: np.ndarray  # [N]

@@ -30,7 +30,7 @@ Outcomes = Mapping[str, Sequence[Outcome]]
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What some seeds say of a claim."""
+    """The result of testing a claim on some seeds."""
 
     claim: Claim
     estimate: Estimate  # of what the weighted sum has above the claim's bound
@@ -45,20 +45,25 @@ class Judgement:
 
     @property
     def would_decide(self) -> str:
-        """What would decide an open claim if the errors stay as they are; else empty."""
+        """The seeds or test images that an open claim needs if the errors stay as they are.
+
+        It is empty for a claim that holds or fails.
+        """
         if self.word != "open":
             return ""
         factor = self.estimate.image_factor()
         if self.num_test and factor > 1:
             if math.isinf(factor):
-                return "no number of test images"
+                return "nothing: the margin is 0"
             images = self.num_test * factor
             step = 10 ** max(int(math.log10(images)) - 1, 0)
             return f"more than {math.ceil(images / step) * step:,} test images"
         seeds = self.estimate.seeds_needed()
         if self.estimate.deviation is None:
             return f"{FIRST_LOOK} seeds or more"
-        return f"about {max(seeds, self.estimate.seeds + 1):,} seeds" if seeds else "no such number"
+        if seeds is None:
+            return f"more than {intervals.MAX_SEEDS:,} seeds"
+        return f"about {max(seeds, self.estimate.seeds + 1):,} seeds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +87,16 @@ def looks(num_seeds: int) -> Iterator[tuple[int, float]]:
 
 
 RULE = (
-    "A finding is reproduced if all of its claims hold, and contradicted if one of them fails. A "
-    "claim holds if the whole interval of its mean over seeds is on its side. It fails if the "
+    "A finding is reproduced if all of its claims hold, and contradicted if one of them fails. "
+    "A claim holds if the whole interval of its mean over seeds is on its side. It fails if the "
     "whole interval is on the other side, at a level that is divided by the number of claims. "
-    "Seeds are paired. The interval is Student's t over the seeds, joined with the error that the "
-    "choice of the test images gives. Findings are looked at when there are three seeds, when "
-    "there are twice as many, and so on, and at the last seed. Each look has half of the 5 % that "
-    "are left for errors, and the last one all of it. A finding that is decided needs no further "
-    f"seeds. A run collapses if the mean of its std over the last tenth is below {COLLAPSED_STD}. "
-    "A run that diverged counts as an accuracy, a std and a loss of 0."
+    "Seeds are paired. The interval is Student's t over the seeds; for the probe it also has "
+    "the error that the choice of the test images gives. Findings are looked at when there are "
+    "three seeds, when there are twice as many, and so on, and at the last seed. Each look has "
+    "half of the 5 % that are left for errors, and the last one all of it. A finding that is "
+    "decided needs no further seeds. A run collapses if the mean of its std over the last tenth "
+    f"is below {COLLAPSED_STD}. A run that diverged counts as an accuracy, a std and a loss of "
+    "0."
 )
 
 
@@ -142,7 +148,7 @@ def runs_of(table: Table) -> set[str]:
 
 
 def _num_over(seeds: Sequence[Outcome]) -> int:
-    """The number of seeds, from the first on, that are over."""
+    """Returns how many seeds are over before the first one that is not."""
     return next((n for n, seed in enumerate(seeds) if not seed.is_over), len(seeds))
 
 
@@ -186,8 +192,8 @@ def _judge_claim(
 def _image_error(claim: Claim, runs: Outcomes) -> float:
     """Returns the standard error of a weighted sum of accuracies by the choice of the test images.
 
-    Results that do not name the wrongly classified images give an upper bound: that of images
-    which are drawn anew for each run.
+    If a result does not name its misclassified images, this is an upper bound: the error if each
+    run had test images of its own.
     """
     finished = [seed for seeds in runs.values() for seed in seeds if seed.state == "finished"]
     counts = {seed.num_test for seed in finished}

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05  # an interval misses the true value with this probability
-_MAX_SEEDS = 1000
+MAX_SEEDS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +39,20 @@ class Estimate:
         return stats.norm.ppf(1 - level / 2) * self.image_error
 
     def seeds_needed(self, level: float = LEVEL) -> int | None:
-        """Returns how many seeds would tell the mean from 0, if the errors stay as they are.
+        """Returns how many seeds are needed to tell the mean from 0 if the errors stay as they are.
 
-        None: no number of seeds would, because the test images are too few, or the seeds more than
-        1,000, or there is only one seed.
+        It returns None if there is only one seed so far, or if `MAX_SEEDS` seeds are too few. The
+        latter is always so where the test images are too few.
         """
         if self.deviation is None:
             return None
-        counts = range(2, _MAX_SEEDS + 1)
+        counts = range(2, MAX_SEEDS + 1)
         return next((n for n in counts if self._half_width(level, n) < abs(self.mean)), None)
 
     def image_factor(self, level: float = LEVEL) -> float:
-        """Returns by how much the test images must be more to tell the mean from 0.
+        """Returns the factor by which the number of test images must grow to tell the mean from 0.
 
-        At most 1: they are enough. Infinite: the mean is 0.
+        A factor of at most 1 means that they are enough. It is infinite if the mean is 0.
         """
         if not self.mean:
             return math.inf

@@ -46,7 +46,9 @@ def with_results(text: str, report: dict[str, Any], picture: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise UserError(f"--output must have the lines {BEGIN} and {END}. Received: a file without")
+        raise UserError(
+            f"--output must have the lines {BEGIN} and {END}. Received: a document without"
+        )
     return f"{before}{BEGIN}\n\n{results(report, picture)}\n\n{END}{after}"
 
 

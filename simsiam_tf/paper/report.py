@@ -84,7 +84,7 @@ def _describe_claim(judgement: findings.Judgement) -> dict[str, Any]:
 
 
 def _describe_open(claim: tables.Claim) -> dict[str, Any]:
-    """Describes a claim that no finished seed says anything of."""
+    """Describes a claim of which no seed is finished yet."""
     return {
         "text": claim.text,
         "word": "open",

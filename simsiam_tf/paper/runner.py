@@ -64,7 +64,7 @@ def _rounds(config: ReproduceConfig, jobs: Sequence[Job]) -> Iterator[list[Job]]
 
 
 def needed(config: ReproduceConfig, jobs: Sequence[Job]) -> list[Job]:
-    """Returns the jobs that are done, and those that may still be needed."""
+    """Returns all jobs but those whose findings earlier seeds decide."""
     return [job for jobs_of_seed in _rounds(config, jobs) for job in jobs_of_seed]
 
 

@@ -107,17 +107,19 @@ def test_ten_steps_are_those_of_the_authors_script_in_pytorch(tmp_path):
     classifier = linear.train_classifier(encode, 6, source, view, config, 0, quarantine)
 
     start = linear.build_classifier(6, 3, seed=0)
-    twin = torch.nn.Linear(6, 3, dtype=torch.float64)
-    twin.weight.data = torch.tensor(start.kernel.numpy().T)
-    twin.bias.data = torch.tensor(start.bias.numpy())
-    optimizer = torch.optim.SGD(twin.parameters(), 1600.0 * 8 / 256, momentum=0.9, weight_decay=0)
+    reference = torch.nn.Linear(6, 3, dtype=torch.float64)
+    reference.weight.data = torch.tensor(start.kernel.numpy().T)
+    reference.bias.data = torch.tensor(start.bias.numpy())
+    optimizer = torch.optim.SGD(
+        reference.parameters(), 1600.0 * 8 / 256, momentum=0.9, weight_decay=0
+    )
     larc = Larc(optimizer)
     for step, indices in enumerate(encode.indices):
         epoch = step // 5
         for group in optimizer.param_groups:
             group["lr"] = 1600.0 * 8 / 256 * 0.5 * (1 + math.cos(math.pi * epoch / 2))
         loss = torch.nn.functional.cross_entropy(
-            twin(torch.tensor(encode.features[indices])), torch.tensor(indices % 3).long()
+            reference(torch.tensor(encode.features[indices])), torch.tensor(indices % 3).long()
         )
         optimizer.zero_grad()
         loss.backward()
@@ -126,9 +128,9 @@ def test_ten_steps_are_those_of_the_authors_script_in_pytorch(tmp_path):
     assert len(encode.indices) == 10
     assert np.abs(classifier.kernel.numpy() - start.kernel.numpy()).max() > 1e-3
     np.testing.assert_allclose(
-        classifier.kernel.numpy(), twin.weight.detach().numpy().T, rtol=0, atol=1e-6
+        classifier.kernel.numpy(), reference.weight.detach().numpy().T, rtol=0, atol=1e-6
     )
-    np.testing.assert_allclose(classifier.bias.numpy(), twin.bias.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(classifier.bias.numpy(), reference.bias.detach().numpy(), atol=1e-6)
 
 
 def test_the_defaults_are_those_of_the_authors_script():

@@ -217,6 +217,12 @@ def test_a_finding_that_the_first_look_decides_stays_decided_without_the_other_s
     assert (verdict.word, verdict.seeds) == ("reproduced", 3)
 
 
+def test_later_seeds_do_not_undo_what_the_first_look_decides():
+    without = [COLLAPSED] * 3 + [GOOD] * 3
+    verdict = judge("stop_gradient", simsiam_decayed=[GOOD] * 6, no_stop_gradient=without)
+    assert (verdict.word, verdict.seeds) == ("reproduced", 3)
+
+
 def test_between_two_looks_nothing_is_decided():
     # At three seeds the spread is too wide, at five it would do; the second look is at six.
     without = [dataclasses.replace(COLLAPSED, std=std) for std in (0.05, 0.25, 0.1, 0.1, 0.1)]
