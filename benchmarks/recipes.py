@@ -39,7 +39,7 @@ RECIPES = {
     ],
     "auto": ["--recipe=auto"],
 }  # fmt: skip
-SPEED_EPOCHS = 3  # of the run that measures the speed
+SPEED_IMAGES = 6000  # about so many, in one to three epochs, of the run that measures the speed
 REACHED = ("loss", "feature_std", "knn_top1", "knn_top1_before_training")
 
 
@@ -138,8 +138,11 @@ def run(folder, name, data, recipe, seed, minutes):
     flags = [*RECIPES[recipe], *data, f"--seed={seed}"]
     base = folder / name.replace(" ", "_")
     auto = base / "auto-speed-0"
+    speed_epochs = 3
     # A short run tells the speed. That of auto also tells the network, and how long trials take.
     if recipe != "auto":
+        images = json.loads((auto / "summary.json").read_text(encoding="utf-8"))["images"]
+        speed_epochs = max(1, min(3, SPEED_IMAGES // images))
         settings = run_folder.read_config(str(auto), "run")
         flags += [
             f"--backbone={settings.encoder.backbone}",
@@ -148,7 +151,7 @@ def run(folder, name, data, recipe, seed, minutes):
             f"--knn_k={settings.knn.knn_k}",
         ]
     rare = ["--knn_every_epochs=100000", "--health_every_epochs=100000"]
-    first = train(base / f"{recipe}-speed-0", [*flags, *rare, f"--epochs={SPEED_EPOCHS}"])
+    first = train(base / f"{recipe}-speed-0", [*flags, *rare, f"--epochs={speed_epochs}"])
     trials = run_folder.read_choices(str(auto))["trials"] if recipe == "auto" else []
     seconds = 60 * minutes - sum(trial["seconds"] for trial in trials)
     epochs = max(1, int(seconds * first["images_per_second"] / first["images"]))
