@@ -53,7 +53,7 @@ def with_results(text: str, report: dict[str, Any], picture: str) -> str:
 
 
 def results(report: dict[str, Any], picture: str) -> str:
-    """Returns the results of a report as Markdown."""
+    """Returns the results of a report as Markdown, of the tables that have a run in each row."""
     tally = report["tally"]
     words = ", ".join(f"{number} {word}" for word, number in tally.items())
     seconds = terminal.format_seconds(report["seconds"])
@@ -63,7 +63,16 @@ def results(report: dict[str, Any], picture: str) -> str:
         f"![The margins of all claims, with their intervals]({picture})",
         report["rule"],
     ]
+    unfinished = [
+        table["title"]
+        for table in report["tables"].values()
+        if not all(map(_num_over, table["rows"]))
+    ]
+    if unfinished:
+        parts.append(f"Tables that have a row without a finished run: {', '.join(unfinished)}.")
     for table in report["tables"].values():
+        if table["title"] in unfinished:
+            continue
         parts += [
             f"### {table['title']}: {table['verdict']}",
             f"{table['finding']} ({table['section']}) {_seeds(table)}{table['reason']}.",
@@ -89,8 +98,12 @@ def _row(row: dict) -> list[str]:
         *(page.mean_and_interval(row[name], 1) for name in ("probe", "knn")),
         *(page.mean_and_interval(row[name], 2) for name in ("std", "loss")),
         page.speed(row),
-        str(sum(seed["state"] in ("finished", "diverged") for seed in row["seeds"])),
+        str(_num_over(row)),
     ]
+
+
+def _num_over(row: dict) -> int:
+    return sum(seed["state"] in ("finished", "diverged") for seed in row["seeds"])
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,8 @@ class ReproduceConfig(schema.Config):
     table: str = setting("stop_gradient", "Table to reproduce.", choices=(*_NAMES, "all"))
     scale: str = setting(
         "digits",
-        "Stand-in for the paper's ImageNet with 100 epochs: imagenet, cifar10 or digits.",
+        "Stand-in for the paper's ImageNet with 100 epochs: imagenet, cifar10, cifar10_small or "
+        "digits.",
         choices=tuple(tables.SCALES),
     )
     workdir: str = setting(

@@ -51,6 +51,18 @@ SCALES = {
         dim_divisor=1,
         inner_steps=("1", "10", "100", "epoch"),
     ),
+    "cifar10_small": Scale(
+        what="10,000 images of CIFAR-10, ResNet-18 of a quarter of the width with the CIFAR stem",
+        hardware="any CPU",
+        simsiam="cifar10_small",
+        suffix="cifar10_small",
+        num_images=10_000,
+        epochs=(20, 30, 40, 60),
+        warms_up=True,
+        batch_divisor=4,
+        dim_divisor=16,
+        inner_steps=("1", "5", "20", "epoch"),  # an epoch has 78 steps
+    ),
     "digits": Scale(
         what="the embedded digits, ResNet-18 of a quarter of the width",
         hardware="any CPU",

@@ -262,6 +262,14 @@ def test_a_document_gets_the_results_between_its_comments(tmp_path):
     assert (tmp_path / "paper.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_document_names_the_tables_that_are_not_finished(tmp_path):
+    write_stop_gradient(tmp_path, seeds=1)
+    report.write(ReproduceConfig(table="all", workdir=str(tmp_path), seeds=3))
+    text = markdown.results(report_of(tmp_path), "paper.png")
+    assert re.findall("^### (.*):", text, re.MULTILINE) == ["Stop-gradient"]
+    assert "Tables that have a row without a finished run: Predictor, Batch size, " in text
+
+
 def test_a_document_without_a_place_for_the_results_is_refused(tmp_path):
     report.write(ReproduceConfig(workdir=str(tmp_path)))
     (tmp_path / "paper.md").write_text("nothing")

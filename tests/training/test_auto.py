@@ -16,21 +16,15 @@ from simsiam_tf.training import auto
 GIVEN = ["--recipe=auto", "--backbone=resnet10", "--width=4", "--epochs=3", "--seed=5"]
 
 
-@pytest.fixture
-def chosen(red_and_blue, train_here, tmp_path, monkeypatch):
-    """(workdir, flags) of a finished run whose flags were chosen for 40 images of 12 pixels."""
+def test_a_run_writes_its_choices_out_keeps_the_trials_and_resumes_with_them(
+    red_and_blue, train_here, tmp_path, monkeypatch
+):
     monkeypatch.setattr(auto, "_FACTORS", (0.1, 1.0))
     monkeypatch.setattr(auto, "_FEWEST_STEPS", 4)
-    red_and_blue(noise=100, tint=40)
+    red_and_blue(noise=100, tint=40)  # 40 images of 12 pixels
+    workdir = tmp_path / "run"
     arguments = [*GIVEN, "--dataset=folder", f"--data_dir={tmp_path}"]
-    train_here(tmp_path / "run", *arguments)
-    return tmp_path / "run", arguments
-
-
-def test_a_run_writes_its_choices_out_keeps_the_trials_and_resumes_with_them(
-    chosen, train_here, tmp_path, monkeypatch
-):
-    workdir, arguments = chosen
+    train_here(workdir, *arguments)
     text = (workdir / "flags.cfg").read_text()
     settings = run_folder.read_config(str(workdir), "run")
     assert (settings.encoder.width, settings.optimization.epochs) == (4, 3)  # as given
@@ -56,10 +50,7 @@ def test_a_run_writes_its_choices_out_keeps_the_trials_and_resumes_with_them(
     train_here(tmp_path / "again", f"--flagfile={workdir / 'flags.cfg'}")
     assert_same_run(tmp_path / "again", workdir)
     assert (workdir / "flags.cfg").read_text() == text
-
-
-def test_another_given_flag_is_another_run(chosen, train_here):
-    workdir, arguments = chosen
+    # Another given flag is another run.
     with pytest.raises(UserError, match=r"--momentum=0\.9 there, 0\.8 here"):
         train_here(workdir, *arguments, "--momentum=0.8")
 
