@@ -8,8 +8,11 @@ computer without an accelerator; the heads, the views, the learning rate and the
 recipe's. The accuracy is that of nearest neighbours where labels exist. The effective rank is that
 of the health monitor: of 64 to 256 training images, so it is comparable only within a data set.
 
-Runs that are finished in the folder are not repeated. `--cifar10` is a folder with `train/<class>/`
-and `test/<class>/`, `--photos` a folder of images. Both may be missing; then their sets are.
+With seed 0, the machine should have no other work, because the speed of a short run decides on the
+epochs; other seeds have the same epochs. Runs that are finished in the folder are not repeated.
+
+`--cifar10` is a folder with `train/<class>/` and `test/<class>/`, `--photos` a folder of images.
+Both may be missing; then their sets are.
 """
 
 import argparse
@@ -40,6 +43,7 @@ RECIPES = {
     "auto": ["--recipe=auto"],
 }  # fmt: skip
 SPEED_IMAGES = 6000  # about so many, in one to three epochs, of the run that measures the speed
+RARE = ["--knn_every_epochs=100000", "--health_every_epochs=100000"]
 REACHED = ("loss", "feature_std", "knn_top1", "knn_top1_before_training")
 
 
@@ -135,28 +139,22 @@ def train(workdir, flags):
 
 def run(folder, name, data, recipe, seed, minutes):
     """Trains with a recipe for some minutes; returns a row of the table."""
-    flags = [*RECIPES[recipe], *data, f"--seed={seed}"]
     base = folder / name.replace(" ", "_")
-    auto = base / "auto-speed-0"
-    speed_epochs = 3
-    # A short run tells the speed. That of auto also tells the network, and how long trials take.
+    flags = [*RECIPES[recipe], *data, *RARE, f"--seed={seed}"]
     if recipe != "auto":
-        images = json.loads((auto / "summary.json").read_text(encoding="utf-8"))["images"]
-        speed_epochs = max(1, min(3, SPEED_IMAGES // images))
-        settings = run_folder.read_config(str(auto), "run")
+        settings = run_folder.read_config(str(base / "auto-speed"), "run")
         flags += [
             f"--backbone={settings.encoder.backbone}",
             f"--width={settings.encoder.width}",
             f"--batch_size={settings.optimization.batch_size}",
             f"--knn_k={settings.knn.knn_k}",
         ]
-    rare = ["--knn_every_epochs=100000", "--health_every_epochs=100000"]
-    first = train(base / f"{recipe}-speed-0", [*flags, *rare, f"--epochs={speed_epochs}"])
-    trials = run_folder.read_choices(str(auto))["trials"] if recipe == "auto" else []
-    seconds = 60 * minutes - sum(trial["seconds"] for trial in trials)
-    epochs = max(1, int(seconds * first["images_per_second"] / first["images"]))
+    if seed == 0:
+        epochs = epochs_within(minutes, base, recipe, flags)
+    else:  # as many as with seed 0, so that the time of other seeds does not matter
+        epochs = run_folder.read_config(str(base / f"{recipe}-0"), "run").optimization.epochs
     workdir = base / f"{recipe}-{seed}"
-    summary = train(workdir, [*flags, *rare, f"--epochs={epochs}"])
+    summary = train(workdir, [*flags, f"--epochs={epochs}"])
     lines = run_folder.read_metrics(str(workdir))
     health = next(line for line in reversed(lines) if "effective_rank" in line)
     return {
@@ -172,6 +170,20 @@ def run(folder, name, data, recipe, seed, minutes):
         "findings": [finding["name"] for finding in summary["findings"]],
         **{name: summary[name] for name in REACHED},
     }
+
+
+def epochs_within(minutes, base, recipe, flags):
+    """Returns the epochs that fit in some minutes, by the speed of a short run."""
+    # That of auto also tells the network of all, and how long the trials take.
+    auto = base / "auto-speed"
+    epochs = 3
+    if recipe != "auto":
+        images = json.loads((auto / "summary.json").read_text(encoding="utf-8"))["images"]
+        epochs = max(1, min(3, SPEED_IMAGES // images))
+    summary = train(base / f"{recipe}-speed", [*flags, f"--epochs={epochs}"])
+    trials = run_folder.read_choices(str(auto))["trials"] if recipe == "auto" else []
+    seconds = 60 * minutes - sum(trial["seconds"] for trial in trials)
+    return max(1, int(seconds * summary["images_per_second"] / summary["images"]))
 
 
 def table(rows):
