@@ -60,7 +60,7 @@ SCALES = {
         epochs=(20, 30, 40, 60),
         warms_up=True,
         batch_divisor=4,
-        dim_divisor=16,
+        dim_divisor=4,
         inner_steps=("1", "5", "20", "epoch"),  # an epoch has 78 steps
     ),
     "digits": Scale(

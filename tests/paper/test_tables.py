@@ -51,6 +51,14 @@ def test_every_run_appears_in_a_table_and_every_row_has_a_run(scale):
     assert set(rows) == set(tables.build_runs(scale))
 
 
+@pytest.mark.parametrize("scale", tables.SCALES)
+def test_the_papers_default_batch_and_dimension_are_those_of_simsiam_at_the_scale(scale):
+    config = config_of(scale, "simsiam")
+    divisors = tables.SCALES[scale]
+    assert config.optimization.batch_size == 512 // divisors.batch_divisor
+    assert config.method.projection_dim == 2048 // divisors.dim_divisor
+
+
 @pytest.mark.parametrize(("scale", "run"), RUNS)
 def test_a_flagfile_changes_only_the_rows_flags_of_its_recipe(scale, run):
     recipe, changed = tables.build_runs(scale)[run]
