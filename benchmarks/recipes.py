@@ -42,7 +42,7 @@ RECIPES = {
     ],
     "auto": ["--recipe=auto"],
 }  # fmt: skip
-SPEED_IMAGES = 6000  # about so many, in one to three epochs, of the run that measures the speed
+SPEED_IMAGES = 6000  # number of images, in one to three epochs, on which the speed is measured
 RARE = ["--knn_every_epochs=100000", "--health_every_epochs=100000"]
 REACHED = ("loss", "feature_std", "knn_top1", "knn_top1_before_training")
 
@@ -151,7 +151,7 @@ def run(folder, name, data, recipe, seed, minutes):
         ]
     if seed == 0:
         epochs = epochs_within(minutes, base, recipe, flags)
-    else:  # as many as with seed 0, so that the time of other seeds does not matter
+    else:
         epochs = run_folder.read_config(str(base / f"{recipe}-0"), "run").optimization.epochs
     workdir = base / f"{recipe}-{seed}"
     summary = train(workdir, [*flags, f"--epochs={epochs}"])
@@ -174,8 +174,7 @@ def run(folder, name, data, recipe, seed, minutes):
 
 def epochs_within(minutes, base, recipe, flags):
     """Returns the epochs that fit in some minutes, by the speed of a short run."""
-    # That of auto also tells the network of all, and how long the trials take.
-    auto = base / "auto-speed"
+    auto = base / "auto-speed"  # it also gives the network of every recipe, and the trials' time
     epochs = 3
     if recipe != "auto":
         images = json.loads((auto / "summary.json").read_text(encoding="utf-8"))["images"]
