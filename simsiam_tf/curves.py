@@ -19,7 +19,7 @@ class CurvesConfig(schema.Config):
 
 def main(config: CurvesConfig) -> None:
     """Writes the picture."""
-    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+    with flags.heavy_imports():  # here, so that a wrong flag is reported without waiting for it
         from simsiam_tf.reporting import curve_picture
 
     curve_picture.write(config.runs.split(","), config.output)

@@ -25,7 +25,7 @@ class ReportConfig(schema.Config):
 
 def main(config: ReportConfig) -> None:
     """Writes the report."""
-    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+    with flags.heavy_imports():  # here, so that a wrong flag is reported without waiting for it
         from simsiam_tf.reporting import comparison, html_page, page, record
         from simsiam_tf.runs import run_folder
 

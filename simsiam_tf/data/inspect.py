@@ -14,7 +14,7 @@ from simsiam_tf.data.inspect_settings import InspectConfig
 def main(config: InspectConfig) -> None:
     """Writes the page, the numbers and the flags."""
     config.data.check_folder()
-    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+    with flags.heavy_imports():  # TensorFlow loads only now, after the flags are checked
         from simsiam_tf.reporting import inspection
 
     inspection.write(config)

@@ -13,7 +13,7 @@ from simsiam_tf.data.pack_settings import PackConfig
 
 def main(config: PackConfig) -> None:
     """Packs a data set, or verifies a packed one, and prints a line about it."""
-    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+    with flags.heavy_imports():  # TensorFlow loads only now, after the flags are checked
         from simsiam_tf.data import packing
 
     print(packing.verify(config.output) if config.verify else packing.pack(config))

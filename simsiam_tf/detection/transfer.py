@@ -15,7 +15,7 @@ from simsiam_tf.schema import UserError
 def main(config: TransferConfig) -> None:
     # TensorFlow and KerasHub are imported here, so that a wrong flag or a missing package is
     # reported without waiting for them.
-    with flags.quiet_imports():
+    with flags.heavy_imports():
         import simsiam_tf  # noqa: F401 (chooses the backend before Keras loads)
 
         for module in ("keras_hub", "pycocotools.coco"):

@@ -11,7 +11,7 @@ from simsiam_tf.evaluation.config import EvaluationConfig
 
 def main(config: EvaluationConfig) -> None:
     config.data.check_folder()
-    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+    with flags.heavy_imports():  # TensorFlow loads only now, after the flags are checked
         from simsiam_tf.evaluation import run
 
     run.run(config)

@@ -11,7 +11,7 @@ from simsiam_tf.export.settings import ExportConfig
 
 
 def main(config: ExportConfig) -> None:
-    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+    with flags.heavy_imports():  # TensorFlow loads only now, after the flags are checked
         from simsiam_tf.export import from_checkpoint
 
     from_checkpoint.export(config)

@@ -12,7 +12,7 @@ from simsiam_tf.interop.settings import Detectron2ExportConfig
 
 
 def main(config: Detectron2ExportConfig) -> None:
-    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+    with flags.heavy_imports():  # here, so that a wrong flag is reported without waiting for it
         from simsiam_tf.interop import convert
 
     convert.export_detectron2(config)

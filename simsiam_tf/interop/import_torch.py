@@ -8,7 +8,7 @@ from simsiam_tf.interop.settings import ImportConfig
 
 
 def main(config: ImportConfig) -> None:
-    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+    with flags.heavy_imports():  # here, so that a wrong flag is reported without waiting for it
         from simsiam_tf.interop import convert
 
     convert.import_torch(config)

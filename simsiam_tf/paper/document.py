@@ -23,7 +23,7 @@ class DocumentConfig(schema.Config):
 
 def main(config: DocumentConfig) -> None:
     """Writes the results and the picture."""
-    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+    with flags.heavy_imports():  # here, so that a wrong flag is reported without waiting for it
         from simsiam_tf.paper import markdown
 
     markdown.write(config.report, config.output)

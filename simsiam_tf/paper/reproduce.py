@@ -11,7 +11,7 @@ from simsiam_tf.paper.settings import ReproduceConfig
 
 def main(config: ReproduceConfig) -> None:
     """Runs the rows, or prints their cost."""
-    with flags.quiet_imports():  # here, so that a wrong flag is reported without waiting for it
+    with flags.heavy_imports():  # here, so that a wrong flag is reported without waiting for it
         from simsiam_tf.paper import runner
 
     if config.dry_run:

@@ -16,7 +16,7 @@ from simsiam_tf.config import PretrainConfig
 def main(config: PretrainConfig) -> None:
     if not os.path.exists(config.system.workdir):  # a run that exists may be finished
         config.data.check_folder()
-    with flags.quiet_imports():  # TensorFlow loads only now, after the flags are checked
+    with flags.heavy_imports():  # TensorFlow loads only now, after the flags are checked
         from simsiam_tf.training import pretrain
 
     pretrain.run(config)
