@@ -1,5 +1,6 @@
 """What tests share: two logical CPUs, one strategy over them, a float64 switch, real runs."""
 
+import gc
 import json
 import os
 import subprocess
@@ -39,7 +40,7 @@ from simsiam_tf.training import pretrain
 
 ROOT = programs.ROOT
 
-# A small run that has every part: 22 steps an epoch.
+# A small run without monitors, which take a third of its time: 22 steps an epoch.
 TINY_RUN = [
     "--image_size=16",
     "--backbone=resnet10",
@@ -56,8 +57,10 @@ TINY_RUN = [
     "--eval_crop_ratio=1",
     "--knn_k=20",
     "--log_every_steps=5",
-    "--histogram_every_epochs=2",
+    "--knn_every_epochs=0",
+    "--health_every_epochs=0",
 ]
+MONITORS = ["--knn_every_epochs=1", "--health_every_epochs=1", "--histogram_every_epochs=2"]
 
 
 # Test files that take longest, about the longest first. Two processes share the files in this
@@ -111,6 +114,11 @@ def pytest_collection_modifyitems(items):
         starts_programs = {"program", "new_program", "tiny_run"} & set(item.fixturenames)
         if rank(item) == len(LONGEST) and not starts_programs:
             item.add_marker("quick")
+
+
+def pytest_collection_finish():
+    # What imports made stays to the end. Looking for garbage in it takes a tenth of the time.
+    gc.freeze()
 
 
 def pytest_configure():
@@ -178,28 +186,29 @@ def new_program(tfds_dir):
 
 @pytest.fixture(scope="session")
 def tiny_run(program, tmp_path_factory):
-    """The workdir of a finished tiny run on the embedded digits, which all test processes share."""
+    """The workdir of a finished tiny run with all monitors, which all test processes share."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
     workdir = base / "tiny"
     with filelock.FileLock(f"{workdir}.lock"):
         if not (workdir / "summary.json").exists():
-            finished = program("train.py", *TINY_RUN, f"--workdir={workdir}")
+            finished = program("train.py", *TINY_RUN, *MONITORS, f"--workdir={workdir}")
             assert finished.returncode == 0, finished.stderr
     return workdir
 
 
 @pytest.fixture
 def train_here(two_replicas, tfds_dir, monkeypatch):
-    """Trains in the test's process: (workdir, *flags, replicas=1).
+    """Trains in the test's process, without monitors: (workdir, *flags, replicas=1).
 
     It is for tests that need no process of their own, which spends most of its time on starting.
     """
     build_strategy = devices.build_strategy
 
     def train(workdir, *arguments, replicas=1):
-        arguments = [f"--data_dir={tfds_dir}", *arguments, f"--workdir={workdir}"]
+        quick = ["--knn_every_epochs=0", "--health_every_epochs=0", f"--data_dir={tfds_dir}"]
+        arguments = [*quick, *arguments, f"--workdir={workdir}"]
         config = flags.read(arguments, config_lib.PretrainConfig)
         with monkeypatch.context() as patch:
             if replicas == 2:

@@ -16,7 +16,7 @@ import numpy as np
 import own_networks
 import pytest
 import tensorflow as tf
-from conftest import ROOT, TINY_RUN
+from conftest import MONITORS, ROOT, TINY_RUN
 from run_results import assert_same_files, assert_same_run
 
 import simsiam_tf as st
@@ -29,7 +29,7 @@ from simsiam_tf.training import pretrain
 # The settings of the tiny run as a Python program writes them.
 TINY = {
     name: value
-    for name, value in schema.flatten(flags.read(TINY_RUN, PretrainConfig)).items()
+    for name, value in schema.flatten(flags.read(TINY_RUN + MONITORS, PretrainConfig)).items()
     if value != schema.defaults(PretrainConfig)[name]
 }
 

@@ -163,6 +163,7 @@ def test_a_run_in_a_terminal_is_a_line_a_bar_and_a_table(red_and_blue, tmp_path)
     workdir = tmp_path / "run"
     flags = [
         *TINY_RUN, "--width=4", "--batch_size=8", "--dataset=folder", f"--data_dir={tmp_path}",
+        "--knn_every_epochs=1",
         f"--workdir={workdir}",
     ]  # fmt: skip
     text, status = run_in_terminal("train.py", *flags, NO_COLOR="1", TF_CPP_MIN_LOG_LEVEL="3")

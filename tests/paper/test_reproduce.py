@@ -20,7 +20,7 @@ from simsiam_tf.schema import UserError
 PROGRAM = ["-m", "simsiam_tf.paper.reproduce"]
 SMALL = (
     "--backbone=resnet10 --width=4 --epochs=1 --warmup_epochs=0 --log_every_steps=1 "
-    "--checkpoint_every_steps=1"
+    "--checkpoint_every_steps=1 --health_every_epochs=0"
 )
 
 
@@ -214,7 +214,8 @@ def test_a_finding_that_three_seeds_leave_open_needs_all_seeds(tmp_path):
 
 
 def test_two_processes_on_one_workdir_share_the_rows(tmp_path):
-    both = [Program(*PROGRAM, *flags_of(tmp_path)) for _ in range(2)]
+    flags = flags_of(tmp_path, run_flags=f"{SMALL} --knn_every_epochs=0")
+    both = [Program(*PROGRAM, *flags) for _ in range(2)]
     for process in both:
         _, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors

@@ -10,7 +10,7 @@ import fsspec
 import keras
 import numpy as np
 import pytest
-from conftest import TINY_RUN
+from conftest import MONITORS, TINY_RUN
 from fsspec.implementations.memory import MemoryFileSystem
 from run_results import assert_same_files, assert_same_run
 
@@ -163,7 +163,7 @@ def test_a_kill_between_any_two_changes_leaves_a_run_that_resumes(pretrain_confi
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(tiny_run, train_here, store, tmp_path):
-    flags = [*TINY_RUN, "--checkpoint_every_steps=15"]
+    flags = [*TINY_RUN, *MONITORS, "--checkpoint_every_steps=15"]
     store.fail(Killed(), after=14)
     with pytest.raises(Killed):
         train_here(URL, *flags)

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import TINY_RUN
+from conftest import MONITORS, TINY_RUN
 from run_results import assert_same_run, assert_same_training, lines_of, losses_of
 
 # The rate is a quarter of the demonstration's or less: the higher it is, the faster training
@@ -77,5 +77,6 @@ def test_two_replicas_have_the_losses_and_the_knn_of_one_over_five_steps_in_floa
 
 def test_loops_of_several_steps_leave_what_loops_of_one_leave(tiny_run, train_here, tmp_path):
     # 4 divides neither the epoch's 22 steps nor the 13 from one checkpoint to the next.
-    train_here(tmp_path, *TINY_RUN, "--steps_per_loop=4", "--checkpoint_every_steps=13")
+    flags = [*TINY_RUN, *MONITORS, "--steps_per_loop=4", "--checkpoint_every_steps=13"]
+    train_here(tmp_path, *flags)
     assert_same_run(tmp_path, tiny_run)

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import TINY_RUN
+from conftest import MONITORS, TINY_RUN
 from programs import Program
 from run_results import (
     assert_ends_with_one_line,
@@ -33,7 +33,8 @@ def stop(number, flags, workdir, tfds_dir):
 def test_sigterm_saves_the_step_at_hand_and_the_run_ends_as_if_it_had_not_come(
     tiny_run, train_here, tmp_path, tfds_dir, caplog
 ):
-    workdir, flags = tmp_path / "run", [*TINY_RUN, "--checkpoint_every_steps=13"]
+    workdir = tmp_path / "run"
+    flags = [*TINY_RUN, *MONITORS, "--checkpoint_every_steps=13"]
     status, stderr = stop(signal.SIGTERM, flags, workdir, tfds_dir)
     assert status == 128 + signal.SIGTERM
     assert "Traceback" not in stderr
@@ -46,7 +47,7 @@ def test_sigterm_saves_the_step_at_hand_and_the_run_ends_as_if_it_had_not_come(
 
 
 def test_control_c_stops_a_run_of_two_replicas(tmp_path, tfds_dir):
-    flags = [*TINY_RUN, "--checkpoint_every_steps=1", "--cpu_replicas=2", "--knn_every_epochs=0"]
+    flags = [*TINY_RUN, "--checkpoint_every_steps=1", "--cpu_replicas=2"]
     status, stderr = stop(signal.SIGINT, flags, tmp_path / "run", tfds_dir)
     assert status == 128 + signal.SIGINT
     assert "SIGINT: saved step" in stderr.splitlines()[-1]

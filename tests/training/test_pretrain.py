@@ -110,7 +110,8 @@ FOLDER_RUN = [*TINY_RUN, "--dataset=folder", "--batch_size=8", "--epochs=1", "--
 
 def test_images_without_labels_are_enough(photographs, train_here, tmp_path, caplog):
     caplog.set_level("INFO", logger="absl")
-    train_here(tmp_path / "run", *FOLDER_RUN, f"--data_dir={photographs}")
+    flags = [*FOLDER_RUN, "--knn_every_epochs=1", f"--data_dir={photographs}"]
+    train_here(tmp_path / "run", *flags)
     assert caplog.text.count("No kNN monitor") == 1
     assert len(losses_of(tmp_path / "run")) == 2
     assert (tmp_path / "run" / "encoder" / "saved_model.pb").exists()

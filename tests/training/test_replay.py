@@ -13,7 +13,7 @@ from simsiam_tf.runs.checkpoints import Checkpoints
 from simsiam_tf.schema import UserError
 from simsiam_tf.training import replay
 
-SMALL = [*TINY_RUN, "--width=4", "--knn_every_epochs=0", "--health_every_epochs=0"]
+SMALL = [*TINY_RUN, "--width=4"]
 
 
 @pytest.fixture(scope="module")

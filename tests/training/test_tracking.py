@@ -12,7 +12,7 @@ from wandb.proto import wandb_internal_pb2
 
 from simsiam_tf.schema import UserError
 
-SMALL = [*TINY_RUN, "--width=4", "--knn_every_epochs=0"]
+SMALL = [*TINY_RUN, "--width=4", "--health_every_epochs=1"]
 
 
 def expected(workdir, metric):
