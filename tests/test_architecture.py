@@ -100,7 +100,10 @@ def test_flags_imports_only_the_schema_the_recipes_and_the_terminal():
     assert imports_of("flags") == {"recipes", "schema", "terminal"}
 
 
-@pytest.mark.parametrize("module", ["schema", "network_names", "config", "recipes", "paper.tables"])
+LIGHT = ["schema", "network_names", "config", "recipes", "paper.scales", "paper.tables"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_settings_and_tables_need_nothing_but_the_standard_library(module):
     roots = set()
     for node in ast.walk(ast.parse(source_of(module))):
@@ -110,7 +113,7 @@ def test_settings_and_tables_need_nothing_but_the_standard_library(module):
             roots.add(node.module.split(".")[0])
     standard = {"ast", "collections", "dataclasses", "enum", "math", "os", "re", "typing"}
     assert roots <= standard | {"simsiam_tf"}
-    assert imports_of(module) <= {"schema", "network_names", "config"}
+    assert imports_of(module) <= set(LIGHT)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 
 from simsiam_tf import flags, schema
 from simsiam_tf.paper import tables
+from simsiam_tf.paper.scales import SCALES
 
 
 class FlagfilesConfig(schema.Config):
@@ -25,13 +26,13 @@ def build_flagfiles() -> dict[str, str]:
     """Returns the text of all flagfiles, by path relative to the root of the repository."""
     return {
         f"configs/{tables.recipe_of(scale_name, run)}.cfg": _text(scale_name, run, recipe, settings)
-        for scale_name in tables.SCALES
+        for scale_name in SCALES
         for run, (recipe, settings) in tables.build_runs(scale_name).items()
     }
 
 
 def _text(scale_name: str, run: str, recipe: str, settings: dict[str, object]) -> str:
-    scale = tables.SCALES[scale_name]
+    scale = SCALES[scale_name]
     shown = [
         (table, row)
         for table in tables.choose_tables(scale_name, "all").values()

@@ -13,6 +13,7 @@ from simsiam_tf import files
 from simsiam_tf.distribution import devices
 from simsiam_tf.paper import findings, intervals, outcomes, page, tables
 from simsiam_tf.paper.outcomes import Outcome
+from simsiam_tf.paper.scales import SCALES
 from simsiam_tf.paper.settings import ReproduceConfig
 from simsiam_tf.runs.run_folder import SUMMARY
 
@@ -31,7 +32,7 @@ def build_report(config: ReproduceConfig) -> dict:
     chosen = tables.choose_tables(config.scale, config.table)
     runs = tables.runs_in(chosen.values())
     found = outcomes.read_outcomes(config.workdir, runs, config.seeds)
-    scale = tables.SCALES[config.scale]
+    scale = SCALES[config.scale]
     epochs = tables.epochs_of(config.scale)
     described = {
         name: _describe(table, found, findings.judge(table, found, config.seeds, epochs))

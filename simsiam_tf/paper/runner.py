@@ -18,6 +18,7 @@ from simsiam_tf import files, flags, terminal
 from simsiam_tf.config import PretrainConfig
 from simsiam_tf.paper import findings, outcomes, programs, report, tables
 from simsiam_tf.paper.programs import Job, Received, Share
+from simsiam_tf.paper.scales import SCALES
 from simsiam_tf.paper.settings import ReproduceConfig
 from simsiam_tf.runs import lock, run_folder
 from simsiam_tf.schema import UserError
@@ -181,7 +182,7 @@ def _job(config: ReproduceConfig, name: str, seed: int, run_flags: Sequence[str]
     if os.path.exists(os.path.join(folder, run_folder.FLAGFILE)):
         run_folder.check_workdir(settings)  # it may hold a run of another scale
     batch_size, epochs = settings.optimization.batch_size, settings.optimization.epochs
-    num_steps = tables.SCALES[config.scale].num_images // batch_size * epochs
+    num_steps = SCALES[config.scale].num_images // batch_size * epochs
     return Job(name, seed, folder, arguments, num_steps, num_steps * batch_size)
 
 

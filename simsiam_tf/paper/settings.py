@@ -4,6 +4,7 @@ import dataclasses
 
 from simsiam_tf import schema
 from simsiam_tf.paper import tables
+from simsiam_tf.paper.scales import SCALES
 from simsiam_tf.schema import setting
 
 _NAMES = tuple(tables.build_tables("imagenet"))
@@ -18,7 +19,7 @@ class ReproduceConfig(schema.Config):
         "digits",
         "Stand-in for the paper's ImageNet with 100 epochs: imagenet, cifar10, cifar10_small or "
         "digits.",
-        choices=tuple(tables.SCALES),
+        choices=tuple(SCALES),
     )
     workdir: str = setting(
         "runs/paper",

@@ -74,7 +74,14 @@ def test_batch_normalization_of_keras_takes_the_statistics_of_each_view():
     np.testing.assert_allclose(ours, theirs * 192 / 191, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        # A ViT has its layer normalization at a tenth of the size.
+        pytest.param(kind, marks=[pytest.mark.long] if "ConvNeXt" in kind else [])
+        for kind in KINDS
+    ],
+)
 def test_two_replicas_train_the_weights_of_one(kind, two_replicas):
     settings = {"backbone": kind.format(dropout=0.0), "base_learning_rate": 0.1}
     settings["image_size"] = 32 if "ConvNeXt" in kind else 8

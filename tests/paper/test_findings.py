@@ -10,6 +10,7 @@ from scipy import stats
 
 from simsiam_tf.paper import findings, intervals, outcomes, tables
 from simsiam_tf.paper.outcomes import Outcome
+from simsiam_tf.paper.scales import SCALES
 
 GOOD = Outcome(
     state="finished", loss=-0.9, epoch=20, std=0.99, knn=90.0, knn_before_training=66.0, probe=95.0,
@@ -262,7 +263,7 @@ def test_a_claim_is_contradicted_at_a_level_divided_by_the_number_of_claims():
     assert first.word == "open"
 
 
-@pytest.mark.parametrize("scale", tables.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_every_claim_about_accuracies_holds_for_the_papers_numbers(scale):
     for table in tables.build_tables(scale).values():
         numbers = {row.run: row.number for row in table.rows}

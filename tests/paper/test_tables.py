@@ -10,8 +10,9 @@ from simsiam_tf.config import PretrainConfig
 from simsiam_tf.methods.base import Plan
 from simsiam_tf.methods.build import build_model
 from simsiam_tf.paper import flagfiles, tables
+from simsiam_tf.paper.scales import SCALES
 
-RUNS = [(scale, run) for scale in tables.SCALES for run in tables.build_runs(scale)]
+RUNS = [(scale, run) for scale in SCALES for run in tables.build_runs(scale)]
 LARGE_SCALES = ("imagenet", "cifar10")
 # What differs between the scales is in test_compilation.py: the stem and the projector's layers.
 SMALL = {
@@ -50,16 +51,16 @@ def test_the_committed_flagfiles_equal_the_generated_ones():
     assert there == flagfiles.build_flagfiles(), "python -m simsiam_tf.paper.flagfiles"
 
 
-@pytest.mark.parametrize("scale", tables.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_every_run_appears_in_a_table_and_every_row_has_a_run(scale):
     rows = [row.run for table in tables.build_tables(scale).values() for row in table.rows]
     assert set(rows) == set(tables.build_runs(scale))
 
 
-@pytest.mark.parametrize("scale", tables.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_the_papers_default_batch_and_dimension_are_those_of_simsiam_at_the_scale(scale):
     config = config_of(scale, "simsiam")
-    divisors = tables.SCALES[scale]
+    divisors = SCALES[scale]
     assert config.optimization.batch_size == 512 // divisors.batch_divisor
     assert config.method.projection_dim == 2048 // divisors.dim_divisor
 

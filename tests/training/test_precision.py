@@ -17,7 +17,7 @@ def test_a_run_in_mixed_precision_is_saved_resumed_exported_and_evaluated(
     train_here, evaluate_here, tmp_path, precision
 ):
     flags = [*TINY_RUN, f"--precision={precision}", "--epochs=1", "--checkpoint_every_steps=13"]
-    flags.append("--knn_every_epochs=1")
+    flags += ["--width=4", "--knn_every_epochs=1"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train_here(whole, *flags)
     assert {value.dtype for value in weights_of(whole).values()} <= {
