@@ -16,6 +16,7 @@ Both may be missing; then their sets are.
 """
 
 import argparse
+import collections
 import json
 import shutil
 import subprocess
@@ -205,10 +206,22 @@ def table(rows):
             spread(group, "knn_top1_before_training", "{:.1f}"),
             spread(group, "effective_rank", "{:.1f}"),
             spread(group, "feature_std", "{:.2f}"),
-            ", ".join(sorted({found for row in group for found in row["findings"]})) or "healthy",
+            findings_of(group),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def findings_of(group):
+    """Returns the findings, and of how many seeds each is, unless of all."""
+    counts = collections.Counter(found for row in group for found in row["findings"])
+    return (
+        ", ".join(
+            name if count == len(group) else f"{name} ({count} of {len(group)})"
+            for name, count in sorted(counts.items())
+        )
+        or "healthy"
+    )
 
 
 def spread(group, name, form):
