@@ -1,5 +1,6 @@
 """The programs' command lines, run as a user runs them. None of this loads TensorFlow."""
 
+import gc
 import os
 import re
 import subprocess
@@ -224,6 +225,15 @@ def test_keras_loaded_with_another_backend_is_an_import_error(new_program, monke
     finished = new_program("-c", code)
     assert finished.returncode == 1
     assert finished.stderr.strip().splitlines()[-1].endswith("Received: torch")
+
+
+def test_garbage_is_collected_again_after_the_imports_even_if_one_fails():
+    before = gc.get_freeze_count()
+    with pytest.raises(ImportError), flags.heavy_imports():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before  # what the imports made is left out
 
 
 def test_the_users_own_environment_is_kept(new_program, monkeypatch):
