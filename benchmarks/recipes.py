@@ -213,7 +213,7 @@ def table(rows):
 
 
 def findings_of(group):
-    """Returns the findings, and of how many seeds each is, unless of all."""
+    """Returns the findings, each with its number of seeds unless all seeds have it."""
     counts = collections.Counter(found for row in group for found in row["findings"])
     return (
         ", ".join(

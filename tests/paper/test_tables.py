@@ -14,7 +14,8 @@ from simsiam_tf.paper.scales import SCALES
 
 RUNS = [(scale, run) for scale in SCALES for run in tables.build_runs(scale)]
 LARGE_SCALES = ("imagenet", "cifar10")
-# What differs between the scales is in test_compilation.py: the stem and the projector's layers.
+# The scales differ in the stem and the projector's layers, which test_compilation.py covers, and in
+# learning rate and weight decay, which change no operation.
 SMALL = {
     "backbone": "resnet10",
     "width": 4,
