@@ -10,6 +10,8 @@ _QUERY_BLOCK = 512
 _BANK_BLOCK = 65_536
 _GROUP = 16  # columns; about √(bank / k) leaves the fewest scores to sort
 
+_SMALLEST_SQUARE = 1e-12  # of a norm, as in `tf.math.l2_normalize`: a row of zeros stays zero
+
 # Cosines [q, k] float, largest first, and labels [q, k] int. Equal cosines are in the bank's order,
 # and `tf.math.top_k` takes the first of equals. So the blocks do not decide which neighbours vote.
 _Neighbours = tuple[tf.Tensor, tf.Tensor]
@@ -63,7 +65,11 @@ def class_votes(
 
 
 def _normalized(features: np.ndarray | tf.Tensor) -> tf.Tensor:
-    return tf.math.l2_normalize(tf.convert_to_tensor(features), axis=1)
+    # `tf.math.l2_normalize` multiplies by `rsqrt`, which some processors only approximate: equal
+    # rows of a batch then differ in their last bit, and equal neighbours are no longer equal.
+    features = tf.convert_to_tensor(features)
+    square = tf.reduce_sum(tf.square(features), axis=1, keepdims=True)
+    return features / tf.sqrt(tf.maximum(square, _SMALLEST_SQUARE))
 
 
 def _search(queries: tf.Tensor, bank: tf.Tensor, labels: tf.Tensor, k: int) -> _Neighbours:

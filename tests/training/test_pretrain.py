@@ -50,12 +50,16 @@ def test_metrics_have_a_line_each_log_step_and_monitors_before_training_and_each
     }
 
 
-def test_the_same_command_again_says_finished_and_changes_nothing(tiny_run, train_here, caplog):
-    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+def test_the_same_command_again_says_finished_and_changes_nothing(
+    tiny_run, train_here, tmp_path, caplog
+):
+    workdir = tmp_path / "copy"  # tests of other processes start runs in `tiny_run` itself
+    shutil.copytree(tiny_run, workdir)
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     caplog.set_level("INFO", logger="absl")
-    train_here(tiny_run, *TINY_RUN)
+    train_here(workdir, *TINY_RUN)
     assert "is finished" in caplog.text
-    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
 def test_a_workdir_of_another_configuration_is_refused(tiny_run, train_here):
