@@ -222,11 +222,13 @@ def run_steps(
             batch = iterator.get_next()
             of_replicas = strategy.experimental_local_results(batch["index"])
             with tf.control_dependencies(of_replicas):
-                arrivals = arrivals.write(index, _now())
+                arrival = _now()
+            arrivals = arrivals.write(index, arrival)
             indices = indices.write(index, tf.concat(of_replicas, axis=0))
-            row = strategy.experimental_local_results(
-                strategy.run(replica_step, args=(batch, stop))
-            )[0]  # the same on every replica
+            with tf.control_dependencies([arrival]):  # else a single core notes it after the step
+                row = strategy.experimental_local_results(
+                    strategy.run(replica_step, args=(batch, stop))
+                )[0]  # the same on every replica
             rows = rows.write(index, row)
         return rows.stack(), indices.stack(), arrivals.stack() - began, began
 

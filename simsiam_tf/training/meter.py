@@ -151,8 +151,9 @@ def what_limits(rates: dict[str, float], peak: float, *, on_cpu: bool, augment_o
             f"The training step takes {1 - waiting:.0%} of the time of this run, and the devices "
             f"waited for images for the rest of the"
         )
-    gain = f"{1 / (1 - waiting):.2g} times" if waiting < 1 else "many times"
-    found += f" time, so no input could make it more than {gain} as fast. "
+    gain = 1 / max(1 - waiting, 0.01)
+    times = f"{gain:.{0 if gain >= 10 else 1}f}"
+    found += f" time, so no input could make it more than {times} times as fast. "
     if on_cpu:
         shared = (
             f"The processors, which the step and the input share, were busy {use:.0%} of the time"

@@ -1,5 +1,7 @@
 """The same run on other devices: replicas, a change of them, loops of several steps."""
 
+import json
+import os
 import shutil
 
 import numpy as np
@@ -80,3 +82,16 @@ def test_loops_of_several_steps_leave_what_loops_of_one_leave(tiny_run, train_he
     flags = [*TINY_RUN, *MONITORS, "--steps_per_loop=4", "--checkpoint_every_steps=13"]
     train_here(tmp_path, *flags)
     assert_same_run(tmp_path, tiny_run)
+
+
+def test_on_a_single_core_the_time_of_the_steps_is_not_waiting(new_program, tmp_path):
+    # Nearly all of it counted as waiting when the arrival of a batch was noted after its step.
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # the program inherits it
+    try:
+        run = new_program("train.py", *TINY_RUN, "--epochs=1", f"--workdir={tmp_path}")
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert run.returncode == 0, run.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0 < summary["input_wait_fraction"] < 0.8

@@ -78,6 +78,8 @@ def test_only_more_than_half_of_the_time_is_a_limit_by_the_input():
     assert limit(0.5).startswith("The training step takes 50%")
     assert limit(0.6).startswith("The input limits this run: the devices waited for images 60%")
     assert "more than 2.5 times" in limit(0.6)
+    assert "more than 91 times" in limit(0.989)
+    assert "more than 100 times" in limit(1.0)
 
 
 @pytest.mark.parametrize(
