@@ -136,11 +136,14 @@ def read_outcome(folder: str) -> Outcome:
 
 
 def read_result(folder: str, protocol: str) -> dict[str, Any] | None:
-    """Reads the result of an evaluation; None: not evaluated, or the encoder is newer."""
+    """Reads the result of an evaluation; None: not evaluated, or the encoder is newer.
+
+    The encoder may be deleted after the evaluation.
+    """
     path = results_path(folder, protocol)
     encoder = os.path.join(folder, run_folder.ENCODER, saved_model.DESCRIPTION)
     try:
-        if os.path.getmtime(path) < os.path.getmtime(encoder):
+        if os.path.exists(encoder) and os.path.getmtime(path) < os.path.getmtime(encoder):
             return None
         with open(path, encoding="utf-8") as file:
             result = json.load(file)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from programs import Program
 from run_results import wait_for_checkpoint
 
-from simsiam_tf.paper import markdown, programs, report, runner, tables
+from simsiam_tf.paper import markdown, outcomes, programs, report, runner, tables
 from simsiam_tf.paper.settings import ReproduceConfig
 from simsiam_tf.schema import UserError
 
@@ -182,6 +182,15 @@ def write_finished(folder, std):
     for protocol in ("knn", "probe"):
         result = {"top1": 95.0, "num_test": 360, "misclassified": list(range(18))}
         (folder / f"results_{protocol}.json").write_text(json.dumps(result))
+
+
+def test_a_result_stands_without_its_encoder_but_not_beside_a_newer_one(tmp_path):
+    write_finished(tmp_path, std=0.98)
+    assert outcomes.read_outcome(str(tmp_path)).state == "finished"
+    os.utime(tmp_path / "encoder" / "encoder.json", (2e9, 2e9))
+    assert outcomes.read_outcome(str(tmp_path)).state == "not started"
+    shutil.rmtree(tmp_path / "encoder")
+    assert outcomes.read_outcome(str(tmp_path)).state == "finished"
 
 
 def write_stop_gradient(workdir, seeds, **stds):
