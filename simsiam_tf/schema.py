@@ -24,6 +24,11 @@ class StoppedError(UserError):
         self.status = 128 + number
 
 
+def one_line(error: BaseException) -> str:
+    """Returns the text of an error on one line; the name of its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def setting(
     default: typing.Any,
     help: str,  # noqa: A002 (the word that flags use)

@@ -34,12 +34,14 @@ def open_url(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.url_to_fs(url, **options)
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None)
-        fix = f"pip install {missing}" if missing else one_line(error)
+        fix = f"pip install {missing}" if missing else reason_of(error)
         raise UserError(
             f"{scheme}:// needs a package that is not installed: {fix}. Received: {url}"
         ) from error
     except Exception as error:  # drivers read credentials here, and raise errors of their own
-        raise UserError(f"The URL cannot be opened ({one_line(error)}). Received: {url}") from error
+        raise UserError(
+            f"The URL cannot be opened ({reason_of(error)}). Received: {url}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -54,7 +56,7 @@ def reading(url: str) -> Iterator[None]:
         raise
     except Exception as error:  # each driver has its own errors
         raise UserError(
-            f"The URL must exist, and you must have permission to read it ({one_line(error)}). "
+            f"The URL must exist, and you must have permission to read it ({reason_of(error)}). "
             f"Received: {url}"
         ) from error
 
@@ -136,11 +138,11 @@ def read_from(system: fsspec.AbstractFileSystem, path: str) -> bytes:
     try:
         return system.cat_file(path)
     except Exception as error:  # each driver has its own errors
-        raise OSError(one_line(error)) from error
+        raise OSError(reason_of(error)) from error
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the reason of an error, on one line."""
+def reason_of(error: BaseException) -> str:
+    """Returns the reason that a driver gives for an error, on one line."""
     if isinstance(error, FileNotFoundError):
         return "No such file or directory"  # drivers give the path alone
     reason = getattr(error, "strerror", None) or str(error)

@@ -16,7 +16,7 @@ from absl import logging
 from simsiam_tf import storage
 from simsiam_tf.data import shards
 from simsiam_tf.data.source import UNLABELLED, ReadImages, Source
-from simsiam_tf.schema import UserError
+from simsiam_tf.schema import UserError, one_line
 
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 _PATH_COLUMNS = ("path", "image", "file_name")
@@ -245,9 +245,7 @@ def _parquet_rows(file: str) -> Iterator[tuple[int, list[str]]]:
                     number += 1
                     yield number, ["" if cell is None else str(cell) for cell in cells]
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"The list cannot be read as Parquet ({_one_line(error)}): {file}"
-        ) from None
+        raise UserError(f"The list cannot be read as Parquet ({one_line(error)}): {file}") from None
 
 
 def _is_text(kind) -> bool:
@@ -255,10 +253,6 @@ def _is_text(kind) -> bool:
 
     values = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     return pyarrow.types.is_string(values) or pyarrow.types.is_large_string(values)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _number_classes(rows: list[_Row]) -> tuple[tuple[str, ...], dict[str, int]]:

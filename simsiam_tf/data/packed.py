@@ -13,7 +13,7 @@ from array_record.python import array_record_data_source
 from simsiam_tf import files
 from simsiam_tf.data import shards
 from simsiam_tf.data.source import Source
-from simsiam_tf.schema import UserError
+from simsiam_tf.schema import UserError, one_line
 
 MANIFEST_NAME = "packed.json"
 _FORMAT = 1
@@ -180,7 +180,7 @@ def read_manifest(root: str) -> Manifest | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"The manifest of a packed data set cannot be read ({shards.one_line(error)}): {path}"
+            f"The manifest of a packed data set cannot be read ({one_line(error)}): {path}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from simsiam_tf import files
-from simsiam_tf.data import datasets, shards
+from simsiam_tf.data import datasets
 from simsiam_tf.data.pack_settings import PackConfig
 from simsiam_tf.data.packed import (
     Manifest,
@@ -31,7 +31,7 @@ from simsiam_tf.data.packed import (
 )
 from simsiam_tf.data.quarantine import READ_ERRORS, reason_of
 from simsiam_tf.data.source import Source
-from simsiam_tf.schema import UserError
+from simsiam_tf.schema import UserError, one_line
 from simsiam_tf.terminal import Progress
 
 # One image in a group, so that an image is read alone. Encoded images cannot be compressed.
@@ -140,7 +140,7 @@ def _writing_to(output: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
-        reason = files.reason_of(error) if isinstance(error, OSError) else shards.one_line(error)
+        reason = files.reason_of(error) if isinstance(error, OSError) else one_line(error)
         raise UserError(
             f"--output cannot be written to ({reason}). The same command goes on once there is "
             f"room and permission to write. Received: {output}"

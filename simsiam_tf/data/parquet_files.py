@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from simsiam_tf.data import shards
 from simsiam_tf.data.source import UNLABELLED, Source
-from simsiam_tf.schema import UserError
+from simsiam_tf.schema import UserError, one_line
 
 _READ_AT_ONCE = 16
 _MOST_CLASSES = 1_000_000  # without names; larger numbers are no classes
@@ -180,7 +180,7 @@ def _open(path: str) -> _File:
             labels = _read_labels(opened, label) if label else None
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(
-            f"The file cannot be read as Parquet ({shards.one_line(error)}): {path}"
+            f"The file cannot be read as Parquet ({one_line(error)}): {path}"
         ) from error
     kind = schema.field(image).type
     if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from simsiam_tf.data.source import ReadImages
-from simsiam_tf.schema import UserError
+from simsiam_tf.schema import UserError, one_line
 
 SPLIT_NAMES = ("train", "val", "validation", "test")
 
@@ -163,8 +163,3 @@ def fingerprint_of(paths: Sequence[str], *facts: object) -> str:
         status = os.stat(path)
         entries.append([os.path.basename(path), status.st_size, status.st_mtime_ns])
     return hashlib.sha256(json.dumps([entries, *facts]).encode()).hexdigest()
-
-
-def one_line(error: BaseException) -> str:
-    """Returns the reason of an error on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -21,7 +21,7 @@ from simsiam_tf import files
 from simsiam_tf.data import shards
 from simsiam_tf.data.folders import IMAGE_SUFFIXES
 from simsiam_tf.data.source import UNLABELLED, Source
-from simsiam_tf.schema import UserError
+from simsiam_tf.schema import UserError, one_line
 from simsiam_tf.terminal import Progress
 
 INDEX_NAME = ".simsiam_index.npz"
@@ -233,7 +233,7 @@ def _load_index(folder: str) -> dict[tuple[str, int, int], _Shard]:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            logging.info("%s is made again (%s)", path, shards.one_line(error))
+            logging.info("%s is made again (%s)", path, one_line(error))
     return found
 
 
@@ -281,10 +281,10 @@ def _read_headers(path: str) -> _Shard:
         _check_end(path, offset)
     except (tarfile.TarError, OSError) as error:
         raise UserError(
-            f"A tar file is broken or truncated at byte {offset} ({shards.one_line(error)}): {path}"
+            f"A tar file is broken or truncated at byte {offset} ({one_line(error)}): {path}"
         ) from error
     except ValueError as error:
-        raise UserError(f"{shards.one_line(error)} in {path}") from error
+        raise UserError(f"{one_line(error)} in {path}") from error
     found = [sample for sample in samples.values() if sample.name]
     return _Shard(
         path,

@@ -18,7 +18,7 @@ from simsiam_tf.data import (
     tfrecords,
 )
 from simsiam_tf.data.source import UNLABELLED, ReadImages, Source
-from simsiam_tf.schema import UserError
+from simsiam_tf.schema import UserError, one_line
 
 _RECORDS_AT_ONCE = 16
 _REACH_SECONDS = 5  # after which a host without an answer counts as unreachable
@@ -47,7 +47,7 @@ def prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilde
         ) from None
     # TFDS raises an AssertionError for an unknown version.
     except (AssertionError, ValueError, ImportError) as error:
-        raise UserError(f"TFDS cannot build the data set {name}: {_one_line(error)}") from error
+        raise UserError(f"TFDS cannot build the data set {name}: {one_line(error)}") from error
     if not builder.is_prepared():
         logging.info("Preparing %s in %s", name, builder.data_dir)
         try:
@@ -57,7 +57,7 @@ def prepared_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilde
         except Exception as error:
             raise UserError(
                 f"The data set {name} is not in {builder.data_dir}, and TFDS cannot prepare it: "
-                f"{type(error).__name__}: {_one_line(error)}. Prepare it on a machine with a "
+                f"{type(error).__name__}: {one_line(error)}. Prepare it on a machine with a "
                 "network, copy that folder here, and set --data_dir to the folder in which TFDS "
                 "keeps it"
             ) from error
@@ -195,10 +195,6 @@ def _why_unreachable(request: Callable[..., object], scheme: str, host: str) -> 
     thread.start()
     thread.join(_REACH_SECONDS)
     return next(iter(reasons), None)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _key_of(features: tfds.features.FeaturesDict, kind: type) -> str | None:

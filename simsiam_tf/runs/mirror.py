@@ -149,7 +149,7 @@ class Mirror:
         try:
             self._upload()
         except Exception as error:  # each driver has its own errors
-            return storage.one_line(error)
+            return storage.reason_of(error)
         self.has_unsaved_files = False
         return None
 
@@ -189,7 +189,7 @@ class Mirror:
         except Exception as error:  # each driver has its own errors
             raise UserError(
                 "--workdir must be a URL that exists, and you must have permission to write and "
-                f"delete there ({storage.one_line(error)}). Received: {self.workdir}"
+                f"delete there ({storage.reason_of(error)}). Received: {self.workdir}"
             ) from error
 
     def _describe_end(self, failure: str) -> str:
