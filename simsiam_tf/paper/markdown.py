@@ -13,7 +13,7 @@ from simsiam_tf.schema import UserError
 BEGIN = "<!-- begin: written by simsiam_tf.paper.document -->"
 END = "<!-- end: written by simsiam_tf.paper.document -->"
 _CLAIM_TITLES = ("claim", "margin", "", "would decide it")
-_ROW_TITLES = ("", "paper, linear", "probe", "kNN", "std", "loss", "images/s", "seeds")
+_ROW_TITLES = ("", "paper, linear", "probe", "kNN", "std", "loss", "images/s", "time", "seeds")
 
 
 def write(report: str, output: str) -> None:
@@ -61,7 +61,6 @@ def results(report: dict[str, Any], picture: str) -> str:
         f"Of {sum(tally.values())} findings: {words}. The runs took {seconds} of computing time "
         f"({report['machine']}).",
         f"![The margins of all claims, with their intervals]({picture})",
-        report["rule"],
     ]
     unfinished = [
         table["title"]
@@ -98,6 +97,7 @@ def _row(row: dict) -> list[str]:
         *(page.mean_and_interval(row[name], 1) for name in ("probe", "knn")),
         *(page.mean_and_interval(row[name], 2) for name in ("std", "loss")),
         page.speed(row),
+        page.time(row),
         str(_num_over(row)),
     ]
 

@@ -189,14 +189,13 @@ def paper_number(row: dict) -> str:
 
 
 def _cells(row: dict) -> list[str]:
-    seconds = row["seconds"]["mean"]
     return [
         row["label"],
         paper_number(row),
         *(mean_and_interval(row[name], 1) for name in ("probe", "knn", "knn_before_training")),
         *(mean_and_interval(row[name], 2) for name in ("std", "loss")),
         speed(row),
-        terminal.format_seconds(seconds) if seconds else "–",
+        time(row),
         _states(row["seeds"]),
     ]
 
@@ -205,6 +204,12 @@ def speed(row: dict) -> str:
     """Returns the images that a row's training takes in a second."""
     rate = row["images_per_second"]
     return f"{rate['mean']:,.0f}" if rate else "–"
+
+
+def time(row: dict) -> str:
+    """Returns the time that a finished seed of a row took, training and evaluations together."""
+    seconds = row["seconds"]
+    return terminal.format_seconds(seconds["mean"]) if seconds else "–"
 
 
 def _states(seeds: list[dict]) -> str:

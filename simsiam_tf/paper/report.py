@@ -100,8 +100,9 @@ def _describe_row(row: tables.Row, seeds: Sequence[Outcome]) -> dict:
     counts = dict.fromkeys(("probe", "knn", "knn_before_training"), num_test)
     values = {
         name: summarize([getattr(seed, name) for seed in seeds], counts.get(name))
-        for name in (*counts, "std", "loss", "images_per_second", "seconds")
+        for name in (*counts, "std", "loss", "images_per_second")
     }
+    values["seconds"] = summarize([seed.seconds if seed.is_over else None for seed in seeds])
     return {
         "label": row.label,
         "run": row.run,

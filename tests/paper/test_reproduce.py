@@ -152,6 +152,13 @@ def test_a_report_before_the_first_run_shows_every_row(tmp_path):
     assert found["tally"] == {"reproduced": 0, "contradicted": 0, "undecided": 12}
 
 
+def test_the_time_of_a_row_is_that_of_its_finished_seeds(tmp_path):
+    write_stop_gradient(tmp_path, seeds=2)
+    report.write(ReproduceConfig(workdir=str(tmp_path), seeds=3))
+    (table,) = report_of(tmp_path)["tables"].values()
+    assert [row["seconds"]["mean"] for row in table["rows"]] == [60, 60]
+
+
 def test_mean_spread_and_interval_are_computed_over_seeds():
     assert report.summarize([1.0, None, 3.0]) == {
         "mean": 2.0,
@@ -172,6 +179,8 @@ def test_the_interval_of_accuracies_has_the_error_of_the_test_images():
 def write_finished(folder, std):
     """Writes what a finished run of the digits' 20 epochs leaves, as far as a report reads it."""
     (folder / "encoder").mkdir(parents=True)
+    start = {"program": "train.py", "seconds": 60.0, "ended": 1.0, "error": None}
+    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
     (folder / "encoder" / "encoder.json").write_text("{}")
     (folder / "flags.cfg").write_text("--epochs=20\n")
     lines = [
@@ -188,7 +197,7 @@ def test_a_result_stands_without_its_encoder_but_not_beside_a_newer_one(tmp_path
     write_finished(tmp_path, std=0.98)
     assert outcomes.read_outcome(str(tmp_path)).state == "finished"
     os.utime(tmp_path / "encoder" / "encoder.json", (2e9, 2e9))
-    assert outcomes.read_outcome(str(tmp_path)).state == "not started"
+    assert outcomes.read_outcome(str(tmp_path)).state == "stopped"
     shutil.rmtree(tmp_path / "encoder")
     assert outcomes.read_outcome(str(tmp_path)).state == "finished"
 
@@ -267,7 +276,8 @@ def test_a_document_gets_the_results_between_its_comments(tmp_path):
     assert "Of 1 findings: 1 reproduced, 0 contradicted, 0 undecided." in text
     assert "| without: collapses | +0.20 ± 0.00 std | holds |  |" in text
     assert (
-        "| without | 0.1 | 95.0 ± 2.3 | 95.0 ± 2.3 | 0.10 ± 0.00 | −0.90 ± 0.00 | – | 3 |" in text
+        "| without | 0.1 | 95.0 ± 2.3 | 95.0 ± 2.3 | 0.10 ± 0.00 | −0.90 ± 0.00 | – | 01:00 | 3 |"
+        in text
     )
     assert (tmp_path / "paper.png").read_bytes().startswith(b"\x89PNG")
 
