@@ -57,9 +57,10 @@ def results(report: dict[str, Any], picture: str) -> str:
     tally = report["tally"]
     words = ", ".join(f"{number} {word}" for word, number in tally.items())
     seconds = terminal.format_seconds(report["seconds"])
+    count = sum(tally.values())
     parts = [
-        f"Of {sum(tally.values())} findings: {words}. The runs took {seconds} of computing time "
-        f"({report['machine']}).",
+        f"Of {count} finding{'s' if count > 1 else ''}: {words}. The runs took {seconds} of "
+        f"computing time ({report['machine']}).",
         f"![The margins of all claims, with their intervals]({picture})",
     ]
     unfinished = [

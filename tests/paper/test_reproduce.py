@@ -273,7 +273,7 @@ def test_a_document_gets_the_results_between_its_comments(tmp_path):
     assert text.startswith("# Title\n")
     assert text.endswith("\nThe end.\n")
     assert "\nold\n" not in text
-    assert "Of 1 findings: 1 reproduced, 0 contradicted, 0 undecided." in text
+    assert "Of 1 finding: 1 reproduced, 0 contradicted, 0 undecided." in text
     assert "| without: collapses | +0.20 ± 0.00 std | holds |  |" in text
     assert (
         "| without | 0.1 | 95.0 ± 2.3 | 95.0 ± 2.3 | 0.10 ± 0.00 | −0.90 ± 0.00 | – | 01:00 | 3 |"
